@@ -1,0 +1,37 @@
+# One OBJECT library per ISA level: csrc/level.cpp compiled with that level's feature flags and
+# with SIMTILE_ISA set to its name. Every level contains the ones before it.
+# Feature flags, not -march=<cpu>: a CPU name would also turn on features that isa.cpp does not check.
+
+set(kernel_flags -O3 -fno-math-errno -fno-trapping-math)
+
+set(SIMTILE_LEVEL_TARGETS "")
+set(SIMTILE_LEVELS "")
+
+function(simtile_add_level level)
+  set(target simtile_${level})
+  add_library(${target} OBJECT csrc/level.cpp)
+  target_link_libraries(${target} PUBLIC simtile_options)
+  target_compile_definitions(${target} PRIVATE SIMTILE_ISA=${level} SIMTILE_ISA_NAME="${level}")
+  target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:${kernel_flags}> ${ARGN})
+  set(SIMTILE_LEVEL_TARGETS ${SIMTILE_LEVEL_TARGETS} ${target} PARENT_SCOPE)
+  set(SIMTILE_LEVELS ${SIMTILE_LEVELS} ${level} PARENT_SCOPE)
+endfunction()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  set(avx2 -mavx2 -mfma -mf16c -mpopcnt)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd)
+  set(vnni ${avx512} -mavx512vnni -mavx512vpopcntdq -mavx512bitalg)
+  set(bf16 ${vnni} -mavx512bf16)
+  simtile_add_level(baseline)
+  simtile_add_level(avx2 ${avx2})
+  simtile_add_level(avx512 ${avx512})
+  simtile_add_level(avx512_vnni ${vnni})
+  simtile_add_level(avx512_bf16 ${bf16})
+  simtile_add_level(avx512_amx ${bf16} -mamx-tile -mamx-bf16 -mamx-int8)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  simtile_add_level(neon)
+  simtile_add_level(neon_dot -march=armv8.2-a+dotprod+fp16)
+  simtile_add_level(neon_mm -march=armv8.2-a+dotprod+fp16+i8mm+bf16)
+else()
+  message(FATAL_ERROR "simtile has no kernels for ${CMAKE_SYSTEM_PROCESSOR}: x86-64 or aarch64 is needed")
+endif()

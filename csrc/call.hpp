@@ -1,0 +1,40 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "threads.hpp"
+
+namespace simtile {
+
+// A public call's time in the kernels: `threads` checked, the GIL released, Ctrl-C honoured.
+//
+//   Call call(threads);               // with the GIL; throws for a bad number of threads
+//   kernels().operation(args, call.executor());
+//
+// The GIL is held again once it is destroyed. An interrupt leaves executor().run() as Cancelled
+// with the Python error already set; module.cpp translates it.
+class Call {
+ public:
+  explicit Call(long long threads)
+      : run_(resolve_threads(threads), &Call::poll, this), state_(PyEval_SaveThread()) {}
+  ~Call() { PyEval_RestoreThread(state_); }
+
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  Executor executor() { return run_.executor(); }
+
+ private:
+  static bool poll(void* context) {
+    Call& self = *static_cast<Call*>(context);
+    PyEval_RestoreThread(self.state_);
+    const bool interrupted = PyErr_CheckSignals() != 0;
+    self.state_ = PyEval_SaveThread();
+    return interrupted;
+  }
+
+  Run run_;
+  PyThreadState* state_;
+};
+
+}  // namespace simtile

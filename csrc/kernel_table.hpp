@@ -1,0 +1,29 @@
+#pragma once
+
+namespace simtile {
+
+// What one ISA level offers. An operation adds its entry points here and in level.cpp.
+struct KernelTable {
+  const char* level;
+};
+
+// One per compiled level; cmake/levels.cmake decides which exist.
+#define SIMTILE_DECLARE_LEVEL(level)    \
+  namespace level {                     \
+  const KernelTable& kernel_table();    \
+  }
+#if defined(__x86_64__)
+SIMTILE_DECLARE_LEVEL(baseline)
+SIMTILE_DECLARE_LEVEL(avx2)
+SIMTILE_DECLARE_LEVEL(avx512)
+SIMTILE_DECLARE_LEVEL(avx512_vnni)
+SIMTILE_DECLARE_LEVEL(avx512_bf16)
+SIMTILE_DECLARE_LEVEL(avx512_amx)
+#elif defined(__aarch64__)
+SIMTILE_DECLARE_LEVEL(neon)
+SIMTILE_DECLARE_LEVEL(neon_dot)
+SIMTILE_DECLARE_LEVEL(neon_mm)
+#endif
+#undef SIMTILE_DECLARE_LEVEL
+
+}  // namespace simtile

@@ -1,0 +1,17 @@
+// Compiled once per ISA level with SIMTILE_ISA set to the level's name and that level's flags.
+// Nothing but kernel_table() may leave this object: tools/check_symbols.py checks.
+#include "kernel_table.hpp"
+
+namespace simtile {
+namespace SIMTILE_ISA {
+
+namespace {
+constexpr KernelTable table = {
+    SIMTILE_ISA_NAME,
+};
+}  // namespace
+
+const KernelTable& kernel_table() { return table; }
+
+}  // namespace SIMTILE_ISA
+}  // namespace simtile

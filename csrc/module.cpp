@@ -1,0 +1,33 @@
+#include <pybind11/pybind11.h>
+
+#include "threads.hpp"
+
+namespace py = pybind11;
+
+namespace simtile {
+void register_cpu(py::module_& m);
+#if defined(SIMTILE_HAS_info_nce)
+void register_info_nce(py::module_& m);
+#endif
+#if defined(SIMTILE_HAS_peak)
+void register_peak(py::module_& m);
+#endif
+}  // namespace simtile
+
+PYBIND11_MODULE(_core, m) {
+  m.attr("__version__") = SIMTILE_VERSION;
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const simtile::Cancelled&) {
+      // PyErr_CheckSignals has set the Python error.
+    }
+  });
+  simtile::register_cpu(m);
+#if defined(SIMTILE_HAS_info_nce)
+  simtile::register_info_nce(m);
+#endif
+#if defined(SIMTILE_HAS_peak)
+  simtile::register_peak(m);
+#endif
+}
