@@ -1,9 +1,10 @@
 #pragma once
 
+#include <pthread.h>
+
 #include <thread>
 
 #if defined(__linux__)
-#include <pthread.h>
 #include <sched.h>
 #endif
 
@@ -26,6 +27,30 @@ class AffinityMask {
     return sched_getcpu();
 #else
     return -1;
+#endif
+  }
+
+  static AffinityMask of_cpu(int cpu) {
+    AffinityMask mask;
+#if defined(__linux__)
+    mask.known_ = cpu >= 0 && cpu < kMaxCpus;
+    if (mask.known_) CPU_SET_S(cpu, sizeof mask.bits_, mask.set());
+#endif
+    return mask;
+  }
+
+  void remove(int cpu) {
+#if defined(__linux__)
+    if (cpu >= 0 && cpu < kMaxCpus) CPU_CLR_S(cpu, sizeof bits_, set());
+#endif
+  }
+
+  // Only a wish: a CPU may have gone offline, or out of the cgroup's set, since the mask was read.
+  void apply_to(pthread_t thread) const {
+#if defined(__linux__)
+    if (known_) pthread_setaffinity_np(thread, sizeof bits_, set());
+#else
+    static_cast<void>(thread);
 #endif
   }
 

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <vector>
 
 #include "tile/parallel.hpp"
 
@@ -37,8 +41,8 @@ class Pool {
   void execute(int64_t task, int worker) noexcept;  // an exception stops the job and is kept
   void stop() { stop_.store(true, std::memory_order_relaxed); }
   void close() { gate_.fetch_and(~kOpen, std::memory_order_acq_rel); }
-  // Whether all workers have left; waits for it up to about `milliseconds`.
-  bool wait(int milliseconds);
+  // Whether all workers have left; waits for it up to about a millisecond.
+  bool wait();
   // The first exception that a task threw; null if none did.
   std::exception_ptr take_error();
 
@@ -56,8 +60,18 @@ class Pool {
     return generation(gate) != seen && (gate & kOpen) != 0 && places(gate) != 0;
   }
 
+  struct Worker {
+    Pool* pool;
+    pthread_t thread;
+    alignas(64) std::atomic<bool> inside{false};
+  };
+
+  static constexpr int kNoCpu = -1;
+
   void start_workers(int wanted);
-  void work();
+  void keep_workers_off(int cpu);
+  Worker* find_stopped_worker() const;
+  void work(Worker& self);
   void idle(uint64_t seen);
   void leave();
 
@@ -76,7 +90,9 @@ class Pool {
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> orphaned_{false};
-  int workers_ = 0;  // only for the thread that acquired the pool
+  // Only for the thread that acquired the pool.
+  std::vector<std::unique_ptr<Worker>> workers_;
+  int avoided_cpu_ = kNoCpu;
   std::mutex mutex_;
   std::condition_variable job_opened_, workers_left_;
 };

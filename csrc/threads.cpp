@@ -9,7 +9,6 @@ namespace simtile {
 namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{50};
-constexpr int kWaitMilliseconds = 20;
 
 }  // namespace
 
@@ -51,7 +50,7 @@ bool Run::run_shared(int64_t tasks, Executor::Body body, void* context) {
     ~Job() {
       pool.stop();
       pool.close();
-      while (!pool.orphaned() && !pool.wait(kWaitMilliseconds)) {
+      while (!pool.orphaned() && !pool.wait()) {
       }
       pool.release();
     }
@@ -65,7 +64,7 @@ bool Run::run_shared(int64_t tasks, Executor::Body body, void* context) {
       poll_if_due();
     }
     pool.close();
-    while (!pool.wait(kWaitMilliseconds)) {
+    while (!pool.wait()) {
       if (pool.orphaned()) {
         throw std::runtime_error("the process was forked inside a simtile call: it cannot be "
                                  "finished in the child; fork between calls");
