@@ -1,10 +1,15 @@
 #pragma once
 
+#include "info_nce/args.hpp"
+#include "peak/args.hpp"
+
 namespace simtile {
 
 // What one ISA level offers. An operation adds its entry points here and in level.cpp.
 struct KernelTable {
   const char* level;
+  PeakLoops peak;
+  InfoNceKernel info_nce;
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.

@@ -1,6 +1,8 @@
 // Compiled once per ISA level with SIMTILE_ISA set to the level's name and that level's flags.
 // Nothing but kernel_table() may leave this object: tools/check_symbols.py checks.
 #include "kernel_table.hpp"
+#include "info_nce/cpu.hpp"
+#include "peak/cpu.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
@@ -8,6 +10,8 @@ namespace SIMTILE_ISA {
 namespace {
 constexpr KernelTable table = {
     SIMTILE_ISA_NAME,
+    peak::loops,
+    info_nce_kernel,
 };
 }  // namespace
 

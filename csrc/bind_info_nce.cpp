@@ -1,0 +1,155 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "call.hpp"
+#include "isa.hpp"
+#include "workspace.hpp"
+
+namespace py = pybind11;
+
+namespace simtile {
+namespace {
+
+// A thread more than this many multiply-adds justify costs more to wake than it saves (about 50 us of work).
+constexpr double kWorkPerThread = 1.2e7;
+
+[[noreturn]] void refuse(const char* name, const std::string& found) { throw py::value_error(std::string(name) + ": " + found); }
+
+struct ElementType {
+  Element element;
+  char kind;  // of the NumPy dtype that carries it
+  int64_t bytes;
+};
+
+ElementType element_type(const std::string& name) {
+  if (name == "float32") return {Element::float32, 'f', 4};
+  if (name == "float64") return {Element::float64, 'f', 8};
+  if (name == "bfloat16") return {Element::bfloat16, 'u', 2};
+  if (name == "float16") return {Element::float16, 'f', 2};
+  refuse("dtype", "unknown \"" + name + "\"");
+}
+
+void check_shape(const char* name, const py::array& array, std::initializer_list<int64_t> shape) {
+  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  py::ssize_t axis = 0;
+  for (const int64_t size : shape) same = same && array.shape(axis++) == size;
+  if (!same) refuse(name, "shape " + std::string(py::str(array.attr("shape"))) + " does not fit the other arguments");
+}
+
+void check_dtype(const char* name, const py::array& array, char kind, int64_t bytes) {
+  if (array.dtype().kind() != kind || array.itemsize() != bytes)
+    refuse(name, "dtype " + std::string(py::str(array.dtype())) + " is not the one announced");
+}
+
+// Elements from one row to the next along `axis`; the last axis has unit stride.
+int64_t row_stride(const char* name, const py::array& array, int axis) {
+  const py::ssize_t last = array.ndim() - 1, item = array.itemsize();
+  if (array.shape(last) > 1 && array.strides(last) != item) refuse(name, "the last axis is not contiguous");
+  if (array.shape(axis) <= 1) return array.shape(last);
+  if (array.strides(axis) % item != 0) refuse(name, "rows are not a whole number of elements apart");
+  return array.strides(axis) / item;
+}
+
+template <typename T>
+const T* vector_data(const char* name, const std::optional<py::array>& array, char kind, int64_t size) {
+  if (!array) return nullptr;
+  check_dtype(name, *array, kind, sizeof(T));
+  check_shape(name, *array, {size});
+  if (size > 1 && array->strides(0) != sizeof(T)) refuse(name, "not contiguous");
+  return static_cast<const T*>(array->data());
+}
+
+void* output_data(const char* name, std::optional<py::array>& array, int64_t bytes, std::initializer_list<int64_t> shape) {
+  if (!array) return nullptr;
+  check_dtype(name, *array, 'f', bytes);
+  check_shape(name, *array, shape);
+  if (!(array->flags() & py::array::c_style)) refuse(name, "not C-contiguous");
+  return array->mutable_data();  // refuses what is read-only
+}
+
+double info_nce(const py::array& queries, const py::array& documents, const std::optional<py::array>& negatives, const std::string& dtype,
+                double temperature, bool normalize, const std::optional<py::array>& targets, const std::optional<py::array>& query_ids,
+                const std::optional<py::array>& document_ids, bool own_negatives, double weight,
+                const std::optional<py::array>& row_weights, std::optional<py::array> losses, std::optional<py::array> grad_queries,
+                std::optional<py::array> grad_documents, std::optional<py::array> grad_negatives, long long threads) {
+  const ElementType type = element_type(dtype);
+  if (queries.ndim() != 2 || documents.ndim() != 2) refuse("queries, documents", "not matrices");
+  InfoNceArgs args = {};
+  args.element = type.element;
+  args.rows = queries.shape(0);
+  args.dimensions = queries.shape(1);
+  args.documents = documents.shape(0);
+  if (args.rows == 0 || args.documents == 0 || args.dimensions == 0) refuse("queries, documents", "empty");
+  check_dtype("queries", queries, type.kind, type.bytes);
+  check_dtype("documents", documents, type.kind, type.bytes);
+  check_shape("documents", documents, {args.documents, args.dimensions});
+  args.queries_data = queries.data();
+  args.documents_data = documents.data();
+  args.queries_stride = row_stride("queries", queries, 0);
+  args.documents_stride = row_stride("documents", documents, 0);
+  if (negatives) {
+    if (negatives->ndim() != 3) refuse("negatives", "not three-dimensional");
+    args.negatives = negatives->shape(1);
+    check_dtype("negatives", *negatives, type.kind, type.bytes);
+    check_shape("negatives", *negatives, {args.rows, args.negatives, args.dimensions});
+    args.negatives_data = negatives->data();
+    args.negatives_stride = args.negatives > 1 ? row_stride("negatives", *negatives, 1) : row_stride("negatives", *negatives, 0);
+    if (args.negatives > 1 && args.rows > 1 && negatives->strides(0) != args.negatives * negatives->strides(1))
+      refuse("negatives", "the first two axes do not form one");
+  }
+  if (!(temperature > 0) || !(temperature <= std::numeric_limits<double>::max())) refuse("temperature", "not positive and finite");
+  args.temperature = temperature;
+  args.normalize = normalize;
+  args.own_negatives = own_negatives;
+  args.targets = vector_data<int64_t>("targets", targets, 'i', args.rows);
+  for (int64_t i = 0; i < args.rows; i++) {
+    const int64_t target = args.targets ? args.targets[i] : i;
+    if (target < 0 || target >= args.documents)
+      refuse("targets", "row " + std::to_string(i) + " has " + std::to_string(target) + " of " + std::to_string(args.documents) + " documents");
+  }
+  args.query_ids = vector_data<int64_t>("query_ids", query_ids, 'i', args.rows);
+  args.document_ids = vector_data<int64_t>("document_ids", document_ids, 'i', args.documents);
+  if (!args.query_ids != !args.document_ids) refuse("query_ids, document_ids", "one without the other");
+  args.weight = weight;
+  args.row_weights = vector_data<double>("row_weights", row_weights, 'f', args.rows);
+
+  const int64_t gradient_bytes = type.element == Element::float64 ? 8 : 4;
+  if (!losses) refuse("losses", "missing");
+  args.losses = static_cast<double*>(output_data("losses", losses, 8, {args.rows}));
+  args.grad_queries = output_data("grad_queries", grad_queries, gradient_bytes, {args.rows, args.dimensions});
+  args.grad_documents = output_data("grad_documents", grad_documents, gradient_bytes, {args.documents, args.dimensions});
+  if (grad_negatives && !negatives) refuse("grad_negatives", "given without negatives");
+  args.grad_negatives = output_data("grad_negatives", grad_negatives, gradient_bytes, {args.rows, args.negatives, args.dimensions});
+  double grad_temperature = 0;
+  args.grad_temperature = &grad_temperature;
+
+  const double candidates = static_cast<double>(args.documents) + (own_negatives ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
+  const double work = 3.0 * args.rows * candidates * args.dimensions;
+  const long long useful = static_cast<long long>(work / kWorkPerThread) + 1;
+  const long long wanted = resolve_threads(threads);
+  const InfoNceVariant& variant = kernels().info_nce.by_element[static_cast<int>(type.element)];
+  Call call(wanted < useful ? wanted : useful);
+  const Executor executor = call.executor();
+  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
+  variant.run(args, executor, workspace.data());
+  return grad_temperature;
+}
+
+}  // namespace
+
+void register_info_nce(py::module_& m) {
+  m.def("info_nce", &info_nce, py::arg("queries"), py::arg("documents"), py::arg("negatives"), py::arg("dtype"), py::arg("temperature"),
+        py::arg("normalize"), py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"), py::arg("own_negatives"), py::arg("weight"),
+        py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"), py::arg("grad_documents"), py::arg("grad_negatives"),
+        py::arg("threads"));
+  m.def("info_nce_arithmetic", [](const std::string& dtype) {
+    return kernels().info_nce.by_element[static_cast<int>(element_type(dtype).element)].arithmetic;
+  }, py::arg("dtype"));
+}
+
+}  // namespace simtile

@@ -1,0 +1,183 @@
+// The matrix engine behind the interface of float_engine.hpp: planes = 1 for bfloat16 rows, 3 for float32 rows split exactly.
+//
+// Scores and coefficients are float32 panels as everywhere; coefficients are rounded (or split) to bfloat16 just before their product,
+// with their scale, so the rows themselves enter every product exactly.
+#pragma once
+
+#if defined(__AMX_BF16__)
+
+#include "tile/amx.hpp"
+#include "tile/panel.hpp"
+
+namespace simtile {
+namespace SIMTILE_ISA {
+namespace {
+
+template <int planes, typename SourceElement>
+struct AmxEngine : ScorePanel<float> {
+  using Scalar = float;
+  using Source = SourceElement;
+  using Rows = ScaledRows<float, Source>;
+  static constexpr int kRows = 32;
+  static_assert(kColumns == 32, "a panel is two strips");
+  static constexpr int64_t kStep = planes * kTileBytes;  // one strip's share of 32 values of K
+  // Tiles of K per pass: the operands of one pass, 4 strips, are 32 KiB with one plane and 48 KiB (half of them streamed) with three.
+  static constexpr int64_t kDepthSteps = planes == 1 ? 8 : 4;
+  static constexpr int64_t kPacked = kDepthSteps * kTileDepth;
+  static constexpr int64_t kChunkRows = planes == 1 ? 768 : 384;
+  static constexpr int64_t kGroup = 8;
+
+  static int64_t steps(int64_t depth) { return (depth + kTileDepth - 1) / kTileDepth; }
+  static int64_t round_rows(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
+  static int64_t slices(int64_t dimensions) { return (dimensions + kColumns - 1) / kColumns; }
+
+  static int64_t strip_bytes(int64_t depth) { return steps(depth) * kStep; }
+  static int64_t panel_bytes(int64_t dimensions) { return 2 * strip_bytes(dimensions); }
+  static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return round_rows(rows) / 16 * strip_bytes(dimensions); }
+  static int64_t scores_bytes(int64_t rows) { return round_rows(rows) * kColumns * sizeof(float); }
+  static int64_t slice_bytes(int64_t rows) { return 2 * strip_bytes(rows); }
+  static int64_t scratch_bytes(int64_t rows, int64_t dimensions, int64_t slices_per_task) {
+    const int64_t documents = kGroup * (2 * strip_bytes(rows) + kColumns * slices(dimensions) * kColumns * static_cast<int64_t>(sizeof(float)));
+    const int64_t queries = (slices_per_task + 1) * 2 * kDepthSteps * kStep;
+    return most(documents, queries);
+  }
+
+  static void pack_panel(const Rows& documents, int64_t dimensions, void* out) {
+    for (int64_t half = 0; half < 2; half++)
+      pack_rows_strip<planes, true>(documents.data + 16 * half * documents.stride, documents.stride, documents.count - 16 * half, dimensions,
+                                    documents.pack + 16 * half, static_cast<char*>(out) + half * strip_bytes(dimensions));
+  }
+
+  static void pack_queries(const Rows& queries, int64_t first, int64_t dimensions, void* out) {
+    for (int64_t half = 0; half < 2; half++)
+      pack_rows_strip<planes, false>(queries.data + 16 * half * queries.stride, queries.stride, queries.count - 16 * half, dimensions,
+                                     queries.pack + 16 * half, static_cast<char*>(out) + (first / 16 + half) * strip_bytes(dimensions));
+  }
+
+  // Panels side by side, pass by pass: one pass over K of all query strips stays in L2 while every panel of the group uses it.
+  template <typename Epilogue>
+  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels, int64_t rows,
+                     int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+    const TileScope scope;
+    const char* queries = static_cast<const char*>(packed_queries);
+    const int64_t strip = strip_bytes(dimensions), total = steps(dimensions);
+    for (int64_t first = 0; first < panels; first += kGroup) {
+      for (int64_t k = 0; k < total; k += kDepthSteps) {
+        const int64_t now = least(kDepthSteps, total - k);
+        for (int64_t panel = first; panel < least(first + kGroup, panels); panel++) {
+          const char* b = static_cast<const char*>(packed_panels) + panel * packed_stride + k * kStep;
+          float* s = reinterpret_cast<float*>(out + panel * out_stride);
+          for (int64_t r = 0; r < rows; r += kRows) {
+            const char* a = queries + r / 16 * strip + k * kStep;
+            multiply_strips<planes>(a, a + strip, b, b + strip, now, s + r * kColumns, kColumns, k > 0);
+            if (k + now == total) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
+          }
+        }
+      }
+    }
+  }
+
+  static void pack_query_slice(const Rows& queries, int64_t slice, int64_t dimensions, void* out) {
+    pack_columns_strips<planes>(queries.data, queries.stride, queries.count, slice * kColumns, dimensions, queries.pack, 2,
+                                strip_bytes(queries.count), static_cast<char*>(out));
+  }
+
+  // As in scores: the query slices pass once for a group of panels. `out` is [panels * 32, D], `count` rows of it are wanted.
+  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices, int64_t slice_stride,
+                                   const Rows& queries, int64_t count, int64_t dimensions, void* scratch, float* out, bool accumulate) {
+    const TileScope scope;
+    const int64_t strip = strip_bytes(queries.count), total = steps(queries.count), width = slices(dimensions) * kColumns;
+    for (int64_t first = 0; first < count; first += kGroup * kColumns) {
+      const int64_t panels = (least(kGroup * kColumns, count - first) + kColumns - 1) / kColumns;
+      char* a = static_cast<char*>(scratch);
+      float* sum = reinterpret_cast<float*>(a + kGroup * 2 * strip);
+      for (int64_t panel = 0; panel < panels; panel++)
+        pack_transposed_coefficients(reinterpret_cast<const float*>(coefficients + (first / kColumns + panel) * panel_stride), queries,
+                                     a + panel * 2 * strip);
+      for (int64_t k = 0; k < total; k += kDepthSteps) {
+        const int64_t now = least(kDepthSteps, total - k);
+        for (int64_t d = 0; d < width; d += kColumns) {
+          const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + k * kStep;
+          for (int64_t panel = 0; panel < panels; panel++) {
+            const char* rows = a + panel * 2 * strip + k * kStep;
+            multiply_strips<planes>(rows, rows + strip, b, b + strip, now, sum + panel * kColumns * width + d, width, k > 0);
+          }
+        }
+      }
+      for (int64_t j = first; j < least(first + kGroup * kColumns, count); j++)
+        write_tile_row<float>(sum + (j - first) * width, out + j * dimensions, dimensions, accumulate);
+    }
+  }
+
+  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows, int64_t first_slice,
+                                 int64_t last_slice, int64_t dimensions, void* scratch, float* out, bool accumulate) {
+    const TileScope scope;
+    constexpr int64_t strip = kDepthSteps * kStep;
+    const int64_t total = steps(documents.count);
+    char* a = static_cast<char*>(scratch);
+    char* b = a + 2 * strip;
+    pack_columns_strips<planes>(documents.data, documents.stride, documents.count, first_slice * kColumns, dimensions, documents.pack,
+                                2 * (last_slice - first_slice), strip, b);
+    for (int64_t r = 0; r < rows; r += kRows) {
+      const int64_t present = least<int64_t>(kRows, rows - r);
+      for (int64_t k = 0; k < total; k++)
+        pack_coefficients(reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + k * panel_stride) + r * kColumns,
+                          documents.coefficient + k * kColumns, documents.count - k * kColumns, a + k * kStep, a + strip + k * kStep);
+      for (int64_t slice = first_slice; slice < last_slice; slice++) {
+        const char* columns = b + (slice - first_slice) * 2 * strip;
+        float* tile = out + r * dimensions + slice * kColumns;
+        const int64_t width = least<int64_t>(kColumns, dimensions - slice * kColumns);
+        if (present == kRows && width == kColumns) {
+          multiply_strips<planes>(a, a + strip, columns, columns + strip, total, tile, dimensions, accumulate);
+        } else {
+          alignas(64) float edge[kRows * kColumns];
+          multiply_strips<planes>(a, a + strip, columns, columns + strip, total, edge, kColumns, false);
+          write_tile<float>(edge, tile, dimensions, static_cast<int>(present), width, accumulate);
+        }
+      }
+    }
+  }
+
+ private:
+  // 32 rows x one panel of coefficients to one tile of K in each of two A strips.
+  static void pack_coefficients(const float* c, const float* scale, int64_t columns, char* a0, char* a1) {
+    const __m512 scale_low = load_columns(scale, columns), scale_high = load_columns(scale + 16, columns - 16);
+    for (int i = 0; i < kRows; i++, c += kColumns) {
+      __m512 low = _mm512_mul_ps(_mm512_loadu_ps(c), scale_low), high = _mm512_mul_ps(_mm512_loadu_ps(c + 16), scale_high);
+      char* at = (i < 16 ? a0 : a1) + i % 16 * 64;
+#pragma GCC unroll 3
+      for (int plane = 0; plane < planes; plane++)
+        _mm512_store_si512(at + plane * kTileBytes, next_plane(low, high, plane + 1 < planes));
+    }
+  }
+
+  // One panel's coefficients, transposed (rows are K), to two A strips of 16 documents.
+  static void pack_transposed_coefficients(const float* c, const Rows& queries, char* a) {
+    const int64_t strip = strip_bytes(queries.count);
+    for (int64_t r = 0; r < queries.count; r += kTileDepth, a += kStep) {
+      for (int64_t half = 0; half < 2; half++) {
+        __m512i tile[planes][16];
+#pragma GCC unroll 16
+        for (int pair = 0; pair < 16; pair++) {
+          const int64_t at = r + 2 * pair;
+          __m512 low = _mm512_setzero_ps(), high = low;
+          if (at < queries.count) low = _mm512_mul_ps(_mm512_loadu_ps(c + at * kColumns + 16 * half), _mm512_set1_ps(queries.coefficient[at]));
+          if (at + 1 < queries.count)
+            high = _mm512_mul_ps(_mm512_loadu_ps(c + (at + 1) * kColumns + 16 * half), _mm512_set1_ps(queries.coefficient[at + 1]));
+#pragma GCC unroll 3
+          for (int plane = 0; plane < planes; plane++) tile[plane][pair] = interleave_halves(next_plane(low, high, plane + 1 < planes));
+        }
+        for (int plane = 0; plane < planes; plane++) {
+          transpose_words(tile[plane]);
+          for (int i = 0; i < 16; i++) _mm512_store_si512(a + half * strip + plane * kTileBytes + i * 64, tile[plane][i]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace SIMTILE_ISA
+}  // namespace simtile
+
+#endif
