@@ -108,7 +108,8 @@ def check(rule: Rule, loop: list[str], sums: list[str]) -> list[str]:
     wrong = []
     in_memory = [text for text in loop if "[" in text and REGISTER.search(text)]
     if rule.memory:
-        read = sum(VECTOR_BYTES[register[0][0]] for register in map(REGISTER.search, in_memory))
+        registers = [match for text in in_memory if (match := REGISTER.search(text))]
+        read = sum(VECTOR_BYTES[register[0][0]] for register in registers)
         if read != BYTES_READ_PER_ROUND:
             wrong.append(f"{read} bytes are read where {BYTES_READ_PER_ROUND} are counted")
     else:
@@ -119,7 +120,7 @@ def check(rule: Rule, loop: list[str], sums: list[str]) -> list[str]:
             wrong.append(f"only {len(destinations)} of {len(sums)} accumulators are distinct")
         wrong += [f"operand in memory: {text}" for text in in_memory]
     for pattern, count in rule.others:
-        found = sum(bool(re.match(pattern, text)) for text in loop)
+        found = len([text for text in loop if re.match(pattern, text)])
         if found != count:
             wrong.append(f"{found} times {pattern!r} where {count} are counted")
     return wrong
@@ -133,9 +134,12 @@ def main() -> int:
     bad = False
     for path in arguments.objects:
         command = [arguments.objdump, "-dCw", "--no-show-raw-insn", str(path)]
-        if "x86-64" in subprocess.run(
-            [arguments.objdump, "-f", str(path)], capture_output=True, text=True, check=True
-        ).stdout:
+        if (
+            "x86-64"
+            in subprocess.run(
+                [arguments.objdump, "-f", str(path)], capture_output=True, text=True, check=True
+            ).stdout
+        ):
             command += ["-M", "intel"]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found = functions(text)

@@ -1,0 +1,120 @@
+"""Fill in the measured numbers of the READMEs: `python tools/render_readme.py [--check] [FILE...]`.
+
+A region of Markdown is made from the JSON files in bench/results and written between two comments,
+
+    <!-- bench:begin NAME [MACHINE] -->
+    <!-- bench:end -->
+
+NAME is a key of REGIONS; MACHINE a folder of bench/results, needed when several machines have the
+file. With --check nothing is written and the exit code is 1 if a region is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+
+import tables  # noqa: E402
+
+REGION = re.compile(
+    r"(<!-- bench:begin (\S+)(?: (\S+))? -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL
+)
+MARK = re.compile(r"<!-- bench:(begin|end)\b")
+
+Json = dict[str, Any]
+
+
+def entry(name: str) -> Callable[[Json], str]:
+    return lambda results: tables.info_nce_entry(name, results["entries"][name])
+
+
+# name of the region: (results file, what makes markdown of it)
+REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
+    "peak": ("peak", tables.peak),
+    "info_nce": ("info_nce", tables.info_nce),
+    "info_nce_short": ("info_nce", tables.info_nce_short),
+    "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
+    "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
+    **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
+}
+
+
+class Problem(Exception):
+    """A region that cannot be filled."""
+
+
+def load(bench: str, machine: str | None, results: Path) -> Json:
+    """The stored results of a complete run."""
+    found = {path.parent.name: path for path in sorted(results.glob(f"*/{bench}.json"))}
+    if machine is None:
+        if len(found) != 1:
+            names = ", ".join(found) or "none"
+            raise Problem(f"name one of the machines with {bench}.json in {results}: {names}")
+        machine = next(iter(found))
+    if machine not in found:
+        raise Problem(f"no {bench}.json for machine {machine!r} in {results}")
+    loaded: Json = json.loads(found[machine].read_text())
+    if loaded.get("quick") or not loaded.get("complete", True) or loaded.get("failures"):
+        raise Problem(f"{found[machine]} is not a complete run without failures")
+    return loaded
+
+
+def render(text: str, results: Path) -> str:
+    """The text with every region filled."""
+
+    def fill(match: re.Match[str]) -> str:
+        begin, name, machine, _, end = match.groups()
+        if name not in REGIONS:
+            raise Problem(f"unknown region {name!r}; there are: {', '.join(REGIONS)}")
+        bench, markdown = REGIONS[name]
+        loaded = load(bench, machine, results)
+        try:
+            return begin + markdown(loaded) + end
+        except KeyError as error:
+            raise Problem(f"region {name!r}: the results have no {error}") from error
+
+    filled, count = REGION.subn(fill, text)
+    if len(MARK.findall(text)) != 2 * count:
+        raise Problem("a bench:begin without its bench:end, or the reverse")
+    return filled
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fill the measured numbers of the READMEs.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="default: README.md, kernels/*/README.md"
+    )
+    arguments = parser.parse_args()
+    files = arguments.files or [ROOT / "README.md", *sorted(ROOT.glob("kernels/*/README.md"))]
+    bad = False
+    for path in files:
+        text = path.read_text()
+        try:
+            filled = render(text, arguments.results)
+        except Problem as problem:
+            print(f"{path}: {problem}", file=sys.stderr)
+            bad = True
+            continue
+        if filled == text:
+            continue
+        if arguments.check:
+            print(f"{path}: stale, run python tools/render_readme.py", file=sys.stderr)
+            bad = True
+        else:
+            path.write_text(filled)
+            print(f"{path}: filled")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
