@@ -1,0 +1,1 @@
+"""The first run on real text: ``simtile demo`` and ``simtile demo --train``."""
