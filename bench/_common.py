@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import _environment
+from rich.console import Console
 
 import simtile
 from simtile import _core
@@ -196,6 +197,11 @@ def write_results(bench: str, results: Json, output: Path | None) -> Path:
     path = folder / f"{bench}.json"
     path.write_text(json.dumps({"bench": bench, **results}, indent=1) + "\n")
     return path
+
+
+def console() -> Console:
+    """Wide enough for the tables where the output is a file."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def in_child(script: Path, task: Json, environment: Mapping[str, str] | None = None) -> Json:

@@ -23,7 +23,6 @@ import torch
 from _common import Json, Samples, Target, interleave
 from info_nce_compare import GateFailed, Run, compare, flops
 from info_nce_contenders import CHUNKED, COMPILED, EAGER, NUMPY, SIMTILE
-from rich.console import Console
 from rich.markdown import Markdown
 
 import simtile
@@ -290,7 +289,7 @@ def main() -> int:
         print(json.dumps(child(arguments.child)))
         return 0
 
-    console = Console()
+    console = _common.console()
     torch.set_num_threads(arguments.threads)
     limit_blas(arguments.threads)
     run = Run(arguments.threads, arguments.quick)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import _common
 import tables
-from rich.console import Console
 from rich.markdown import Markdown
 
 from simtile import _core
@@ -29,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     samples, seconds = (3, 0.02) if arguments.quick else (9, _common.PEAK_SAMPLE)
 
-    console = Console()
+    console = _common.console()
     machine = _common.machine()
     counts = thread_counts(machine["threads"])
     kinds = _core.peak_kinds()

@@ -22,6 +22,7 @@ RESULTS = ROOT / "bench" / "results"
 
 @pytest.fixture(scope="module", autouse=True)
 def import_path() -> Iterator[None]:
+    pytest.importorskip("rich")
     added = [str(ROOT / "bench"), str(ROOT / "tools")]
     sys.path[:0] = added
     yield
@@ -245,7 +246,6 @@ def run_bench(*arguments: str, environment: dict[str, str] | None = None) -> Any
 @pytest.fixture
 def info_nce() -> ModuleType:
     pytest.importorskip("torch")
-    pytest.importorskip("rich")
     return importlib.import_module("info_nce")
 
 

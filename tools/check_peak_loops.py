@@ -108,8 +108,7 @@ def check(rule: Rule, loop: list[str], sums: list[str]) -> list[str]:
     wrong = []
     in_memory = [text for text in loop if "[" in text and REGISTER.search(text)]
     if rule.memory:
-        registers = [match for text in in_memory if (match := REGISTER.search(text))]
-        read = sum(VECTOR_BYTES[register[0][0]] for register in registers)
+        read = sum(bytes_loaded(text) for text in in_memory)
         if read != BYTES_READ_PER_ROUND:
             wrong.append(f"{read} bytes are read where {BYTES_READ_PER_ROUND} are counted")
     else:
@@ -124,6 +123,12 @@ def check(rule: Rule, loop: list[str], sums: list[str]) -> list[str]:
         if found != count:
             wrong.append(f"{found} times {pattern!r} where {count} are counted")
     return wrong
+
+
+def bytes_loaded(instruction: str) -> int:
+    register = REGISTER.search(instruction)
+    assert register is not None
+    return VECTOR_BYTES[register[0][0]] * (2 if instruction.startswith("ldp ") else 1)
 
 
 def main() -> int:
