@@ -18,6 +18,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+MACHINE = {
+    "cpu": "Test(R) CPU",
+    "cpus": 2,
+    "virtual_machine": True,
+    "level": "avx2",
+    "system": "Linux",
+    "versions": {"simtile": "0"},
+    "python": "3.12",
+    "date": "today",
+    "commit": None,
+    "modified": True,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,13 +183,8 @@ def test_seconds_have_three_digits(tables: ModuleType, value: float, text: str) 
 
 def write_peaks(folder: Path, rate: float, **more: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "cpu": "Test(R) CPU", "cpus": 2, "virtual_machine": False, "level": "avx2",
-        "system": "Linux", "versions": {"simtile": "0"}, "python": "3.12", "date": "today",
-        "commit": "0123456789ab", "modified": False,
-    }  # fmt: skip
     peaks = {"fma_f32": {"1": {"median": rate, "spread": 0.01, "samples": [rate]}}}
-    results = {"bench": "peak", "machine": machine, "peaks": peaks, "quick": False, **more}
+    results = {"bench": "peak", "machine": MACHINE, "peaks": peaks, "quick": False, **more}
     (folder / "peak.json").write_text(json.dumps(results))
 
 
@@ -324,7 +331,98 @@ def test_a_failed_gate_is_not_timed_and_fails_the_run(
     assert "grad" in results["failures"][0] or "losses" in results["failures"][0]
 
 
-def test_plots_are_drawn(tmp_path: Path, import_path: None) -> None:
+def made_up_results() -> dict[str, Any]:
+    """A complete run of info_nce in which simtile takes 100 ms and the others take longer."""
+
+    def samples(median: float) -> dict[str, Any]:
+        return {"median": median, "spread": 0.02, "samples": [median], "cores": 1.9}
+
+    def speed(dtype: str = "float32", **more: Any) -> dict[str, Any]:
+        errors = {"losses": 1e-7, "grad_queries": 2e-7, "grad_documents": 3e-7}
+        return {
+            "n": 4096,
+            "dim": 768,
+            "dtype": dtype,
+            "threads": 2,
+            "arithmetic": "amx_bf16x3",
+            "missing": ["torch.compile"],
+            "contenders": {"simtile": samples(0.1), "torch eager": samples(0.25)},
+            "share": {
+                "unit": "matrix_bf16",
+                "products": 3,
+                "of": {"fma_f32": 1.5, "matrix_bf16": 0.1},
+            },
+            "errors": {"simtile": errors, "torch eager": errors},
+            "error_ratio": 1.0,
+            **more,
+        }
+
+    shape = {"n": 4096, "dim": 768, "dtype": "float32"}
+    times = {"1": samples(0.2), "2": samples(0.1)}
+    by_size = {"2048": {"bytes": 1e7}, "4096": {"bytes": 2e7}}
+    torch_by_size = {"2048": {"bytes": 1e8}, "4096": {"failed": "no memory"}}
+    write = {"measured": 0.5, "relation": "at least", "unit": ""}
+    return {
+        "machine": MACHINE,
+        "quick": False,
+        "complete": True,
+        "failures": [],
+        "threads": 2,
+        "entries": {
+            "float32": speed(),
+            "small": speed(),
+            "odd": speed(rates={"3001 x 515": 300.0}),
+            "overhead": speed(),
+            "bfloat16": speed(
+                "bfloat16", by_dtype={"float32": samples(0.3), "bfloat16": samples(0.1)}
+            ),
+            "threads": {**shape, "times": times},
+            "levels": {**shape, "levels": {"avx2": {"float32": speed()}}},
+            "large": {**shape, "times": times, "scaling": 1.01},
+            "memory": {**shape, "extra": {"simtile": by_size, "torch eager": torch_by_size}},
+        },
+        "targets": [
+            {"what": "share of something", "limit": 0.4, "met": True, **write},
+            {"what": "times something", "limit": 2.5, "met": False, **write},
+        ],
+    }
+
+
+def test_every_entry_has_a_table(
+    info_nce: ModuleType, tables: ModuleType, render_readme: ModuleType, tmp_path: Path
+) -> None:
+    results = made_up_results()
+    assert set(results["entries"]) == set(info_nce.ENTRIES) == set(tables.ENTRIES)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "info_nce.json").write_text(json.dumps(results))
+    rendered = {
+        name: render_readme.render(f"<!-- bench:begin {name} -->\n<!-- bench:end -->\n", tmp_path)
+        for name, (bench, _) in render_readme.REGIONS.items()
+        if bench == "info_nce"
+    }
+    whole = rendered["info_nce"]
+    assert "Test CPU, 2 CPUs, a virtual machine" in whole
+    assert "commit unknown with changes" in whole
+    assert "| torch eager | 250 ms ± 2.0% | 309 | 2.50× | 1.90 | 3.0e-07 |" in whole
+    assert "150% of the float32 FMA peak, 30% of the bf16 matrix unit's peak at 3 products" in whole
+    assert "Not on this machine: torch.compile" in whole
+    assert "| 2 | 100 ms ± 2.0% | 2.00× |" in rendered["info_nce_threads"]
+    assert "| torch eager | 100 MB | – |" in rendered["info_nce_memory"]
+    assert "| share of something | 50% | at least 40% | met |" in rendered["info_nce_targets"]
+    assert (
+        "| times something | 0.50 | at least 2.50 | **not met** |" in rendered["info_nce_targets"]
+    )
+    assert "| bfloat16, 4096 × 768 | **100 ms** | 250 ms (2.5×) |" in rendered["info_nce_short"]
+
+
+def test_plots_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = importlib.import_module("plots.info_nce")
+    path = figure.draw(made_up_results(), tmp_path / "info_nce.png")
+    assert path.stat().st_size > 10_000
+
+
+def test_the_plot_of_the_temperature_shows_what_is_said(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plots = importlib.import_module("plots.temperature_pressure")
     weak, weak_share = plots.pressures(0.8, 1.0)
