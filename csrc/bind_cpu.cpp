@@ -1,4 +1,5 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -49,9 +50,11 @@ py::dict cpu_info() {
 }
 
 void set_threads(std::optional<long long> threads) {
-  if (threads && *threads == 0) throw py::value_error("threads: 0 is not a number of threads; "
-                                                      "expected a whole number from 1 to 1024");
-  set_num_threads(threads.value_or(0));
+  if (threads) {
+    set_num_threads(*threads);
+  } else {
+    unset_num_threads();
+  }
 }
 
 using Clock = std::chrono::steady_clock;
@@ -73,7 +76,7 @@ double spin(double seconds, int64_t tasks, int64_t runs, long long threads) {
 
 void register_cpu(py::module_& m) {
   m.def("cpu_info", &cpu_info);
-  m.def("set_num_threads", &set_threads, py::arg("threads").none(true));
+  m.def("set_num_threads", &set_threads, py::arg("threads"));
   m.def("num_threads", [] { return default_threads().threads; });
   m.def("_cgroup_limit", &cgroup_limit, py::arg("root"));
   m.def("_spin", &spin, py::arg("seconds"), py::arg("tasks"), py::arg("runs"), py::arg("threads"));

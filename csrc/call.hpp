@@ -1,6 +1,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include "threads.hpp"
 
@@ -17,7 +18,7 @@ class Call {
  public:
   explicit Call(long long threads)
       : run_(resolve_threads(threads), &Call::poll, this), state_(PyEval_SaveThread()) {}
-  ~Call() { PyEval_RestoreThread(state_); }
+  ~Call() { take_gil(state_); }
 
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -25,9 +26,19 @@ class Call {
   Executor executor() { return run_.executor(); }
 
  private:
+  // While the interpreter shuts down, Python before 3.14 ends a thread that asks for the GIL by
+  // unwinding its stack, which must not pass a destructor. From 3.14 on it never returns: so here.
+  static void take_gil(PyThreadState* state) {
+    try {
+      PyEval_RestoreThread(state);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
   static bool poll(void* context) {
     Call& self = *static_cast<Call*>(context);
-    PyEval_RestoreThread(self.state_);
+    take_gil(self.state_);
     const bool interrupted = PyErr_CheckSignals() != 0;
     self.state_ = PyEval_SaveThread();
     return interrupted;

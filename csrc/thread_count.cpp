@@ -30,6 +30,15 @@ int threads_from_environment(const char* name, bool first_of_list) {
   return static_cast<int>(threads);
 }
 
+int checked(long long threads) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw std::invalid_argument("threads: " + std::to_string(threads) +
+                                " is not a number of threads; expected a whole number from 1 to " +
+                                std::to_string(kMaxThreads));
+  }
+  return static_cast<int>(threads);
+}
+
 // CPUs of one cgroup directory; 0 for no limit.
 int quota_of(const std::string& directory) {
   double quota = 0, period = 0;
@@ -114,22 +123,13 @@ ThreadCount default_threads() {
 }
 
 void set_num_threads(long long threads) {
-  if (threads < 0 || threads > kMaxThreads) {
-    throw std::invalid_argument("threads: " + std::to_string(threads) +
-                                " is not a number of threads; expected a whole number from 1 to " +
-                                std::to_string(kMaxThreads));
-  }
-  g_threads_set.store(static_cast<int>(threads), std::memory_order_relaxed);
+  g_threads_set.store(checked(threads), std::memory_order_relaxed);
 }
 
+void unset_num_threads() { g_threads_set.store(0, std::memory_order_relaxed); }
+
 int resolve_threads(long long threads) {
-  if (threads == 0) return default_threads().threads;
-  if (threads < 0 || threads > kMaxThreads) {
-    throw std::invalid_argument("threads: " + std::to_string(threads) +
-                                " is not a number of threads; expected a whole number from 1 to " +
-                                std::to_string(kMaxThreads));
-  }
-  return static_cast<int>(threads);
+  return threads == 0 ? default_threads().threads : checked(threads);
 }
 
 }  // namespace simtile

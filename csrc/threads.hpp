@@ -20,8 +20,9 @@ struct ThreadCount {
 // environment variable that is not a number of threads.
 ThreadCount default_threads();
 
-// 0 removes the setting. Throws std::invalid_argument outside [0, kMaxThreads].
+// Throws std::invalid_argument outside [1, kMaxThreads].
 void set_num_threads(long long threads);
+void unset_num_threads();
 
 // `threads` if it is in [1, kMaxThreads], the default if it is 0; else std::invalid_argument.
 int resolve_threads(long long threads);
