@@ -6,12 +6,8 @@ namespace py = pybind11;
 
 namespace simtile {
 void register_cpu(py::module_& m);
-#if defined(SIMTILE_HAS_info_nce)
 void register_info_nce(py::module_& m);
-#endif
-#if defined(SIMTILE_HAS_peak)
 void register_peak(py::module_& m);
-#endif
 }  // namespace simtile
 
 PYBIND11_MODULE(_core, m) {
@@ -24,10 +20,6 @@ PYBIND11_MODULE(_core, m) {
     }
   });
   simtile::register_cpu(m);
-#if defined(SIMTILE_HAS_info_nce)
   simtile::register_info_nce(m);
-#endif
-#if defined(SIMTILE_HAS_peak)
   simtile::register_peak(m);
-#endif
 }

@@ -39,7 +39,10 @@ struct InfoNceArgs {
   void* grad_negatives;
   double* grad_temperature;  // one value
 
-  bool wants_gradients() const { return grad_queries || grad_documents || grad_negatives; }
+  // always_inline: at -O0 it would otherwise be a weak symbol of every ISA level.
+  [[gnu::always_inline]] bool wants_gradients() const {
+    return grad_queries || grad_documents || grad_negatives;
+  }
 };
 
 // One element type's entry points at one ISA level. The caller allocates workspace_bytes(args, threads) bytes, aligned to 64.

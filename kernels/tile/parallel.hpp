@@ -15,7 +15,10 @@ struct Executor {
   void* host;
   void (*run_impl)(void* host, int64_t tasks, Body body, void* context);
 
-  void run(int64_t tasks, Body body, void* context) const { run_impl(host, tasks, body, context); }
+  // always_inline: at -O0 it would otherwise be a weak symbol of every ISA level.
+  [[gnu::always_inline]] void run(int64_t tasks, Body body, void* context) const {
+    run_impl(host, tasks, body, context);
+  }
 };
 
 }  // namespace simtile
