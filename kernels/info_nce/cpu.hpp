@@ -12,6 +12,7 @@
 #include "info_nce/args.hpp"
 #include "info_nce/rows.hpp"
 #include "tile/amx_engine.hpp"
+#include "tile/bf16.hpp"
 #include "tile/float_engine.hpp"
 #include "tile/parallel.hpp"
 
@@ -94,8 +95,8 @@ class InfoNce {
                 panels_of(args.documents), static_cast<T*>(args.grad_negatives)};
     own_ = args.own_negatives ? args.negatives : 0;
     panels_ = runs_[1].first_panel + panels_of(runs_[1].count);
-    // About eight tasks a thread: enough to even out a busy core, few enough to keep partial results small.
-    panels_per_task_ = most<int64_t>(1, panels_ / (8 * threads));
+    // Four tasks a thread even out a busy core; fewer and larger ones would not, and smaller ones lose what a group of panels shares.
+    panels_per_task_ = most((panels_ + 4 * threads - 1) / (4 * threads), least(Engine::kGroup, (panels_ + 2 * threads - 1) / (2 * threads)));
     panel_tasks_ = (panels_ + panels_per_task_ - 1) / panels_per_task_;
     slices_ = Engine::slices(dimensions);
     slices_per_task_ = (slices_ + 2 * threads - 1) / (2 * threads);
@@ -241,7 +242,7 @@ class InfoNce {
       }
       for (int i = count; i < Engine::kRows; i++) logit_scale_[r + i] = 0;
       for (int i = 0; i < Engine::kRows && args_.query_ids; i++) query_ids_[r + i] = i < count ? args_.query_ids[first_ + r + i] : 0;
-      Engine::pack_queries(queries(r, count), r, args_.dimensions, packed_queries_);
+      Engine::pack_queries(queries(r, count), r, rows_, args_.dimensions, packed_queries_);
     }
   }
 
@@ -331,10 +332,12 @@ class InfoNce {
   int64_t gradient_tasks() const { return panel_tasks_ + (args_.grad_queries ? slice_tasks_ : 0); }
 
   void accumulate(int64_t task, int worker) {
-    if (task < panel_tasks_) {
-      accumulate_documents(task, worker);
+    // The larger tasks first: what is left over at the end is then small.
+    const int64_t queries = gradient_tasks() - panel_tasks_;
+    if (task < queries) {
+      accumulate_queries(task, worker);
     } else {
-      accumulate_queries(task - panel_tasks_, worker);
+      accumulate_documents(task - queries, worker);
     }
   }
 
@@ -427,7 +430,11 @@ constexpr InfoNceKernel info_nce_kernel = {{
 #else
     info_nce_variant<FloatEngine<float, float>>("float32"),
     info_nce_variant<FloatEngine<double, double>>("float64"),
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    info_nce_variant<Bf16Engine<bf16>>("bf16"),
+#else
     info_nce_variant<FloatEngine<float, bf16>>("float32"),
+#endif
     info_nce_variant<FloatEngine<float, f16>>("float32"),
 #endif
 }};

@@ -6,7 +6,7 @@
 // (G. Henry, P. Tang, A. Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations, 2019,
 // arXiv:1904.06376.) Six tile products cost 6/16 of the time that float32 multiply-adds take for the same work.
 //
-// An operand is packed in strips: 16 rows (of A) or columns (of B) by all of K, as [K / 32][planes][1 KiB tile].
+// An operand is packed in strips: 16 rows (of A) or columns (of B) by K, in tiles of 32 values of K; see StripLayout.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -21,23 +21,42 @@ constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;  // bfloat16 values along K in one tile
 constexpr int64_t kTileBytes = 1024;
 
+// Where the tiles of an operand of several strips lie: [pass][strip][tile of K][planes][1 KiB], with `depth` tiles of K per pass, so that
+// what one pass reads is contiguous.
+template <int planes>
+struct StripLayout {
+  static constexpr int64_t kStep = planes * kTileBytes;
+  int64_t strips;
+  int64_t total;  // tiles of K
+  int64_t depth;
+
+  int64_t bytes() const { return strips * total * kStep; }
+  int64_t steps(int64_t k) const { return least(depth, total - k / depth * depth); }  // of the pass that tile k belongs to
+  int64_t at(int64_t strip, int64_t k) const {
+    const int64_t first = k / depth * depth;
+    return (first * strips + strip * steps(k) + (k - first)) * kStep;
+  }
+};
+
 // All eight tiles 16 x 64 bytes. Tile state is per thread: configured by each task, released at its end so that a worker at rest
 // keeps no large state.
 class TileScope {
  public:
-  TileScope() {
-    alignas(64) uint8_t config[64] = {};
-    config[0] = 1;
-    for (int i = 0; i < 8; i++) {
-      config[16 + 2 * i] = 64;
-      config[48 + i] = kTileRows;
-    }
-    _tile_loadconfig(config);
-  }
+  TileScope() { _tile_loadconfig(kConfig); }
   ~TileScope() { _tile_release(); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  // Palette 1; bytes per row of tiles 0-7 (16 bit each) from byte 16, rows from byte 48. Constant, because the compiler does not know
+  // that the instruction reads all of it.
+  alignas(64) static constexpr uint8_t kConfig[64] = {1,  0, 0,  0, 0,  0, 0,  0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0,
+                                                      64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0,  0, 0,  0, 0,  0,
+                                                      0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16};
 };
+
+// GCC's tile intrinsics name no memory: what they read must have been written, and what they wrote must be read again.
+SIMTILE_INLINE void tiles_touch_memory() { __asm__ volatile("" ::: "memory"); }
 
 // 32 floats to 32 bfloat16 (round to nearest even), and what is left of them.
 SIMTILE_INLINE __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
@@ -89,8 +108,10 @@ SIMTILE_INLINE void transpose_words(__m512i (&rows)[16]) {
 // A strip whose K runs along the source rows: 16 rows (`count` present) by `columns`, each row times scale[row].
 // `transposed`: the layout of a B operand (K pairs down, rows across), else of an A operand (rows down, K across).
 template <int planes, bool transposed, typename Source>
-void pack_rows_strip(const Source* rows, int64_t stride, int64_t count, int64_t columns, const float* scale, char* out) {
-  for (int64_t c = 0; c < columns; c += kTileDepth, out += planes * kTileBytes) {
+void pack_rows_strip(const Source* rows, int64_t stride, int64_t count, int64_t columns, const float* scale,
+                     const StripLayout<planes>& layout, int64_t strip, char* packed) {
+  for (int64_t c = 0; c < columns; c += kTileDepth) {
+    char* out = packed + layout.at(strip, c / kTileDepth);
     __m512 low[16], high[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
@@ -114,16 +135,24 @@ void pack_rows_strip(const Source* rows, int64_t stride, int64_t count, int64_t 
   }
 }
 
-// Strips of a B operand whose K runs down the source rows: `count` rows by `strips` x 16 columns from `first`, strip_bytes apart. Row by
-// row, because a row is contiguous in memory. Rows and columns past the end are zeros.
+// Rows are read from memory once per chunk; the hardware's prefetcher does not follow from one to the next.
+constexpr int64_t kRowsAhead = 8;
+
+// A B operand whose K runs down the source rows: `count` rows by layout.strips x 16 columns from `first`. Row by row, because a row is contiguous in memory. Rows and columns past the end are zeros.
 template <int planes, typename Source>
 void pack_columns_strips(const Source* rows, int64_t stride, int64_t count, int64_t first, int64_t columns, const float* scale,
-                         int64_t strips, int64_t strip_bytes, char* out) {
+                         const StripLayout<planes>& layout, char* packed) {
   const int64_t padded = (count + kTileDepth - 1) / kTileDepth * kTileDepth;
   for (int64_t r = 0; r < padded; r += 2) {
-    char* at = out + r / kTileDepth * planes * kTileBytes + r % kTileDepth * 32;
-    for (int64_t strip = 0; strip < strips; strip++, at += strip_bytes) {
+    char* at = packed + layout.at(0, r / kTileDepth) + r % kTileDepth * 32;
+    const int64_t strip_bytes = layout.steps(r / kTileDepth) * layout.kStep;
+    const Source* ahead = rows + least(r + kRowsAhead, most<int64_t>(count - 2, 0)) * stride + first;
+    for (int64_t strip = 0; strip < layout.strips; strip++, at += strip_bytes) {
       const int64_t column = first + 16 * strip;
+      if (column < columns) {
+        prefetch(ahead + 16 * strip);
+        prefetch(ahead + stride + 16 * strip);
+      }
       __m512 low = _mm512_setzero_ps(), high = low;
       if (r < count) low = _mm512_mul_ps(load_columns(rows + r * stride + column, columns - column), _mm512_set1_ps(scale[r]));
       if (r + 1 < count)
@@ -135,12 +164,14 @@ void pack_columns_strips(const Source* rows, int64_t stride, int64_t count, int6
   }
 }
 
-// out[32][32] (+)= A strips a0, a1 times B strips b0, b1 over `steps` tiles of K.
+// out[32][32] (+)= two strips of A times two strips of B over the `steps` tiles of K of one pass.
 template <int planes>
-__attribute__((noinline)) void multiply_strips(const char* a0, const char* a1, const char* b0, const char* b1, int64_t steps, float* out,
-                                               int64_t stride, bool accumulate) {
+__attribute__((noinline)) void multiply_strips(const char* a0, const char* b0, int64_t steps, float* out, int64_t stride, bool accumulate) {
+  const char *a1 = a0 + steps * planes * kTileBytes, *b1 = b0 + steps * planes * kTileBytes;
   const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(float));
   constexpr int64_t kStep = planes * kTileBytes;
+  tiles_touch_memory();
+  if (planes == 3 && accumulate) prefetch_block(out, row_bytes, 32, 128);
   if (planes == 1 && accumulate) {
     _tile_loadd(0, out, row_bytes);
     _tile_loadd(1, out + 16, row_bytes);
@@ -192,6 +223,7 @@ __attribute__((noinline)) void multiply_strips(const char* a0, const char* a1, c
     _tile_stored(1, out + 16, row_bytes);
     _tile_stored(2, out + 16 * stride, row_bytes);
     _tile_stored(3, out + 16 * stride + 16, row_bytes);
+    tiles_touch_memory();
     return;
   }
   alignas(64) float sum[32 * 32];
@@ -199,6 +231,7 @@ __attribute__((noinline)) void multiply_strips(const char* a0, const char* a1, c
   _tile_stored(1, sum + 16, 128);
   _tile_stored(2, sum + 16 * 32, 128);
   _tile_stored(3, sum + 16 * 32 + 16, 128);
+  tiles_touch_memory();
   for (int i = 0; i < 32; i++)
     for (int v = 0; v < 32; v += 16) store<float>(out + i * stride + v, load<float>(out + i * stride + v) + load<float>(sum + i * 32 + v));
 }

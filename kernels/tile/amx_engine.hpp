@@ -20,38 +20,39 @@ struct AmxEngine : ScorePanel<float> {
   using Rows = ScaledRows<float, Source>;
   static constexpr int kRows = 32;
   static_assert(kColumns == 32, "a panel is two strips");
-  static constexpr int64_t kStep = planes * kTileBytes;  // one strip's share of 32 values of K
   // Tiles of K per pass: the operands of one pass, 4 strips, are 32 KiB with one plane and 48 KiB (half of them streamed) with three.
   static constexpr int64_t kDepthSteps = planes == 1 ? 8 : 4;
   static constexpr int64_t kPacked = kDepthSteps * kTileDepth;
   static constexpr int64_t kChunkRows = planes == 1 ? 768 : 384;
   static constexpr int64_t kGroup = 8;
 
-  static int64_t steps(int64_t depth) { return (depth + kTileDepth - 1) / kTileDepth; }
+  using Layout = StripLayout<planes>;
+
   static int64_t round_rows(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
   static int64_t slices(int64_t dimensions) { return (dimensions + kColumns - 1) / kColumns; }
+  // `extent` rows or columns of an operand with `depth` values along K.
+  static Layout layout(int64_t extent, int64_t depth) { return {round_rows(extent) / 16, (depth + kTileDepth - 1) / kTileDepth, kDepthSteps}; }
 
-  static int64_t strip_bytes(int64_t depth) { return steps(depth) * kStep; }
-  static int64_t panel_bytes(int64_t dimensions) { return 2 * strip_bytes(dimensions); }
-  static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return round_rows(rows) / 16 * strip_bytes(dimensions); }
+  static int64_t panel_bytes(int64_t dimensions) { return layout(kColumns, dimensions).bytes(); }
+  static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return layout(rows, dimensions).bytes(); }
   static int64_t scores_bytes(int64_t rows) { return round_rows(rows) * kColumns * sizeof(float); }
-  static int64_t slice_bytes(int64_t rows) { return 2 * strip_bytes(rows); }
+  static int64_t slice_bytes(int64_t rows) { return layout(kColumns, rows).bytes(); }
   static int64_t scratch_bytes(int64_t rows, int64_t dimensions, int64_t slices_per_task) {
-    const int64_t documents = kGroup * (2 * strip_bytes(rows) + kColumns * slices(dimensions) * kColumns * static_cast<int64_t>(sizeof(float)));
-    const int64_t queries = (slices_per_task + 1) * 2 * kDepthSteps * kStep;
-    return most(documents, queries);
+    const int64_t sums = kColumns * slices(dimensions) * kColumns * static_cast<int64_t>(sizeof(float));
+    return most(kGroup * (layout(kColumns, rows).bytes() + sums), layout((slices_per_task + 1) * kColumns, kPacked).bytes());
   }
 
   static void pack_panel(const Rows& documents, int64_t dimensions, void* out) {
     for (int64_t half = 0; half < 2; half++)
       pack_rows_strip<planes, true>(documents.data + 16 * half * documents.stride, documents.stride, documents.count - 16 * half, dimensions,
-                                    documents.pack + 16 * half, static_cast<char*>(out) + half * strip_bytes(dimensions));
+                                    documents.pack + 16 * half, layout(kColumns, dimensions), half, static_cast<char*>(out));
   }
 
-  static void pack_queries(const Rows& queries, int64_t first, int64_t dimensions, void* out) {
+  // A block of up to kRows rows of `rows`; `first` is a multiple of kRows.
+  static void pack_queries(const Rows& queries, int64_t first, int64_t rows, int64_t dimensions, void* out) {
     for (int64_t half = 0; half < 2; half++)
       pack_rows_strip<planes, false>(queries.data + 16 * half * queries.stride, queries.stride, queries.count - 16 * half, dimensions,
-                                     queries.pack + 16 * half, static_cast<char*>(out) + (first / 16 + half) * strip_bytes(dimensions));
+                                     queries.pack + 16 * half, layout(rows, dimensions), first / 16 + half, static_cast<char*>(out));
   }
 
   // Panels side by side, pass by pass: one pass over K of all query strips stays in L2 while every panel of the group uses it.
@@ -59,18 +60,17 @@ struct AmxEngine : ScorePanel<float> {
   static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels, int64_t rows,
                      int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
     const TileScope scope;
-    const char* queries = static_cast<const char*>(packed_queries);
-    const int64_t strip = strip_bytes(dimensions), total = steps(dimensions);
+    const Layout a_layout = layout(rows, dimensions), b_layout = layout(kColumns, dimensions);
     for (int64_t first = 0; first < panels; first += kGroup) {
-      for (int64_t k = 0; k < total; k += kDepthSteps) {
-        const int64_t now = least(kDepthSteps, total - k);
+      for (int64_t k = 0; k < a_layout.total; k += kDepthSteps) {
+        const int64_t now = a_layout.steps(k);
         for (int64_t panel = first; panel < least(first + kGroup, panels); panel++) {
-          const char* b = static_cast<const char*>(packed_panels) + panel * packed_stride + k * kStep;
+          const char* b = static_cast<const char*>(packed_panels) + panel * packed_stride + b_layout.at(0, k);
           float* s = reinterpret_cast<float*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
-            const char* a = queries + r / 16 * strip + k * kStep;
-            multiply_strips<planes>(a, a + strip, b, b + strip, now, s + r * kColumns, kColumns, k > 0);
-            if (k + now == total) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
+            const char* a = static_cast<const char*>(packed_queries) + a_layout.at(r / 16, k);
+            multiply_strips<planes>(a, b, now, s + r * kColumns, kColumns, k > 0);
+            if (k + now == a_layout.total) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
           }
         }
       }
@@ -78,30 +78,29 @@ struct AmxEngine : ScorePanel<float> {
   }
 
   static void pack_query_slice(const Rows& queries, int64_t slice, int64_t dimensions, void* out) {
-    pack_columns_strips<planes>(queries.data, queries.stride, queries.count, slice * kColumns, dimensions, queries.pack, 2,
-                                strip_bytes(queries.count), static_cast<char*>(out));
+    pack_columns_strips<planes>(queries.data, queries.stride, queries.count, slice * kColumns, dimensions, queries.pack,
+                                layout(kColumns, queries.count), static_cast<char*>(out));
   }
 
-  // As in scores: the query slices pass once for a group of panels. `out` is [panels * 32, D], `count` rows of it are wanted.
+  // As in scores: the query slices pass once for a group of panels. `out` is [count, D], the rows of consecutive panels.
   static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices, int64_t slice_stride,
                                    const Rows& queries, int64_t count, int64_t dimensions, void* scratch, float* out, bool accumulate) {
     const TileScope scope;
-    const int64_t strip = strip_bytes(queries.count), total = steps(queries.count), width = slices(dimensions) * kColumns;
+    const Layout layout = AmxEngine::layout(kColumns, queries.count);
+    const int64_t width = slices(dimensions) * kColumns;
+    char* a = static_cast<char*>(scratch);
+    float* sum = reinterpret_cast<float*>(a + kGroup * layout.bytes());
     for (int64_t first = 0; first < count; first += kGroup * kColumns) {
       const int64_t panels = (least(kGroup * kColumns, count - first) + kColumns - 1) / kColumns;
-      char* a = static_cast<char*>(scratch);
-      float* sum = reinterpret_cast<float*>(a + kGroup * 2 * strip);
       for (int64_t panel = 0; panel < panels; panel++)
         pack_transposed_coefficients(reinterpret_cast<const float*>(coefficients + (first / kColumns + panel) * panel_stride), queries,
-                                     a + panel * 2 * strip);
-      for (int64_t k = 0; k < total; k += kDepthSteps) {
-        const int64_t now = least(kDepthSteps, total - k);
+                                     layout, a + panel * layout.bytes());
+      for (int64_t k = 0; k < layout.total; k += kDepthSteps) {
         for (int64_t d = 0; d < width; d += kColumns) {
-          const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + k * kStep;
-          for (int64_t panel = 0; panel < panels; panel++) {
-            const char* rows = a + panel * 2 * strip + k * kStep;
-            multiply_strips<planes>(rows, rows + strip, b, b + strip, now, sum + panel * kColumns * width + d, width, k > 0);
-          }
+          const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + layout.at(0, k);
+          for (int64_t panel = 0; panel < panels; panel++)
+            multiply_strips<planes>(a + panel * layout.bytes() + layout.at(0, k), b, layout.steps(k), sum + panel * kColumns * width + d,
+                                    width, k > 0);
         }
       }
       for (int64_t j = first; j < least(first + kGroup * kColumns, count); j++)
@@ -112,26 +111,25 @@ struct AmxEngine : ScorePanel<float> {
   static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows, int64_t first_slice,
                                  int64_t last_slice, int64_t dimensions, void* scratch, float* out, bool accumulate) {
     const TileScope scope;
-    constexpr int64_t strip = kDepthSteps * kStep;
-    const int64_t total = steps(documents.count);
+    const Layout a_layout = layout(kRows, documents.count), b_layout = layout((last_slice - first_slice) * kColumns, documents.count);
     char* a = static_cast<char*>(scratch);
-    char* b = a + 2 * strip;
+    char* b = a + a_layout.bytes();
     pack_columns_strips<planes>(documents.data, documents.stride, documents.count, first_slice * kColumns, dimensions, documents.pack,
-                                2 * (last_slice - first_slice), strip, b);
+                                b_layout, b);
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t present = least<int64_t>(kRows, rows - r);
-      for (int64_t k = 0; k < total; k++)
+      for (int64_t k = 0; k < a_layout.total; k++)
         pack_coefficients(reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + k * panel_stride) + r * kColumns,
-                          documents.coefficient + k * kColumns, documents.count - k * kColumns, a + k * kStep, a + strip + k * kStep);
+                          documents.coefficient + k * kColumns, documents.count - k * kColumns, a + a_layout.at(0, k), a + a_layout.at(1, k));
       for (int64_t slice = first_slice; slice < last_slice; slice++) {
-        const char* columns = b + (slice - first_slice) * 2 * strip;
+        const char* columns = b + b_layout.at(2 * (slice - first_slice), 0);
         float* tile = out + r * dimensions + slice * kColumns;
         const int64_t width = least<int64_t>(kColumns, dimensions - slice * kColumns);
         if (present == kRows && width == kColumns) {
-          multiply_strips<planes>(a, a + strip, columns, columns + strip, total, tile, dimensions, accumulate);
+          multiply_strips<planes>(a, columns, a_layout.total, tile, dimensions, accumulate);
         } else {
           alignas(64) float edge[kRows * kColumns];
-          multiply_strips<planes>(a, a + strip, columns, columns + strip, total, edge, kColumns, false);
+          multiply_strips<planes>(a, columns, a_layout.total, edge, kColumns, false);
           write_tile<float>(edge, tile, dimensions, static_cast<int>(present), width, accumulate);
         }
       }
@@ -152,9 +150,8 @@ struct AmxEngine : ScorePanel<float> {
   }
 
   // One panel's coefficients, transposed (rows are K), to two A strips of 16 documents.
-  static void pack_transposed_coefficients(const float* c, const Rows& queries, char* a) {
-    const int64_t strip = strip_bytes(queries.count);
-    for (int64_t r = 0; r < queries.count; r += kTileDepth, a += kStep) {
+  static void pack_transposed_coefficients(const float* c, const Rows& queries, const Layout& layout, char* a) {
+    for (int64_t r = 0; r < queries.count; r += kTileDepth) {
       for (int64_t half = 0; half < 2; half++) {
         __m512i tile[planes][16];
 #pragma GCC unroll 16
@@ -169,7 +166,7 @@ struct AmxEngine : ScorePanel<float> {
         }
         for (int plane = 0; plane < planes; plane++) {
           transpose_words(tile[plane]);
-          for (int i = 0; i < 16; i++) _mm512_store_si512(a + half * strip + plane * kTileBytes + i * 64, tile[plane][i]);
+          for (int i = 0; i < 16; i++) _mm512_store_si512(a + layout.at(half, r / kTileDepth) + plane * kTileBytes + i * 64, tile[plane][i]);
         }
       }
     }

@@ -48,12 +48,6 @@ __attribute__((noinline)) void multiply(const T* a, int64_t a_row, int64_t a_k, 
     for (int v = 0; v < kVectors; v++) store<T>(out + i * Tile<T>::kColumns + v * kLanes, acc[i][v]);
 }
 
-// Asks for the lines that add_to will touch; a whole tile's multiplication hides the wait.
-SIMTILE_INLINE void prefetch_rows(const void* first, int64_t row_bytes, int rows, int64_t bytes) {
-  for (int i = 0; i < rows; i++)
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(first) + i * row_bytes + at, 1);
-}
-
 template <typename T>
 SIMTILE_INLINE void write_tile_row(const T* tile, T* out, int64_t columns, bool accumulate) {
   constexpr int kLanes = Simd<T>::kLanes;

@@ -46,7 +46,7 @@ struct FloatEngine : ScorePanel<T> {
   }
 
   // A block of up to kRows rows; `first` is a multiple of kRows.
-  static void pack_queries(const Rows& queries, int64_t first, int64_t dimensions, void* out) {
+  static void pack_queries(const Rows& queries, int64_t first, int64_t, int64_t dimensions, void* out) {
     pack_transposed<T>(queries.data, queries.stride, static_cast<int>(queries.count), dimensions, queries.pack, kRows,
                        static_cast<T*>(out) + first * dimensions);
   }
@@ -93,7 +93,7 @@ struct FloatEngine : ScorePanel<T> {
         for (int64_t m = 0; m < least<int64_t>(kColumns, count - first); m += kDocumentRows) {
           T* at = out + (first + m) * dimensions + d;
           const int stored = static_cast<int>(least<int64_t>(kDocumentRows, count - first - m));
-          if (accumulate) prefetch_rows(at, dimensions * sizeof(T), stored, columns * sizeof(T));
+          if (accumulate) prefetch_block(at, dimensions * sizeof(T), stored, columns * sizeof(T));
           alignas(64) T tile[kDocumentRows * kColumns];
           multiply<kDocumentRows, T>(c + m, 1, kColumns, reinterpret_cast<const T*>(slice), queries.count, false, tile);
           write_tile<T>(tile, at, dimensions, stored, columns, accumulate);
