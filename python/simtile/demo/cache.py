@@ -7,6 +7,7 @@ Its key is a hash of the model's weights and of every text; whatever does not ma
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def load(
         The file is damaged, or holds something else than its name says.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # by way of memory: np.load leaves the file of a damaged archive open
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             found_key = str(archive["key"])
             sides = (archive["queries"], archive["documents"])
     except FileNotFoundError:

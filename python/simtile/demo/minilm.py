@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -62,11 +63,10 @@ def load_model(folder: Path) -> Any:
     """The model as a ``SentenceTransformer`` on the CPU; nothing is asked of the network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return SentenceTransformer(str(folder), device="cpu")
+    # by name: type checking must not depend on the optional packages being there
+    sentence_transformers = importlib.import_module("sentence_transformers")
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    return sentence_transformers.SentenceTransformer(str(folder), device="cpu")
 
 
 def embed(

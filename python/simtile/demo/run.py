@@ -42,7 +42,7 @@ def run_demo(options: Options, console: Console | None = None) -> int:
     if notice:
         console.print(notice, style="yellow")
     if options.quick:
-        console.print("quick run: small sizes, the numbers mean little", style="yellow")
+        console.print("quick run: small sizes, so the numbers mean little", style="yellow")
 
     corpus = load_corpus()
     before, after = train(console, corpus, options)
@@ -88,13 +88,13 @@ def train(console: Console, corpus: Corpus, options: Options) -> tuple[Ranks, Ra
     queries = corpus.queries[held_out]
     before = ranks(queries, corpus.documents, held_out)
     after = ranks(queries @ weight, corpus.documents, held_out)
-    console.print(show.recall_table(before, after))
-    console.print(
+    show.print_table(
+        console,
+        show.recall_table(before, after),
         f"{len(held_out)} held-out queries, each against all {len(corpus.pairs):,} documents. "
         "Before: MiniLM as it is. ±: one standard error of the paired difference. "
         f"{(after < before).sum()} queries found their document earlier than before, "
         f"{(after > before).sum()} later.",
-        style="dim",
     )
     show_example(console, corpus, held_out, before, after)
     return before, after
@@ -110,8 +110,9 @@ def show_example(
         return
     pair = corpus.pairs[int(held_out[best])]
     console.print(f"The furthest climb: from place {before[best] + 1} to place 1 ({pair.source})")
-    console.print(Text(f"  query     {show.shorten(pair.query, 85)}", style="dim"))
-    console.print(Text(f"  document  {show.shorten(pair.document, 85)}", style="dim"))
+    for name, text in (("query", pair.query), ("document", pair.document)):
+        line = Text(f"  {name:<9} {text}", style="dim")
+        console.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def compare_steps(
@@ -154,14 +155,14 @@ def compare_steps(
         columns.append("simtile is")
         rows[0] += (show.compared(plain.seconds, fused.seconds, "faster", "slower"),)
         rows[1] += (show.compared(plain.memory, fused.memory, "smaller", "larger"),)
-    console.print(show.table("InfoNCE: the loss and both gradients", columns, rows))
     inputs = 2 * 4 * pairs * step.DIM
-    console.print(
+    show.print_table(
+        console,
+        show.table("InfoNCE: the loss and both gradients", columns, rows),
         f"{pairs:,} random pairs, {step.DIM} dimensions, float32, normalised; "
         f"{show.counted(threads, 'thread')} each, each in a process of its own, one run. Memory: "
         f"beyond the inputs ({show.megabytes(inputs)}), gradients included. NumPy keeps the "
         f"{pairs:,}×{pairs:,} matrix ({show.megabytes(4 * pairs * pairs)}), simtile tiles of it.",
-        style="dim",
     )
     if fused is None:
         return plain, fused, f"the step with simtile {failures['simtile']}"
@@ -177,8 +178,8 @@ def agreement(console: Console, plain: step.StepResult | None, fused: step.StepR
     loss = abs(fused.loss - plain.loss) / max(abs(plain.loss), 1e-30)
     gradient = step.largest_difference(fused, plain)
     console.print(
-        f"Same result: the losses differ by {loss:.0e} of their value, the gradients by at most "
-        f"{gradient:.0e} of the largest ({len(plain.rows)} rows compared).",
+        f"Same result: the losses agree to {max(loss, 1e-7):.0e} of their value, the gradients to "
+        f"{max(gradient, 1e-7):.0e} of the largest ({len(plain.rows)} rows compared).",
         style="dim",
     )
     if not (loss <= LOSS_TOLERANCE and gradient <= GRADIENT_TOLERANCE):

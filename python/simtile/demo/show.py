@@ -69,7 +69,13 @@ def section(console: Console, number: int, title: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and the others numbers; the last column stands out."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    made = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
     for number, column in enumerate(columns):
         made.add_column(
             column,
@@ -80,6 +86,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def print_table(console: Console, made: Table, note: str) -> None:
+    """The table, and under it what its numbers were measured on."""
+    console.print(made)
+    console.print()
+    console.print(note, style="dim")
 
 
 def recall_table(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> Table:
@@ -153,7 +166,3 @@ def compared(other: float, ours: float, better: str, worse: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def shorten(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"

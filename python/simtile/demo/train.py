@@ -45,7 +45,7 @@ def run_training(options: Options, corpus: Path | None, console: Console | None 
     if notice:
         console.print(notice, style="yellow")
     if options.quick:
-        console.print("quick run: few pairs and steps, the numbers mean little", style="yellow")
+        console.print("quick run: few pairs and steps, so the numbers mean little", style="yellow")
     import torch
 
     threads = options.threads or int(simtile.cpu_info()["threads"])
@@ -131,13 +131,13 @@ def train_and_time(
     targets = texts.targets[held_out]
     before = head.Head(q.shape[1]).ranks(q[held_out], d, targets)
     after = trained.head.ranks(q[held_out], d, targets)
-    console.print(show.recall_table(before, after))
-    console.print(
+    show.print_table(
+        console,
+        show.recall_table(before, after),
         f"{len(held_out):,} held-out queries, each against all {len(texts.documents):,} documents. "
         "Before: MiniLM as it is. After: a matrix on each side and the temperature, trained on "
         f"{len(training):,} pairs; step {trained.step} of {steps} was the best on "
         f"{len(validation):,} further pairs. ±: one standard error of the paired difference.",
-        style="dim",
     )
 
     show.section(console, 3, "The same loss beside eager PyTorch")
@@ -182,14 +182,14 @@ def show_timings(console: Console, timings: dict[str, head.Timing], dim: int, th
         for name, timing in timings.items()
     ]
     columns = ("queries × documents", "eager PyTorch", "simtile", "simtile is")
-    console.print(show.table("Loss, forward and backward", columns, rows))
     rounds = " and ".join(str(timing.rounds) for timing in timings.values())
     worst = max(timing.difference for timing in timings.values())
-    console.print(
+    show.print_table(
+        console,
+        show.table("Loss, forward and backward", columns, rows),
         f"{dim} dimensions, float32, {show.counted(threads, 'thread')} each, in turns; medians of "
-        f"{rounds} rounds. Eager: F.normalize, matmul, F.cross_entropy. The gradients differ by at "
-        f"most {worst:.0e} of the largest.",
-        style="dim",
+        f"{rounds} rounds. Eager: F.normalize, matmul, F.cross_entropy. The gradients agree to "
+        f"{max(worst, 1e-7):.0e} of the largest.",
     )
 
 

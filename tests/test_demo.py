@@ -1,0 +1,484 @@
+"""The demo: its corpus, its measures, and whole runs at small sizes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import simtile
+from simtile import cli
+from simtile.demo import adapter, corpus, docstrings, jsonl, machine, retrieval, run, step
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return corpus.load_corpus()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the corpus to damage."""
+    return Path(shutil.copytree(corpus.DATA, tmp_path / "data"))
+
+
+def sign(folder, name):
+    """Make the manifest accept a file's present content."""
+    path = folder / corpus.MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    manifest["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+class TestCorpus:
+    def test_size_and_licence(self):
+        assert sum(file.stat().st_size for file in corpus.DATA.iterdir()) < 3_000_000
+        licence = (corpus.DATA / corpus.LICENCE_FILE).read_text()
+        assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in licence
+        assert "PSF License Agreement" in (corpus.DATA / "README.md").read_text()
+
+    def test_contents(self, shipped):
+        assert 1900 <= len(shipped.pairs) <= 2200
+        assert shipped.queries.shape == shipped.documents.shape == (len(shipped.pairs), 384)
+        assert shipped.queries.dtype == shipped.documents.dtype == np.float32
+        for side in (shipped.queries, shipped.documents):
+            np.testing.assert_allclose(np.linalg.norm(side, axis=1), 1, atol=1e-6)
+        assert len({pair.document for pair in shipped.pairs}) == len(shipped.pairs)
+
+    def test_embeddings_belong_to_their_texts(self, shipped):
+        targets = np.arange(len(shipped.pairs))
+        found = retrieval.ranks(shipped.queries, shipped.documents, targets)
+        assert retrieval.recall_at(10, found) > 0.6
+        shifted = retrieval.ranks(shipped.queries, np.roll(shipped.documents, 1000, 0), targets)
+        assert retrieval.recall_at(10, shifted) < 0.1
+
+    def test_texts_keep_the_rules(self, shipped):
+        # clean() drops nothing of what clean() made
+        assert docstrings.clean(shipped.pairs, document_words=12) == shipped.pairs
+
+    @pytest.mark.parametrize(
+        "name", [corpus.PAIRS_FILE, corpus.EMBEDDINGS_FILE, corpus.LICENCE_FILE]
+    )
+    def test_one_changed_byte_is_found(self, folder, name):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(corpus.CorpusError, match=rf"{name}: SHA-256 .*reinstall simtile"):
+            corpus.load_corpus(folder)
+
+    @pytest.mark.parametrize("name", [corpus.MANIFEST_FILE, corpus.PAIRS_FILE])
+    def test_missing_file(self, folder, name):
+        (folder / name).unlink()
+        with pytest.raises(corpus.CorpusError, match=f"{name}: cannot be read"):
+            corpus.load_corpus(folder)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "pairs": "x"}'])
+    def test_bad_manifest(self, folder, text):
+        (folder / corpus.MANIFEST_FILE).write_text(text)
+        with pytest.raises(corpus.CorpusError, match="not a corpus manifest"):
+            corpus.load_corpus(folder)
+
+    def test_unknown_format(self, folder):
+        path = folder / corpus.MANIFEST_FILE
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+        with pytest.raises(corpus.CorpusError, match="format 2, expected 1"):
+            corpus.load_corpus(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"query_codes": np.zeros((3, 384), np.int8)}, r"query_codes is int8 \[3, 384\]"),
+            ({"document_codes": np.zeros((2079, 384), np.int16)}, "document_codes is int16"),
+            ({"query_scales": np.zeros(2079, np.float32)}, "query_scales are not all positive"),
+            ({"query_scales": np.full(2079, np.nan, np.float32)}, "query_scales are not all"),
+            ({"query_scales": None}, "the array query_scales is missing"),
+        ],
+    )
+    def test_wrong_arrays(self, folder, change, message):
+        path = folder / corpus.EMBEDDINGS_FILE
+        with np.load(path) as archive:
+            arrays = {**archive, **change}
+        np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        sign(folder, path.name)
+        with pytest.raises(corpus.CorpusError, match=message):
+            corpus.load_corpus(folder)
+
+    def test_no_pickle(self, folder):
+        path = folder / corpus.EMBEDDINGS_FILE
+        np.savez(path, query_codes=np.array([{}], dtype=object))
+        sign(folder, path.name)
+        with pytest.raises(corpus.CorpusError, match=r"not a readable \.npz file"):
+            corpus.load_corpus(folder)
+
+    def test_int8_round_trip(self):
+        x = np.random.default_rng(0).standard_normal((50, 33)).astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        x[3] = 0
+        codes, scales = corpus.encode_int8(x)
+        assert codes.dtype == np.int8
+        assert np.abs(codes[:3]).max(axis=1).tolist() == [127] * 3
+        # half a step each way, and what the length of the rounded vector is off by
+        np.testing.assert_allclose(corpus.decode_int8(codes, scales), x, atol=scales.max())
+
+
+class TestRetrieval:
+    def test_ranks_and_recall(self):
+        documents = np.array([[1, 0], [0, 1], [1, 1], [-1, 0]], np.float32)
+        queries = np.array([[2, 0.1], [2, 0.1], [2, 0.1], [2, 0.1]], np.float32)
+        found = retrieval.ranks(queries, documents, np.array([0, 1, 2, 3]))
+        assert found.tolist() == [0, 2, 1, 3]
+        assert retrieval.recall_at(1, found) == 0.25
+        assert retrieval.recall_at(3, found) == 0.75
+
+    def test_ties_go_to_the_lower_id(self):
+        documents = np.ones((5, 3), np.float32)
+        found = retrieval.ranks(np.ones((5, 3), np.float32), documents, np.arange(5))
+        assert found.tolist() == [0, 1, 2, 3, 4]
+
+    def test_nan_is_no_success(self):
+        documents = np.eye(4, dtype=np.float32)
+        queries = np.eye(4, dtype=np.float32)
+        queries[2] = np.nan
+        assert retrieval.ranks(queries, documents, np.arange(4)).tolist() == [0, 0, 3, 0]
+
+    def test_blocks_agree(self):
+        generator = np.random.default_rng(0)
+        queries, documents = generator.standard_normal((2, 57, 5)).astype(np.float32)
+        targets = generator.integers(0, 57, 57)
+        whole = retrieval.ranks(queries, documents, targets)
+        assert retrieval.ranks(queries, documents, targets, block=10).tolist() == whole.tolist()
+
+    def test_paired_standard_error(self):
+        before = np.array([0, 0, 1, 1], bool)
+        after = np.array([1, 0, 1, 1], bool)
+        # differences 1 0 0 0: standard deviation 0.5, over the root of 4
+        assert retrieval.paired_standard_error(before, after) == pytest.approx(0.25)
+        assert np.isnan(retrieval.paired_standard_error(before[:1], after[:1]))
+
+
+class TestAdapter:
+    def test_first_adam_step_is_the_learning_rate(self):
+        parameter = np.zeros(3, np.float32)
+        adapter.Adam(parameter, 0.1).step(np.array([5, -0.01, 0], np.float32))
+        np.testing.assert_allclose(parameter, [-0.1, 0.1, 0], atol=1e-5)
+
+    def test_adam_finds_a_minimum(self):
+        parameter = np.array([3.0, -2.0], np.float32)
+        optimizer = adapter.Adam(parameter, 0.05)
+        for _ in range(500):
+            optimizer.step(2 * (parameter - np.array([1, 1], np.float32)))
+        np.testing.assert_allclose(parameter, 1, atol=1e-2)
+
+    def test_split_is_a_partition(self):
+        training, held_out = adapter.split(100, 30, seed=0)
+        assert len(held_out) == 30
+        assert sorted([*training, *held_out]) == list(range(100))
+        assert adapter.split(100, 30, seed=0)[1].tolist() == held_out.tolist()
+        assert adapter.split(100, 30, seed=1)[1].tolist() != held_out.tolist()
+
+    def test_training_learns_a_rotation(self):
+        generator = np.random.default_rng(0)
+        documents = generator.standard_normal((200, 16)).astype(np.float32)
+        rotation, _ = np.linalg.qr(generator.standard_normal((16, 16)))
+        queries = (documents @ rotation).astype(np.float32)
+        seen = []
+        weight, losses = adapter.train_adapter(
+            queries[:150],
+            documents[:150],
+            steps=200,
+            learning_rate=2e-2,
+            threads=1,
+            on_step=lambda number, loss: seen.append((number, loss)),
+        )
+        assert seen == list(enumerate(losses, 1))
+        assert losses[-1] < 0.1 * losses[0]
+        targets = np.arange(150, 200)
+        assert retrieval.recall_at(1, retrieval.ranks(queries[150:], documents, targets)) < 0.2
+        assert (
+            retrieval.recall_at(1, retrieval.ranks(queries[150:] @ weight, documents, targets))
+            > 0.8
+        )
+
+    @pytest.mark.slow
+    def test_demo_settings_improve_held_out_recall(self, shipped):
+        training, held_out = adapter.split(len(shipped.pairs), adapter.HELD_OUT, seed=0)
+        weight, _ = adapter.train_adapter(shipped.queries[training], shipped.documents[training])
+        queries = shipped.queries[held_out]
+        before = retrieval.ranks(queries, shipped.documents, held_out)
+        after = retrieval.ranks(queries @ weight, shipped.documents, held_out)
+        assert retrieval.recall_at(10, after) > retrieval.recall_at(10, before) + 0.02
+
+
+class TestStep:
+    def test_numpy_step_is_the_same_loss(self):
+        queries, documents = step.make_inputs(37, 11, seed=1)
+        loss, *gradients = step.numpy_step(queries, documents, 0.05)
+        expected, *expected_gradients = simtile.info_nce_grad(
+            queries.astype(np.float64), documents.astype(np.float64), temperature=0.05
+        )
+        assert loss == pytest.approx(expected, rel=1e-5)
+        for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(gradient, wanted, atol=2e-5 * np.abs(wanted).max())
+
+    def test_processes_agree_and_only_one_needs_the_matrix(self):
+        pairs = 4096
+        options = {"pairs": pairs, "dim": 64, "seed": 0, "threads": 2}
+        plain = step.run_step("numpy", **options)
+        fused = step.run_step("simtile", **options)
+        assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
+        assert fused.rows.shape == (2 * step.SAMPLED_ROWS, 64)
+        assert step.largest_difference(fused, plain) < 1e-4
+        matrix = 4 * pairs * pairs
+        assert matrix < plain.memory < step.numpy_step_bytes(pairs, 64) + 20e6
+        assert fused.memory < matrix / 2
+
+    def test_difference_sees_a_wrong_gradient(self):
+        rows = np.ones((4, 3), np.float32)
+        right = step.StepResult(1, 1, 1, rows)
+        wrong = step.StepResult(1, 1, 1, rows * np.float32(1.01))
+        assert step.largest_difference(right, right) == 0
+        assert step.largest_difference(wrong, right) == pytest.approx(0.01, rel=1e-3)
+
+    def test_failures_say_why(self, monkeypatch):
+        options = {"dim": 8, "seed": 0, "threads": 1}
+        with pytest.raises(step.StepFailed, match="invalid choice: 'torch'"):
+            step.run_step("torch", pairs=8, **options)
+        monkeypatch.setattr(step, "TIMEOUT_S", 0.01)
+        with pytest.raises(step.StepFailed, match="did not finish"):
+            step.run_step("numpy", pairs=8, **options)
+
+    def test_killed_process(self, monkeypatch):
+        command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+        run = subprocess.run
+        monkeypatch.setattr(step.subprocess, "run", lambda _, **options: run(command, **options))
+        with pytest.raises(step.StepFailed, match="ended by signal 9"):
+            step.run_step("numpy", pairs=8, dim=8, seed=0, threads=1)
+
+
+class TestMemory:
+    @pytest.fixture
+    def cgroup(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            machine, "CGROUP_FILES", ((tmp_path, "memory.max", "memory.current", "inactive_file"),)
+        )
+        (tmp_path / "memory.current").write_text("900000\n")
+        (tmp_path / "memory.stat").write_text("anon 700000\ninactive_file 200000\n")
+        return tmp_path
+
+    def test_cgroup_limit_without_its_file_cache(self, cgroup):
+        (cgroup / "memory.max").write_text("1000000\n")
+        assert machine.available_memory() == 300_000
+
+    def test_no_cgroup_limit(self, cgroup):
+        (cgroup / "memory.max").write_text("max\n")
+        available = machine.available_memory()
+        assert available is None or available > 10_000_000
+
+    def test_the_plain_step_is_not_tried_where_it_cannot_fit(self, monkeypatch):
+        monkeypatch.setattr(machine, "available_memory", lambda: 1_000_000_000)
+        reason = run.does_not_fit(step.PAIRS)
+        assert reason == "needs 1.3 GB; this machine has 1.0 GB free; not run"
+        monkeypatch.setattr(machine, "available_memory", lambda: 10_000_000_000)
+        assert run.does_not_fit(step.PAIRS) == ""
+        monkeypatch.setattr(machine, "available_memory", lambda: None)
+        assert run.does_not_fit(step.PAIRS) == ""
+
+
+class TestWholeRun:
+    """`simtile demo` at small settings, with torch hidden."""
+
+    def demo(self, *arguments, monkeypatch=None, capsys=None):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        status = cli.main(["demo", "--quick", *map(str, arguments)])
+        return status, capsys.readouterr().out
+
+    def test_everything_is_shown(self, tmp_path, monkeypatch, capsys):
+        status, shown = self.demo(
+            "--output", tmp_path / "new", "--threads", 2, monkeypatch=monkeypatch, capsys=capsys
+        )
+        assert status == 0
+        first, rest = shown.split("\n", 1)
+        assert first.startswith(f"simtile {simtile.__version__} · {simtile.cpu_info()['level']}")
+        assert "2 threads (from --threads) · no torch found" in first
+        for text in ("quick run", "recall@1 ", "recall@10", "plain NumPy", "Same result", "Done:"):
+            assert text in rest
+        image = (tmp_path / "new" / run.PLOT).read_bytes()
+        assert image.startswith(b"\x89PNG")
+        assert len(image) > 10_000
+
+    def test_without_room_for_the_plain_step(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(machine, "available_memory", lambda: 1_000_000)
+        status, shown = self.demo("--output", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 0
+        assert "plain NumPy: needs 0.0 GB; this machine has 0.0 GB free" in shown
+        assert "plain NumPy did not run" in " ".join(shown.split())
+        assert (tmp_path / run.PLOT).exists()
+
+    def test_disagreement_fails(self, tmp_path, monkeypatch, capsys):
+        measured = step.run_step
+
+        def wrong(method, **options):
+            result = measured(method, **options)
+            scale = np.float32(1.01 if method == "simtile" else 1)
+            return dataclasses.replace(result, rows=scale * result.rows)
+
+        monkeypatch.setattr(step, "run_step", wrong)
+        status, shown = self.demo("--output", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 1
+        assert "FAILED: the two steps do not agree" in shown
+        assert "Done" not in shown
+
+    def test_failing_step_fails(self, tmp_path, monkeypatch, capsys):
+        def fail(method, **options):
+            raise step.StepFailed("was ended by signal 9")
+
+        monkeypatch.setattr(step, "run_step", fail)
+        status, shown = self.demo("--output", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 1
+        assert "FAILED: the step with simtile was ended by signal 9" in shown
+
+    def test_folder_that_cannot_be_written(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir("/proc")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        status, shown = self.demo(monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 0
+        assert "/proc is not writable: the plot goes to" in shown
+        assert len(list(tmp_path.glob(f"simtile-*/{run.PLOT}"))) == 1
+
+    @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+    def test_narrow_windows_and_plain_encodings(self, tmp_path, encoding):
+        done = subprocess.run(
+            [sys.executable, "-m", "simtile.cli", "demo", "--quick", "--output", str(tmp_path)],
+            env={**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=True,
+        )
+        lines = done.stdout.decode(encoding).splitlines()
+        assert lines[-1].strip()
+        # the plot's path is kept whole, so that it can be copied
+        assert max(len(line) for line in lines if not line.startswith("Plot: ")) <= 40
+        assert done.stderr == b""
+
+
+class TestDocstrings:
+    def write(self, tmp_path):
+        (tmp_path / "b.py").write_text(
+            textwrap.dedent(
+                '''
+                """Only one paragraph in this docstring."""
+                class Thing:
+                    """Hold a   thing
+                    of some kind.
+
+                    The thing is held until
+                    it is let go of, and not a moment longer.
+
+                    Second paragraph.
+                    """
+                async def wait(): "Wait for a thing.\\n\\nNobody knows for how long, but some."
+                '''
+            )
+        )
+        (tmp_path / "a.py").write_text("def broken(:")
+        (tmp_path / "test").mkdir()
+        (tmp_path / "test" / "c.py").write_text('"""Not for us.\n\nThis is a test."""')
+        return list(docstrings.docstring_pairs(tmp_path))
+
+    def test_extraction(self, tmp_path):
+        assert self.write(tmp_path) == [
+            docstrings.Pair(
+                "Hold a thing of some kind.",
+                "The thing is held until it is let go of, and not a moment longer. "
+                "Second paragraph.",
+                "b.py:Thing",
+            ),
+            docstrings.Pair(
+                "Wait for a thing.", "Nobody knows for how long, but some.", "b.py:wait"
+            ),
+        ]
+
+    def test_progress_counts_every_file(self, tmp_path):
+        self.write(tmp_path)
+        calls = []
+        list(docstrings.docstring_pairs(tmp_path, lambda done, total: calls.append((done, total))))
+        assert calls == [(1, 2), (2, 2)]
+
+    def test_clean(self):
+        good = docstrings.Pair("Open the file at a path.", "It is opened for reading, as text " * 2)
+        document = "A different document about closing files, and what then happens."
+        dropped = [
+            docstrings.Pair("Short one", document),
+            docstrings.Pair("x" * 301 + " and two words", document),
+            docstrings.Pair("OPEN the file at a path!", document),  # the query again
+            docstrings.Pair(
+                "Open another file there.", good.document.upper()
+            ),  # the document again
+            docstrings.Pair("Close the file at a path.", "Too short."),
+            docstrings.Pair("Close the file at a path.", ">>> close(file) or do_something_else()"),
+        ]
+        assert docstrings.clean([good, *dropped]) == [good]
+
+    def test_long_documents_end_at_a_word(self):
+        pair = docstrings.Pair("A query of some words.", "word " * 400)
+        (kept,) = docstrings.clean([pair])
+        assert len(kept.document) <= docstrings.DOCUMENT_CUT
+        assert kept.document.endswith("word")
+
+    def test_near_duplicates(self):
+        words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+        first = docstrings.Pair("what is first", " ".join(words))
+        near = docstrings.Pair("something else entirely", " ".join([*words, "eleven"]))  # 10 / 11
+        far = docstrings.Pair("yet another question", " ".join([*words[:7], "a", "b", "c"]))  # 7/13
+        assert docstrings.drop_near_duplicates([first, near, far]) == [first, far]
+
+
+GOOD = b'{"query": "q", "document": "d"}\n'
+
+
+class TestJsonLines:
+    def read(self, tmp_path, content):
+        path = tmp_path / "pairs.jsonl"
+        path.write_bytes(content)
+        return path, jsonl.read_pairs(path)
+
+    def test_good(self, tmp_path):
+        lines = (
+            '\ufeff{"query": "q\u00e9", "document": "d", "more": 1}\r\n\n'.encode() + GOOD.strip()
+        )
+        _, pairs = self.read(tmp_path, lines)
+        assert pairs == [jsonl.Pair("q\u00e9", "d"), jsonl.Pair("q", "d")]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (b"query: q", r"not JSON \(Expecting value, column 1\)"),
+            (b'{"query": "q", "document": "d"', "not JSON"),
+            (b"[" * 100_000, "not JSON"),
+            (b'["q", "d"]', "found a JSON array, expected an object"),
+            (b"null", "found a JSON null"),
+            (b'{"query": "q"}', r'the key "document" is missing \(found: query\)'),
+            (b"{}", r'"query" is missing \(found: no keys\)'),
+            (b'{"query": 3, "document": "d"}', '"query" is a JSON number, expected a string'),
+            (b'{"query": true, "document": "d"}', '"query" is a JSON boolean'),
+            (b'{"query": "q", "document": ["d"]}', '"document" is a JSON array'),
+            (b'{"query": "q", "document": " \\n "}', '"document" is empty'),
+            (b'{"query": "q", "document": "\xff"}', "byte 29 of the line is not UTF-8"),
+            (b'{"query": "q", "document": "\\ud800"}', "lone surrogate"),
+        ],
+    )
+    def test_bad_line(self, tmp_path, line, message):
+        with pytest.raises(jsonl.CorpusError, match=message) as caught:
+            self.read(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD)
+        assert str(caught.value).startswith(f"{tmp_path / 'pairs.jsonl'}:3: ")
+
+    def test_no_file(self, tmp_path):
+        with pytest.raises(jsonl.CorpusError, match=r"none\.jsonl: cannot be read \(No such file"):
+            jsonl.read_pairs(tmp_path / "none.jsonl")
