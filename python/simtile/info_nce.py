@@ -1,0 +1,463 @@
+"""InfoNCE: the contrastive loss of text-embedding training without the matrix of similarities.
+
+The definition is `reference/info_nce.py`; the kernel and its story are in `kernels/info_nce/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _core, _inputs
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+
+# Arguments of the signature that the kernels do not serve yet; None is their default.
+_LATER = (
+    "bias",
+    "guide",
+    "false_negative_margin",
+    "hardness",
+    "matryoshka_dims",
+    "matryoshka_weights",
+)
+
+
+def info_nce(
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    negatives: torch.Tensor | None = None,
+    *,
+    temperature: float | torch.Tensor = 0.05,
+    bias: None = None,
+    normalize: bool = True,
+    targets: torch.Tensor | Sequence[int] | None = None,
+    directions: Sequence[str] = ("query_to_doc",),
+    partition: Literal["joint", "per_direction"] = "joint",
+    negatives_scope: Literal["all", "own"] = "all",
+    query_ids: torch.Tensor | Sequence[int] | None = None,
+    document_ids: torch.Tensor | Sequence[int] | None = None,
+    guide: None = None,
+    false_negative_margin: None = None,
+    hardness: None = None,
+    hardness_strength: float = 0.0,
+    matryoshka_dims: None = None,
+    matryoshka_weights: None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
+    threads: int | None = None,
+) -> torch.Tensor:
+    r"""InfoNCE loss of torch tensors, differentiable, in O((N + M) D) memory.
+
+    Every query q_i is compared with its document and with all other candidates c_j, the documents
+    of the other queries and the hard negatives:
+
+    .. math:: \ell_i = \log \sum_j e^{s_{ij}} - s_{i,t_i}, \qquad s_{ij} = q_i \cdot c_j / \tau
+
+    (van den Oord et al. 2018, arXiv:1807.03748, eq. 4). With ``normalize`` the similarities are
+    cosines and this is the NT-Xent loss (Chen et al. 2020, arXiv:2002.05709, eq. 1) in one
+    direction; sentence-transformers calls it MultipleNegativesRankingLoss with scale 1/τ.
+
+    Parameters
+    ----------
+    queries : Tensor [N, D]
+        float32, float64, bfloat16 or float16, on the CPU. Different element types promote as torch
+        promotes; under autocast inputs are cast as those of a matmul. Rows may have any stride; a
+        last axis that is not contiguous costs a copy.
+    documents : Tensor [M, D]
+        M ≥ N: document i belongs to query i, the others are negatives of every query. With
+        ``targets`` any M.
+    negatives : Tensor [N, K, D], optional
+        K hard negatives for each query.
+    temperature : float or Tensor with one element
+        τ > 0. A tensor is differentiated if it requires a gradient.
+    normalize : bool
+        Divide every vector by max(‖x‖, 1e-12) first, as ``torch.nn.functional.normalize``; the
+        gradients include it.
+    targets : int Tensor [N], optional
+        The document of each query, from 0 to M − 1.
+    negatives_scope : "all" or "own"
+        Whether a query is compared with all N·K hard negatives or only with its own K.
+    query_ids, document_ids : int Tensor [N] and [M], optional
+        A document whose id equals the query's is not one of its negatives (the query's own
+        document always counts; hard negatives have no ids). With M = N and no targets either alone
+        serves for both; ``document_ids`` alone gives each query the id of its document.
+    reduction : "mean", "sum" or "none"
+        Over the N losses.
+    backend : str
+        "auto" takes the fastest that can run the inputs; a named one never falls back. "reference"
+        is plain Python lists.
+    threads : int, optional
+        Threads for this call; see :func:`simtile.set_num_threads` for the default.
+    bias, directions, partition, guide, false_negative_margin, hardness, hardness_strength, \
+matryoshka_dims, matryoshka_weights
+        Not available yet in this version: any value but the default raises ValueError.
+
+    Returns
+    -------
+    Tensor, scalar or [N] for "none"
+        float64 if an input is, else float32. NaN in, NaN out. Zero when nothing but its own
+        document is left for a query.
+
+    Raises
+    ------
+    ValueError
+        An argument has a wrong shape, element type or value; there are no queries.
+    TypeError
+        An argument is not a tensor where one is expected.
+    RuntimeError
+        The named backend is not available; the gradient is differentiated (``create_graph=True``);
+        a torch.func transform is active.
+
+    Notes
+    -----
+    For "mean" and "sum" the gradients are computed with the loss, row block by row block, and kept
+    in float32 (float64 for float64 inputs) for the backward; for "none" the backward computes them.
+    The same inputs and threads give the same bits.
+
+    Examples
+    --------
+    >>> loss = simtile.info_nce(query_embeddings, document_embeddings, temperature=0.05)
+    >>> loss.backward()
+    """
+    _check_options(
+        reduction,
+        negatives_scope,
+        directions,
+        partition,
+        bias,
+        guide,
+        false_negative_margin,
+        hardness,
+        hardness_strength,
+        matryoshka_dims,
+        matryoshka_weights,
+    )
+    try:
+        from simtile.ops.info_nce import info_nce_tensors
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "simtile.info_nce works on torch tensors and torch is not installed: "
+            "pip install 'simtile[torch]', or use simtile.info_nce_grad with NumPy arrays",
+            name="torch",
+        ) from None
+    return info_nce_tensors(
+        queries,
+        documents,
+        negatives,
+        temperature,
+        targets,
+        query_ids,
+        document_ids,
+        bool(normalize),
+        negatives_scope == "own",
+        reduction,
+        _inputs.check_backend(backend),
+        _inputs.check_threads(threads),
+    )
+
+
+def info_nce_grad(
+    queries: npt.ArrayLike,
+    documents: npt.ArrayLike,
+    negatives: npt.ArrayLike | None = None,
+    *,
+    temperature: float = 0.05,
+    bias: None = None,
+    normalize: bool = True,
+    targets: npt.ArrayLike | None = None,
+    directions: Sequence[str] = ("query_to_doc",),
+    partition: Literal["joint", "per_direction"] = "joint",
+    negatives_scope: Literal["all", "own"] = "all",
+    query_ids: npt.ArrayLike | None = None,
+    document_ids: npt.ArrayLike | None = None,
+    guide: None = None,
+    false_negative_margin: None = None,
+    hardness: None = None,
+    hardness_strength: float = 0.0,
+    matryoshka_dims: None = None,
+    matryoshka_weights: None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
+    threads: int | None = None,
+) -> tuple[Any, ...]:
+    """InfoNCE loss and its gradients, NumPy in and NumPy out, without torch.
+
+    The loss is that of :func:`simtile.info_nce`, and so are all parameters, with arrays for
+    tensors.
+
+    Parameters
+    ----------
+    queries : array [N, D]
+        float32, float64, float16 or ``ml_dtypes.bfloat16``; different element types promote.
+        Rows may have any stride; a last axis that is not contiguous costs a copy. uint16 is refused
+        and never read as bfloat16.
+    documents : array [M, D]
+        M ≥ N, or any M with ``targets``.
+    negatives : array [N, K, D], optional
+        K hard negatives for each query.
+    temperature : float
+        τ > 0, divides the similarities.
+    normalize, targets, negatives_scope, query_ids, document_ids, backend, threads
+        As in :func:`simtile.info_nce`.
+    reduction : "mean", "sum" or "none"
+        Over the N losses. The gradients are those of the mean, or of the sum for the other two.
+
+    Returns
+    -------
+    loss : NumPy scalar, or array [N] for "none"
+    grad_queries : array [N, D]
+    grad_documents : array [M, D]
+    grad_negatives : array [N, K, D]
+        Only when ``negatives`` are given. All are C-contiguous and float64 if an input is float64,
+        else float32.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument has a wrong type, shape, element type or value; there are no queries.
+    RuntimeError
+        The named backend is not available.
+
+    Examples
+    --------
+    >>> loss, grad_queries, grad_documents = simtile.info_nce_grad(queries, documents)
+    """
+    _check_options(
+        reduction,
+        negatives_scope,
+        directions,
+        partition,
+        bias,
+        guide,
+        false_negative_margin,
+        hardness,
+        hardness_strength,
+        matryoshka_dims,
+        matryoshka_weights,
+    )
+    chosen_backend = _inputs.check_backend(backend)
+    thread_count = _inputs.check_threads(threads)
+    arrays, dtype = _as_arrays(queries, documents, negatives)
+    target_array = None if targets is None else _inputs.int_array("targets", targets)
+    query_id_array = None if query_ids is None else _inputs.int_array("query_ids", query_ids)
+    document_id_array = (
+        None if document_ids is None else _inputs.int_array("document_ids", document_ids)
+    )
+    _inputs.check_shapes(
+        arrays[0].shape,
+        arrays[1].shape,
+        None if arrays[2] is None else arrays[2].shape,
+        None if target_array is None else target_array.shape,
+        None if query_id_array is None else query_id_array.shape,
+        None if document_id_array is None else document_id_array.shape,
+    )
+    result = run(
+        *arrays,
+        dtype,
+        _inputs.check_temperature(temperature),
+        bool(normalize),
+        target_array,
+        query_id_array,
+        document_id_array,
+        negatives_scope == "own",
+        1.0 / arrays[0].shape[0] if reduction == "mean" else 1.0,
+        None,
+        (True, True, negatives is not None),
+        chosen_backend,
+        thread_count,
+    )
+    number = np.float64 if dtype == "float64" else np.float32
+    loss = (
+        result.losses.astype(number, copy=False)
+        if reduction == "none"
+        else number(reduce_losses(result.losses, reduction))
+    )
+    if negatives is None:
+        return loss, result.grad_queries, result.grad_documents
+    return loss, result.grad_queries, result.grad_documents, result.grad_negatives
+
+
+class Result(NamedTuple):
+    """What one run of the kernel gives; gradients that were not asked for are None."""
+
+    losses: npt.NDArray[np.float64]  # [N]
+    grad_queries: Array | None  # [N, D]
+    grad_documents: Array | None  # [M, D]
+    grad_negatives: Array | None  # [N, K, D]
+    grad_temperature: float
+
+
+def run(
+    queries: Array,
+    documents: Array,
+    negatives: Array | None,
+    dtype: str,
+    temperature: float,
+    normalize: bool,
+    targets: Array | None,
+    query_ids: Array | None,
+    document_ids: Array | None,
+    own_negatives: bool,
+    weight: float,
+    row_weights: npt.NDArray[np.float64] | None,
+    need_grad: Sequence[bool],
+    backend: str,
+    threads: int,
+) -> Result:
+    """Run the kernel on arrays of one element type whose shapes have been checked.
+
+    `dtype` names the element type, bfloat16 being uint16 arrays of its bits. The gradients are
+    those of Σ_i weight · row_weights[i] · losses[i], for the inputs that `need_grad` says: queries,
+    documents, negatives.
+    """
+    n = queries.shape[0]
+    if targets is not None:
+        _inputs.check_targets(targets, documents.shape[0])
+    if query_ids is not None or document_ids is not None:
+        query_ids, document_ids = _inputs.complete_ids(query_ids, document_ids, targets, n)
+
+    number = np.float64 if dtype == "float64" else np.float32
+    grad_queries = np.empty(queries.shape, number) if need_grad[0] else None
+    grad_documents = np.empty(documents.shape, number) if need_grad[1] else None
+    grad_negatives = None
+    if negatives is not None:
+        if need_grad[2]:
+            grad_negatives = np.empty(negatives.shape, number)
+        negatives = _inputs.kernel_rows(negatives) if negatives.shape[1] else None
+    losses = np.empty(n)
+    launch = _core.info_nce if backend == "cpu" else _run_reference
+    grad_temperature = launch(
+        _inputs.kernel_rows(queries),
+        _inputs.kernel_rows(documents),
+        negatives,
+        dtype,
+        temperature,
+        normalize,
+        targets,
+        query_ids,
+        document_ids,
+        own_negatives,
+        weight,
+        row_weights,
+        losses,
+        grad_queries,
+        grad_documents,
+        None if negatives is None else grad_negatives,
+        threads,
+    )
+    return Result(losses, grad_queries, grad_documents, grad_negatives, grad_temperature)
+
+
+def reduce_losses(losses: npt.NDArray[np.float64], reduction: str) -> float:
+    total = float(np.add.reduce(losses))
+    return total / losses.shape[0] if reduction == "mean" else total
+
+
+def _run_reference(
+    queries: Array,
+    documents: Array,
+    negatives: Array | None,
+    dtype: str,
+    temperature: float,
+    normalize: bool,
+    targets: Array | None,
+    query_ids: Array | None,
+    document_ids: Array | None,
+    own_negatives: bool,
+    weight: float,
+    row_weights: npt.NDArray[np.float64] | None,
+    losses: npt.NDArray[np.float64],
+    grad_queries: Array | None,
+    grad_documents: Array | None,
+    grad_negatives: Array | None,
+    threads: int,
+) -> float:
+    """`_core.info_nce` in plain Python: the same arguments, one thread, float64 throughout."""
+    from simtile.reference import info_nce as reference
+
+    def lists(x: Array | None) -> Any:
+        if x is not None and dtype == "bfloat16":  # the upper half of a float32's bits
+            x = (x.astype(np.uint32) << 16).view(np.float32)
+        return None if x is None else x.tolist()
+
+    n = len(queries)
+    result = reference.info_nce_grad(
+        lists(queries),
+        lists(documents),
+        lists(negatives),
+        temperature=temperature,
+        normalize=normalize,
+        targets=None if targets is None else targets.tolist(),
+        negatives_scope="own" if own_negatives else "all",
+        query_ids=None if query_ids is None else query_ids.tolist(),
+        document_ids=None if document_ids is None else document_ids.tolist(),
+        row_weights=[weight] * n if row_weights is None else (weight * row_weights).tolist(),
+    )
+    losses[:] = result.losses
+    for grad, values in (
+        (grad_queries, result.queries),
+        (grad_documents, result.documents),
+        (grad_negatives, result.negatives),
+    ):
+        if grad is not None:
+            grad[:] = values
+    return result.temperature
+
+
+def _as_arrays(
+    queries: object, documents: object, negatives: object
+) -> tuple[tuple[Array, Array, Array | None], str]:
+    """The inputs in their common element type, and its name; bfloat16 as uint16 bits."""
+    q, q_type = _inputs.float_array("queries", queries)
+    d, d_type = _inputs.float_array("documents", documents)
+    if negatives is None:
+        x, types = None, [q_type, d_type]
+    else:
+        x, x_type = _inputs.float_array("negatives", negatives)
+        types = [q_type, d_type, x_type]
+    dtype = _inputs.promote(types)
+    if dtype == "bfloat16":
+        return (
+            q.view(np.uint16),
+            d.view(np.uint16),
+            None if x is None else x.view(np.uint16),
+        ), dtype
+    return (
+        q.astype(dtype, copy=False),
+        d.astype(dtype, copy=False),
+        None if x is None else x.astype(dtype, copy=False),
+    ), dtype
+
+
+def _check_options(
+    reduction: str,
+    negatives_scope: str,
+    directions: Sequence[str],
+    partition: str,
+    bias: object,
+    guide: object,
+    false_negative_margin: object,
+    hardness: object,
+    hardness_strength: float,
+    matryoshka_dims: object,
+    matryoshka_weights: object,
+) -> None:
+    _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
+    _inputs.check_choice("negatives_scope", negatives_scope, _inputs.NEGATIVES_SCOPES)
+    if directions != ("query_to_doc",) or partition != "joint":
+        _inputs.check_directions(directions, partition)
+    if hardness_strength != 0.0:
+        _inputs.refuse_later("hardness_strength", hardness_strength)
+    later = (bias, guide, false_negative_margin, hardness, matryoshka_dims, matryoshka_weights)
+    for name, value in zip(_LATER, later, strict=True):
+        if value is not None:
+            _inputs.refuse_later(name, value)

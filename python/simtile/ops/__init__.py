@@ -1,0 +1,1 @@
+"""Operators of simtile in torch.library, one file per operation; importing one imports torch."""

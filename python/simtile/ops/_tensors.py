@@ -1,0 +1,69 @@
+"""Checks of tensors; each error names the argument, what was found and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, type(None), float))
+
+
+def check_floats(name: str, tensor: object) -> torch.dtype:
+    """The element type of a dense floating-point tensor on the CPU."""
+    if not isinstance(tensor, Tensor):
+        hint = ""
+        if isinstance(tensor, np.ndarray):
+            hint = "; NumPy arrays go to simtile.info_nce_grad"
+        raise TypeError(f"{name}: found {type(tensor).__name__}, expected a torch.Tensor{hint}")
+    dtype = tensor.dtype
+    if dtype not in DTYPE_NAMES:
+        raise ValueError(f"{name}: found {dtype}, expected float32, float64, bfloat16 or float16")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name}: found layout {tensor.layout}, expected a dense (strided) tensor")
+    if not tensor.is_cpu:
+        _check_on_cpu(name, tensor)
+    return dtype
+
+
+def as_integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    """Integers as a tensor on the CPU."""
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    if tensor.dtype not in _INTEGERS:
+        raise ValueError(f"{name}: found {tensor.dtype}, expected an integer tensor, e.g. int64")
+    _check_on_cpu(name, tensor)
+    return tensor
+
+
+def check_one_number(name: str, tensor: Tensor) -> None:
+    """Raise unless a tensor is one floating-point number on the CPU."""
+    if tensor.numel() != 1 or tensor.ndim > 1:
+        raise ValueError(
+            f"{name}: found shape {list(tensor.shape)}, expected a tensor with one element"
+        )
+    if tensor.dtype not in DTYPE_NAMES:
+        raise ValueError(f"{name}: found {tensor.dtype}, expected a floating-point tensor")
+    _check_on_cpu(name, tensor)
+
+
+def are_plain(*values: object) -> bool:
+    """Whether these are ordinary tensors and no dispatch mode wants to see the operators."""
+    return _PLAIN_TYPES.issuperset(map(type, values)) and torch._C._len_torch_dispatch_stack() == 0
+
+
+def _check_on_cpu(name: str, tensor: Tensor) -> None:
+    # Meta tensors have no elements: the operators give them shapes.
+    if not (tensor.is_cpu or tensor.is_meta):
+        raise ValueError(
+            f"{name}: found a tensor on {tensor.device}, expected the CPU: this version of simtile "
+            "has no GPU kernels yet; pass x.cpu(), through which gradients flow back"
+        )
