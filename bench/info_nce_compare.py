@@ -18,7 +18,7 @@ UNITS = {
     "float64": ("fma_f64", 1),
     "bf16": ("dot_bf16", 1),
     "amx_bf16": ("matrix_bf16", 1),
-    "amx_bf16x3": ("matrix_bf16", 3),
+    "amx_bf16x3": ("matrix_bf16", 6),
 }
 # An error up to this is rounding of the result itself and passes whatever eager torch's is.
 ERROR_FLOOR = 1e-7

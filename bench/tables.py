@@ -22,7 +22,7 @@ ARITHMETIC = {
     "float64": "float64 FMA",
     "bf16": "bf16 dot",
     "amx_bf16": "AMX, bf16",
-    "amx_bf16x3": "AMX, float32 as 3 bf16 products",
+    "amx_bf16x3": "AMX, float32 split into 3 bf16: 6 products",
 }
 
 

@@ -23,7 +23,7 @@ struct AmxEngine : ScorePanel<float> {
   // Tiles of K per pass: the operands of one pass, 4 strips, are 32 KiB with one plane and 48 KiB (half of them streamed) with three.
   static constexpr int64_t kDepthSteps = planes == 1 ? 8 : 4;
   static constexpr int64_t kPacked = kDepthSteps * kTileDepth;
-  static constexpr int64_t kChunkRows = planes == 1 ? 768 : 384;
+  static constexpr int64_t kChunkRows = planes == 1 ? 768 : 512;
   static constexpr int64_t kGroup = 8;
 
   using Layout = StripLayout<planes>;
