@@ -158,7 +158,7 @@ class InfoNce {
  private:
   static constexpr int64_t kRowsPerTask = 4 * Engine::kRows;
   // The score panel's memory is bounded, whatever the number of candidates: with many, chunks get shorter.
-  static constexpr int64_t kPanelBytes = 40 << 20;
+  static constexpr int64_t kPanelBytes = 52 << 20;
   static constexpr int64_t kFewestRows = 96;
 
   static int64_t panels_of(int64_t rows) { return (rows + kColumns - 1) / kColumns; }
