@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -90,6 +91,8 @@ def _demo(options: argparse.Namespace) -> int:
     missing = [name for name in ("rich", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         return _fail(f"the demo needs {' and '.join(missing)}: pip install 'simtile[demo]'")
+    # where matplotlib keeps its fonts, which it says on import, is no news here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from simtile.demo import jsonl, minilm, run, show
 
     chosen = run.Options(options.output, options.threads, options.seed, options.quick)

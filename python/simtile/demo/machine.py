@@ -46,6 +46,20 @@ def first_line(threads: int | None, torch_use: str) -> str:
     )
 
 
+def plot_facts(threads: int | None) -> str:
+    """Version, processor, ISA level and threads, for the corner of a plot."""
+    info = simtile.cpu_info()
+    count = info["threads"] if threads is None else threads
+    return " · ".join(
+        (
+            f"simtile {simtile.__version__}",
+            info["brand"] or "unknown processor",
+            info["level"],
+            f"{count} thread{'s' if count != 1 else ''}",
+        )
+    )
+
+
 def torch_version() -> str | None:
     """Version of the installed torch, which is not imported; None if there is none."""
     if importlib.util.find_spec("torch") is None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 GREY, BLUE = "#9aa3ad", "#1769aa"
 INK, FAINT = "#22282e", "#6b7680"
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # font cache notices
+def new_figure(width: float, height: float, title: str, facts: str) -> Figure:
+    """A figure with its title on the left and what it was measured on, smaller, on the right."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    figure.text(0.99, 0.98, facts, fontsize=8.5, color=FAINT, ha="right", va="top")
     return figure
 
 
@@ -36,7 +37,7 @@ def recall_bars(axes: Axes, before: Sequence[float], after: Sequence[float], not
     axes.set_xticks([0, 1], ["recall@1", "recall@10"])
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=INK)
 
 
 def comparison_bars(
@@ -57,7 +58,7 @@ def comparison_bars(
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylim(0, 1.18 * max(heights) or 1)
-    axes.set_ylabel(unit, color=FAINT)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def loss_curve(axes: Axes, losses: Sequence[float], kept_step: int | None, note: str) -> None:

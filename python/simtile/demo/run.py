@@ -50,7 +50,7 @@ def run_demo(options: Options, console: Console | None = None) -> int:
     plain, fused, problem = compare_steps(console, pairs, options)
 
     path = folder / PLOT
-    draw(path, corpus, before, after, pairs, plain, fused)
+    draw(path, corpus, before, after, pairs, plain, fused, options.threads)
     console.print(Text(f"Plot: {path}"), soft_wrap=True)
     console.print()
     if problem:
@@ -226,8 +226,9 @@ def draw(
     pairs: int,
     plain: step.StepResult | None,
     fused: step.StepResult | None,
+    threads: int | None,
 ) -> None:
-    figure = plots.new_figure(11, 3.9, "simtile demo")
+    figure = plots.new_figure(11, 3.9, "simtile demo", machine.plot_facts(threads))
     recall, duration, memory = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     plots.recall_bars(
         recall,

@@ -160,7 +160,7 @@ def train_and_time(
             )
     show_timings(console, timings, q.shape[1], threads)
     own = next(iter(timings.values()))
-    draw(plot, trained.losses, trained.step, len(training), before, after, len(d), own)
+    draw(plot, trained.losses, trained.step, len(training), before, after, len(d), own, threads)
     console.print(Text(f"Plot: {plot}"), soft_wrap=True)
 
     worst = max(timing.difference for timing in timings.values())
@@ -202,8 +202,9 @@ def draw(
     after: Ranks,
     documents: int,
     timing: head.Timing,
+    threads: int,
 ) -> None:
-    figure = plots.new_figure(11, 3.9, "simtile demo --train")
+    figure = plots.new_figure(11, 3.9, "simtile demo --train", machine.plot_facts(threads))
     loss_axes, recall_axes, time_axes = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
     plots.loss_curve(loss_axes, losses, kept_step, f"InfoNCE over {pairs:,} pairs")
     plots.recall_bars(
