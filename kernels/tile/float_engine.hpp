@@ -23,7 +23,8 @@ struct FloatEngine : ScorePanel<T> {
   using ScorePanel<T>::kLanes;
   static constexpr int kRows = Tile<T>::kRows;
   // Rows of C^T are documents: a divisor of kColumns, so that a panel has no ragged tile.
-  static constexpr int kDocumentRows = kRows >= 8 ? 8 : 4;
+  static constexpr int kDocumentRows = kRows >= 8 && kColumns >= 8 ? 8 : 4;
+  static_assert(kColumns % kDocumentRows == 0);
   // Documents packed at a time for dQ: one slice of them stays in L1 while all row blocks pass.
   static constexpr int64_t kPacked = Tile<T>::kDepth / kColumns * kColumns;
   // Query rows per chunk. Measured on Sapphire Rapids (2 MiB L2) at N=4096, D=768: 192 -> 610 ms, 288 -> 568, 384 -> 575, 576 -> 596.
