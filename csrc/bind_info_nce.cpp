@@ -15,8 +15,8 @@ namespace py = pybind11;
 namespace simtile {
 namespace {
 
-// A thread more than this many multiply-adds justify costs more to wake than it saves (about 50 us of work).
-constexpr double kWorkPerThread = 1.2e7;
+// A thread more than this many multiply-adds justify costs more to wake than it saves (about 30 us of work).
+constexpr double kWorkPerThread = 6e6;
 
 [[noreturn]] void refuse(const char* name, const std::string& found) { throw py::value_error(std::string(name) + ": " + found); }
 

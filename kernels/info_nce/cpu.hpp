@@ -141,7 +141,7 @@ class InfoNce {
     double grad_temperature = 0;
     for (first_ = 0; first_ < args_.rows; first_ += chunk_) {
       rows_ = least(chunk_, args_.rows - first_);
-      const int64_t row_tasks = (rows_ + kRowsPerTask - 1) / kRowsPerTask;
+      const int64_t row_tasks = (rows_ + rows_per_task_ - 1) / rows_per_task_;
       each<&InfoNce::pack_queries>(executor, row_tasks);
       each<&InfoNce::score>(executor, panel_tasks_);
       reduce_maximum();
@@ -156,7 +156,6 @@ class InfoNce {
   }
 
  private:
-  static constexpr int64_t kRowsPerTask = 4 * Engine::kRows;
   // The score panel's memory is bounded, whatever the number of candidates: with many, chunks get shorter.
   static constexpr int64_t kPanelBytes = 52 << 20;
   static constexpr int64_t kFewestRows = 96;
@@ -177,6 +176,7 @@ class InfoNce {
     const int64_t most_rows = least(Engine::kChunkRows, most(kPanelBytes / (candidates * static_cast<int64_t>(sizeof(T))), kFewestRows));
     const int64_t chunks = (args_.rows + most_rows - 1) / most_rows;
     chunk_ = Engine::round_rows((args_.rows + chunks - 1) / chunks);
+    rows_per_task_ = Engine::round_rows((chunk_ + 4 * threads_ - 1) / (4 * threads_));
   }
 
   template <void (InfoNce::*body)(int64_t, int)>
@@ -225,8 +225,8 @@ class InfoNce {
   }
 
   void pack_queries(int64_t task, int) {
-    const int64_t last = least(rows_, (task + 1) * kRowsPerTask);
-    for (int64_t r = task * kRowsPerTask; r < last; r += Engine::kRows) {
+    const int64_t last = least(rows_, (task + 1) * rows_per_task_);
+    for (int64_t r = task * rows_per_task_; r < last; r += Engine::kRows) {
       const int count = static_cast<int>(least<int64_t>(Engine::kRows, last - r));
       for (int i = 0; i < count; i++) {
         const RowScale<T> scale = row_scale<T>(query(r + i), args_.dimensions, args_.normalize);
@@ -373,8 +373,8 @@ class InfoNce {
   // Own negatives, the row's softmax scale, and the normalisation's rank-one term.
   void finish_rows(int64_t task, int) {
     const int64_t dimensions = args_.dimensions;
-    const int64_t last = least(rows_, (task + 1) * kRowsPerTask);
-    for (int64_t r = task * kRowsPerTask; r < last; r++) {
+    const int64_t last = least(rows_, (task + 1) * rows_per_task_);
+    for (int64_t r = task * rows_per_task_; r < last; r++) {
       for (int64_t k = 0; k < own_ && args_.grad_negatives; k++) {
         T* out = static_cast<T*>(args_.grad_negatives) + negative_index(r, k) * dimensions;
         for (int64_t c = 0; c < dimensions; c++) out[c] = 0;
@@ -397,7 +397,7 @@ class InfoNce {
   Candidates<Engine> runs_[2];
   int64_t own_, panels_, panels_per_task_, panel_tasks_, slices_, slices_per_task_, slice_tasks_;
   int64_t panel_bytes_, scores_bytes_, scratch_bytes_ = 0, slice_bytes_ = 0, worker_bytes_;
-  int64_t chunk_, first_ = 0, rows_ = 0;
+  int64_t chunk_, rows_per_task_, first_ = 0, rows_ = 0;
   char *packed_documents_, *packed_queries_, *scores_, *query_slices_ = nullptr, *workers_;
   T *document_pack_, *document_tile_, *document_penalty_, *document_unit_, *query_pack_, *query_coefficient_, *logit_scale_, *positive_, *maximum_, *inverse_sum_, *partial_max_, *own_scores_;
   int64_t* query_ids_;
