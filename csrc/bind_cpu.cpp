@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -15,9 +16,7 @@ namespace py = pybind11;
 namespace simtile {
 namespace {
 
-py::object text_or_none(const std::string& text) {
-  return text.empty() ? py::object(py::none()) : py::str(text);
-}
+py::object text_or_none(const std::string& text) { return text.empty() ? py::object(py::none()) : py::str(text); }
 
 // Bytes of a cache, None where the system does not say.
 py::object cache_bytes(int name) {
@@ -31,11 +30,11 @@ constexpr int kCaches[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LE
 constexpr int kCaches[] = {-1, -1, -1};
 #endif
 
-py::dict cpu_info() {
-  py::list detected;
+py::typing::Dict<py::str, py::object> cpu_info() {
+  py::typing::List<py::str> detected;
   for (const KernelTable* table : detected_levels()) detected.append(table->level);
   const ThreadCount count = default_threads();
-  py::dict info;
+  py::typing::Dict<py::str, py::object> info;
   info["vendor"] = text_or_none(cpu_vendor());
   info["brand"] = text_or_none(cpu_brand());
   info["detected"] = detected;

@@ -1,4 +1,5 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,14 +31,14 @@ using Seconds = std::chrono::duration<double>;
 
 struct Kind {
   const char* name;
-  PeakLoop PeakLoops::*loop;
+  PeakLoop PeakLoops::* loop;
 };
 
 constexpr Kind kKinds[] = {
-    {"fma_f32", &PeakLoops::fma_f32},         {"fma_f64", &PeakLoops::fma_f64},
-    {"dot_bf16", &PeakLoops::dot_bf16},       {"matrix_bf16", &PeakLoops::matrix_bf16},
-    {"dot_int8", &PeakLoops::dot_int8},       {"matrix_int8", &PeakLoops::matrix_int8},
-    {"popcount", &PeakLoops::popcount},       {"read", &PeakLoops::read},
+    {"fma_f32", &PeakLoops::fma_f32},   {"fma_f64", &PeakLoops::fma_f64},
+    {"dot_bf16", &PeakLoops::dot_bf16}, {"matrix_bf16", &PeakLoops::matrix_bf16},
+    {"dot_int8", &PeakLoops::dot_int8}, {"matrix_int8", &PeakLoops::matrix_int8},
+    {"popcount", &PeakLoops::popcount}, {"read", &PeakLoops::read},
 };
 
 constexpr int64_t kRounds = 4096;             // 10 to 130 microseconds of one loop
@@ -164,8 +165,8 @@ std::string list_kinds(const PeakLoops& loops) {
   return list;
 }
 
-py::list peak_kinds() {
-  py::list kinds;
+py::typing::List<py::str> peak_kinds() {
+  py::typing::List<py::str> kinds;
   for (const Kind& kind : kKinds) {
     if (kernels().peak.*kind.loop) kinds.append(kind.name);
   }
@@ -175,8 +176,8 @@ py::list peak_kinds() {
 // Operations a second (bytes a second for "popcount" and "read") of `threads` threads together.
 double peak(const std::string& name, long long threads, double seconds, int64_t buffer_bytes) {
   const PeakLoops& loops = kernels().peak;
-  const Kind* const kind = std::find_if(std::begin(kKinds), std::end(kKinds),
-                                        [&](const Kind& k) { return name == k.name; });
+  const Kind* const kind =
+      std::find_if(std::begin(kKinds), std::end(kKinds), [&](const Kind& k) { return name == k.name; });
   if (kind == std::end(kKinds) || !(loops.*kind->loop)) {
     throw py::value_error("kind: '" + name + "' is not measured at level " + kernels().level +
                           "; expected one of: " + list_kinds(loops));
@@ -197,17 +198,14 @@ double peak(const std::string& name, long long threads, double seconds, int64_t 
   }
   py::gil_scoped_release release;
   const Workspace memory(static_cast<size_t>(per_thread) * count);
-  return Measurement(loops.*kind->loop, count, seconds, static_cast<char*>(memory.data()),
-                     per_thread)
-      .run();
+  return Measurement(loops.*kind->loop, count, seconds, static_cast<char*>(memory.data()), per_thread).run();
 }
 
 }  // namespace
 
 void register_peak(py::module_& m) {
   m.def("peak_kinds", &peak_kinds);
-  m.def("peak", &peak, py::arg("kind"), py::arg("threads"), py::arg("seconds"),
-        py::arg("buffer_bytes") = 0);
+  m.def("peak", &peak, py::arg("kind"), py::arg("threads"), py::arg("seconds"), py::arg("buffer_bytes") = 0);
 }
 
 }  // namespace simtile

@@ -16,8 +16,7 @@ namespace simtile {
 // with the Python error already set; module.cpp translates it.
 class Call {
  public:
-  explicit Call(long long threads)
-      : run_(resolve_threads(threads), &Call::poll, this), state_(PyEval_SaveThread()) {}
+  explicit Call(long long threads) : run_(resolve_threads(threads), &Call::poll, this), state_(PyEval_SaveThread()) {}
   ~Call() { take_gil(state_); }
 
   Call(const Call&) = delete;

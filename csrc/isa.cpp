@@ -65,22 +65,19 @@ std::vector<Level> levels() {
   const Registers basic = cpuid(1), features = cpuid(7), more = cpuid(7, 1);
   const uint64_t states = enabled_states();
 
-  const bool avx2 = (states & kYmm) == kYmm && bit(basic.ecx, 28) /* AVX */ &&
-                    bit(basic.ecx, 12) /* FMA */ && bit(basic.ecx, 29) /* F16C */ &&
-                    bit(basic.ecx, 23) /* POPCNT */ && bit(features.ebx, 5) /* AVX2 */;
+  const bool avx2 = (states & kYmm) == kYmm && bit(basic.ecx, 28) /* AVX */ && bit(basic.ecx, 12) /* FMA */ &&
+                    bit(basic.ecx, 29) /* F16C */ && bit(basic.ecx, 23) /* POPCNT */ && bit(features.ebx, 5) /* AVX2 */;
   const bool avx512 = avx2 && (states & kZmm) == kZmm && bit(features.ebx, 16) /* F */ &&
                       bit(features.ebx, 17) /* DQ */ && bit(features.ebx, 28) /* CD */ &&
                       bit(features.ebx, 30) /* BW */ && bit(features.ebx, 31) /* VL */;
-  const bool vnni = avx512 && bit(features.ecx, 11) /* VNNI */ &&
-                    bit(features.ecx, 12) /* BITALG */ && bit(features.ecx, 14) /* VPOPCNTDQ */;
+  const bool vnni = avx512 && bit(features.ecx, 11) /* VNNI */ && bit(features.ecx, 12) /* BITALG */ &&
+                    bit(features.ecx, 14) /* VPOPCNTDQ */;
   const bool bf16 = vnni && bit(more.eax, 5) /* AVX512_BF16 */;
   const bool amx = bf16 && (states & kTiles) == kTiles && bit(features.edx, 22) /* AMX-BF16 */ &&
-                   bit(features.edx, 24) /* AMX-TILE */ && bit(features.edx, 25) /* AMX-INT8 */ &&
-                   request_amx();
+                   bit(features.edx, 24) /* AMX-TILE */ && bit(features.edx, 25) /* AMX-INT8 */ && request_amx();
   return {
-      {baseline::kernel_table, true},     {avx2::kernel_table, avx2},
-      {avx512::kernel_table, avx512},     {avx512_vnni::kernel_table, vnni},
-      {avx512_bf16::kernel_table, bf16},  {avx512_amx::kernel_table, amx},
+      {baseline::kernel_table, true},    {avx2::kernel_table, avx2},        {avx512::kernel_table, avx512},
+      {avx512_vnni::kernel_table, vnni}, {avx512_bf16::kernel_table, bf16}, {avx512_amx::kernel_table, amx},
   };
 }
 
@@ -91,8 +88,7 @@ std::vector<Level> levels() {
   // Bits of AT_HWCAP and AT_HWCAP2 as in the kernel's asm/hwcap.h, which older headers lack in part.
   const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
   auto has = [](unsigned long word, int index) { return ((word >> index) & 1) != 0; };
-  const bool dot = has(caps, 20) /* ASIMDDP */ && has(caps, 10) /* ASIMDHP */ &&
-                   has(caps, 9) /* FPHP */;
+  const bool dot = has(caps, 20) /* ASIMDDP */ && has(caps, 10) /* ASIMDHP */ && has(caps, 9) /* FPHP */;
   const bool mm = dot && has(caps2, 13) /* I8MM */ && has(caps2, 14) /* BF16 */;
   return {{neon::kernel_table, true}, {neon_dot::kernel_table, dot}, {neon_mm::kernel_table, mm}};
 }

@@ -13,9 +13,9 @@ struct KernelTable {
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
-#define SIMTILE_DECLARE_LEVEL(level)    \
-  namespace level {                     \
-  const KernelTable& kernel_table();    \
+#define SIMTILE_DECLARE_LEVEL(level) \
+  namespace level {                  \
+  const KernelTable& kernel_table(); \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

@@ -1,7 +1,7 @@
 // Compiled once per ISA level with SIMTILE_ISA set to the level's name and that level's flags.
 // Nothing but kernel_table() may leave this object: tools/check_symbols.py checks.
-#include "kernel_table.hpp"
 #include "info_nce/cpu.hpp"
+#include "kernel_table.hpp"
 #include "peak/cpu.hpp"
 
 namespace simtile {

@@ -16,7 +16,8 @@ PYBIND11_MODULE(_core, m) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const simtile::Cancelled&) {
-      // PyErr_CheckSignals has set the Python error.
+      // PyErr_CheckSignals has set the error that the signal's handler raised.
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "the call was cancelled");
     }
   });
   simtile::register_cpu(m);

@@ -77,7 +77,9 @@ void Pool::open(int threads, bool spin, int64_t tasks, Executor::Body body, void
   gate_.store(next_generation << 32 | kOpen | helpers * kPlace, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     keep_workers_off(spin ? AffinityMask::current_cpu() : kNoCpu);
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     if (helpers == 1) {
       job_opened_.notify_one();
     } else {
@@ -144,7 +146,9 @@ Pool::Worker* Pool::find_stopped_worker() const {
 void Pool::leave() {
   const uint64_t gate = gate_.fetch_sub(kInside, std::memory_order_seq_cst);
   if (inside(gate) == 1 && caller_sleeps_.load(std::memory_order_seq_cst)) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     workers_left_.notify_one();
   }
 }

@@ -44,7 +44,7 @@ int quota_of(const std::string& directory) {
   double quota = 0, period = 0;
   std::string text;
   if (std::ifstream v2(directory + "/cpu.max"); v2 >> text >> period) {
-    quota = text == "max" ? 0 : std::atof(text.c_str());
+    quota = text == "max" ? 0 : std::strtod(text.c_str(), nullptr);
   } else {
     std::ifstream v1_quota(directory + "/cpu.cfs_quota_us");
     std::ifstream v1_period(directory + "/cpu.cfs_period_us");
@@ -122,14 +122,10 @@ ThreadCount default_threads() {
   return {cpus < kMaxThreads ? cpus : kMaxThreads, "affinity"};
 }
 
-void set_num_threads(long long threads) {
-  g_threads_set.store(checked(threads), std::memory_order_relaxed);
-}
+void set_num_threads(long long threads) { g_threads_set.store(checked(threads), std::memory_order_relaxed); }
 
 void unset_num_threads() { g_threads_set.store(0, std::memory_order_relaxed); }
 
-int resolve_threads(long long threads) {
-  return threads == 0 ? default_threads().threads : checked(threads);
-}
+int resolve_threads(long long threads) { return threads == 0 ? default_threads().threads : checked(threads); }
 
 }  // namespace simtile

@@ -66,8 +66,9 @@ bool Run::run_shared(int64_t tasks, Executor::Body body, void* context) {
     pool.close();
     while (!pool.wait()) {
       if (pool.orphaned()) {
-        throw std::runtime_error("the process was forked inside a simtile call: it cannot be "
-                                 "finished in the child; fork between calls");
+        throw std::runtime_error(
+            "the process was forked inside a simtile call: it cannot be "
+            "finished in the child; fork between calls");
       }
       poll_if_due();
     }

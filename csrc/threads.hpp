@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
 #include <string>
 
 #include "tile/parallel.hpp"
@@ -32,7 +33,9 @@ int resolve_threads(long long threads);
 int cgroup_limit(const std::string& root);
 
 // Thrown by Executor::run when Poll asked for it.
-struct Cancelled {};
+struct Cancelled : std::exception {
+  const char* what() const noexcept override { return "the call was cancelled"; }
+};
 
 // One call's use of the process's pool of worker threads; what an Executor's `host` points to.
 // A run() while another thread, or an outer run() of this one, has the pool executes on the calling

@@ -88,8 +88,7 @@ class Workspace {
   void map(size_t bytes) {
     // One huge page more than needed, so that the block can start on a huge page's boundary.
     const size_t usable = round_up(bytes, kHugePage), size = usable + kHugePage + kHeader;
-    void* mapping =
-        mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* mapping = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     const size_t start = reinterpret_cast<size_t>(mapping);
     const size_t offset = round_up(start + kHeader, kHugePage) - start;

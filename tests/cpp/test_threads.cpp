@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -31,8 +32,7 @@ struct Counts {
 void count(void* context, int64_t task, int worker) {
   Counts& counts = *static_cast<Counts*>(context);
   ++counts.times[static_cast<size_t>(task)];
-  for (int seen = counts.highest_worker;
-       worker > seen && !counts.highest_worker.compare_exchange_weak(seen, worker);) {
+  for (int seen = counts.highest_worker; worker > seen && !counts.highest_worker.compare_exchange_weak(seen, worker);) {
   }
   if (worker < 0) counts.lowest_worker = worker;
 }
@@ -81,9 +81,7 @@ void workers_take_part() {
 
 void one_thread_takes_tasks_in_order() {
   std::vector<int64_t> order;
-  auto body = [](void* context, int64_t task, int) {
-    static_cast<std::vector<int64_t>*>(context)->push_back(task);
-  };
+  auto body = [](void* context, int64_t task, int) { static_cast<std::vector<int64_t>*>(context)->push_back(task); };
   Run run(1, nullptr, nullptr);
   run.executor().run(5, body, &order);
   CHECK((order == std::vector<int64_t>{0, 1, 2, 3, 4}));
@@ -123,9 +121,7 @@ void exceptions_reach_the_caller() {
 }
 
 void poll_cancels() {
-  auto body = [](void*, int64_t, int) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  };
+  auto body = [](void*, int64_t, int) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
   for (int threads : {1, 2}) {
     int polls = 0;
     auto third = [](void* context) { return ++*static_cast<int*>(context) == 3; };
@@ -195,7 +191,8 @@ void forked_child_has_its_own_pool() {
 
 }  // namespace
 
-int main() {
+// usage: test_threads [--no-fork]   (qemu-user cannot fork a process that has threads)
+int main(int argc, char** argv) {
   std::printf("level %s\n", simtile::kernels().level);
   every_task_runs_once();
   worker_ids_are_exclusive();
@@ -206,6 +203,6 @@ int main() {
   poll_while_waiting();
   nested_runs_do_not_deadlock();
   callers_at_the_same_time();
-  forked_child_has_its_own_pool();
+  if (argc < 2 || std::strcmp(argv[1], "--no-fork") != 0) forked_child_has_its_own_pool();
   return check::report();
 }

@@ -1,0 +1,46 @@
+# make demo and make test make .venv when it is missing and install this checkout into it; a second
+# run installs only what changed. PYTHON= chooses the interpreter, PYTEST_ARGS= is passed on.
+PYTHON ?= python3
+BIN := .venv/bin
+DEVELOP := $(PYTHON) tools/develop.py
+
+.PHONY: demo demo-train test test-deep lint format stubs bench clean
+
+# Needs no torch.
+demo:
+	@$(DEVELOP) demo
+	@$(BIN)/simtile demo
+
+# Needs torch and the MiniLM weights (84 MB), which it installs.
+demo-train:
+	@$(DEVELOP) train
+	@$(BIN)/simtile demo --train
+
+test:
+	@$(DEVELOP) test
+	@$(BIN)/python -m pytest -m "not gpu and not deep" $(PYTEST_ARGS)
+
+test-deep:
+	@$(DEVELOP) test
+	@bash tools/test_deep.sh
+
+lint:
+	@$(DEVELOP) test
+	@bash tools/lint.sh
+
+format:
+	@$(DEVELOP) test
+	@bash tools/lint.sh --fix
+
+stubs:
+	@$(DEVELOP) test
+	@$(BIN)/python tools/stubs.py
+
+# On an otherwise idle machine.
+bench:
+	@$(DEVELOP) bench
+	@$(BIN)/python bench/peak.py
+	@$(BIN)/python bench/info_nce.py
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import typing
+
+import numpy
+
+__all__: list[str] = [
+    "cpu_info",
+    "info_nce",
+    "info_nce_arithmetic",
+    "num_threads",
+    "peak",
+    "peak_kinds",
+    "set_num_threads",
+]
+
+def _cgroup_limit(root: str) -> int: ...
+def _spin(
+    seconds: typing.SupportsFloat | typing.SupportsIndex,
+    tasks: typing.SupportsInt | typing.SupportsIndex,
+    runs: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> float: ...
+def cpu_info() -> dict[str, typing.Any]: ...
+def info_nce(
+    queries: numpy.ndarray,
+    documents: numpy.ndarray,
+    negatives: numpy.ndarray | None,
+    dtype: str,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    normalize: bool,
+    targets: numpy.ndarray | None,
+    query_ids: numpy.ndarray | None,
+    document_ids: numpy.ndarray | None,
+    own_negatives: bool,
+    weight: typing.SupportsFloat | typing.SupportsIndex,
+    row_weights: numpy.ndarray | None,
+    losses: numpy.ndarray | None,
+    grad_queries: numpy.ndarray | None,
+    grad_documents: numpy.ndarray | None,
+    grad_negatives: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> float: ...
+def info_nce_arithmetic(dtype: str) -> str: ...
+def num_threads() -> int: ...
+def peak(
+    kind: str,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    seconds: typing.SupportsFloat | typing.SupportsIndex,
+    buffer_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> float: ...
+def peak_kinds() -> list[str]: ...
+def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+
+__version__: str
