@@ -18,7 +18,9 @@ namespace {
 // A thread more than this many multiply-adds justify costs more to wake than it saves (about 30 us of work).
 constexpr double kWorkPerThread = 6e6;
 
-[[noreturn]] void refuse(const char* name, const std::string& found) { throw py::value_error(std::string(name) + ": " + found); }
+[[noreturn]] void refuse(const char* name, const std::string& found) {
+  throw py::value_error(std::string(name) + ": " + found);
+}
 
 struct ElementType {
   Element element;
@@ -64,7 +66,8 @@ const T* vector_data(const char* name, const std::optional<py::array>& array, ch
   return static_cast<const T*>(array->data());
 }
 
-void* output_data(const char* name, std::optional<py::array>& array, int64_t bytes, std::initializer_list<int64_t> shape) {
+void* output_data(const char* name, std::optional<py::array>& array, int64_t bytes,
+                  std::initializer_list<int64_t> shape) {
   if (!array) return nullptr;
   check_dtype(name, *array, 'f', bytes);
   check_shape(name, *array, shape);
@@ -72,10 +75,11 @@ void* output_data(const char* name, std::optional<py::array>& array, int64_t byt
   return array->mutable_data();  // refuses what is read-only
 }
 
-double info_nce(const py::array& queries, const py::array& documents, const std::optional<py::array>& negatives, const std::string& dtype,
-                double temperature, bool normalize, const std::optional<py::array>& targets, const std::optional<py::array>& query_ids,
-                const std::optional<py::array>& document_ids, bool own_negatives, double weight,
-                const std::optional<py::array>& row_weights, std::optional<py::array> losses, std::optional<py::array> grad_queries,
+double info_nce(const py::array& queries, const py::array& documents, const std::optional<py::array>& negatives,
+                const std::string& dtype, double temperature, bool normalize, const std::optional<py::array>& targets,
+                const std::optional<py::array>& query_ids, const std::optional<py::array>& document_ids,
+                bool own_negatives, double weight, const std::optional<py::array>& row_weights,
+                std::optional<py::array> losses, std::optional<py::array> grad_queries,
                 std::optional<py::array> grad_documents, std::optional<py::array> grad_negatives, long long threads) {
   const ElementType type = element_type(dtype);
   if (queries.ndim() != 2 || documents.ndim() != 2) refuse("queries, documents", "not matrices");
@@ -98,11 +102,13 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
     check_dtype("negatives", *negatives, type.kind, type.bytes);
     check_shape("negatives", *negatives, {args.rows, args.negatives, args.dimensions});
     args.negatives_data = negatives->data();
-    args.negatives_stride = args.negatives > 1 ? row_stride("negatives", *negatives, 1) : row_stride("negatives", *negatives, 0);
+    args.negatives_stride =
+        args.negatives > 1 ? row_stride("negatives", *negatives, 1) : row_stride("negatives", *negatives, 0);
     if (args.negatives > 1 && args.rows > 1 && negatives->strides(0) != args.negatives * negatives->strides(1))
       refuse("negatives", "the first two axes do not form one");
   }
-  if (!(temperature > 0) || !(temperature <= std::numeric_limits<double>::max())) refuse("temperature", "not positive and finite");
+  if (!(temperature > 0) || !(temperature <= std::numeric_limits<double>::max()))
+    refuse("temperature", "not positive and finite");
   args.temperature = temperature;
   args.normalize = normalize;
   args.own_negatives = own_negatives;
@@ -110,7 +116,8 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
   for (int64_t i = 0; i < args.rows; i++) {
     const int64_t target = args.targets ? args.targets[i] : i;
     if (target < 0 || target >= args.documents)
-      refuse("targets", "row " + std::to_string(i) + " has " + std::to_string(target) + " of " + std::to_string(args.documents) + " documents");
+      refuse("targets", "row " + std::to_string(i) + " has " + std::to_string(target) + " of " +
+                            std::to_string(args.documents) + " documents");
   }
   args.query_ids = vector_data<int64_t>("query_ids", query_ids, 'i', args.rows);
   args.document_ids = vector_data<int64_t>("document_ids", document_ids, 'i', args.documents);
@@ -122,13 +129,16 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
   if (!losses) refuse("losses", "missing");
   args.losses = static_cast<double*>(output_data("losses", losses, 8, {args.rows}));
   args.grad_queries = output_data("grad_queries", grad_queries, gradient_bytes, {args.rows, args.dimensions});
-  args.grad_documents = output_data("grad_documents", grad_documents, gradient_bytes, {args.documents, args.dimensions});
+  args.grad_documents =
+      output_data("grad_documents", grad_documents, gradient_bytes, {args.documents, args.dimensions});
   if (grad_negatives && !negatives) refuse("grad_negatives", "given without negatives");
-  args.grad_negatives = output_data("grad_negatives", grad_negatives, gradient_bytes, {args.rows, args.negatives, args.dimensions});
+  args.grad_negatives =
+      output_data("grad_negatives", grad_negatives, gradient_bytes, {args.rows, args.negatives, args.dimensions});
   double grad_temperature = 0;
   args.grad_temperature = &grad_temperature;
 
-  const double candidates = static_cast<double>(args.documents) + (own_negatives ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
+  const double candidates =
+      static_cast<double>(args.documents) + (own_negatives ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
   const double work = 3.0 * args.rows * candidates * args.dimensions;
   const long long useful = static_cast<long long>(work / kWorkPerThread) + 1;
   const long long wanted = resolve_threads(threads);
@@ -143,13 +153,16 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
 }  // namespace
 
 void register_info_nce(py::module_& m) {
-  m.def("info_nce", &info_nce, py::arg("queries"), py::arg("documents"), py::arg("negatives"), py::arg("dtype"), py::arg("temperature"),
-        py::arg("normalize"), py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"), py::arg("own_negatives"), py::arg("weight"),
-        py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"), py::arg("grad_documents"), py::arg("grad_negatives"),
-        py::arg("threads"));
-  m.def("info_nce_arithmetic", [](const std::string& dtype) {
-    return kernels().info_nce.by_element[static_cast<int>(element_type(dtype).element)].arithmetic;
-  }, py::arg("dtype"));
+  m.def("info_nce", &info_nce, py::arg("queries"), py::arg("documents"), py::arg("negatives"), py::arg("dtype"),
+        py::arg("temperature"), py::arg("normalize"), py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"),
+        py::arg("own_negatives"), py::arg("weight"), py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"),
+        py::arg("grad_documents"), py::arg("grad_negatives"), py::arg("threads"));
+  m.def(
+      "info_nce_arithmetic",
+      [](const std::string& dtype) {
+        return kernels().info_nce.by_element[static_cast<int>(element_type(dtype).element)].arithmetic;
+      },
+      py::arg("dtype"));
 }
 
 }  // namespace simtile

@@ -12,10 +12,10 @@ enum class Element { float32, float64, bfloat16, float16 };
 struct InfoNceArgs {
   Element element;  // of queries, documents and negatives
 
-  int64_t rows;         // N
-  int64_t documents;    // M
-  int64_t negatives;    // K, per query; 0 without
-  int64_t dimensions;   // D
+  int64_t rows;        // N
+  int64_t documents;   // M
+  int64_t negatives;   // K, per query; 0 without
+  int64_t dimensions;  // D
   const void* queries_data;
   const void* documents_data;
   const void* negatives_data;  // [N * K, D]
@@ -40,9 +40,7 @@ struct InfoNceArgs {
   double* grad_temperature;  // one value
 
   // always_inline: at -O0 it would otherwise be a weak symbol of every ISA level.
-  [[gnu::always_inline]] bool wants_gradients() const {
-    return grad_queries || grad_documents || grad_negatives;
-  }
+  [[gnu::always_inline]] bool wants_gradients() const { return grad_queries || grad_documents || grad_negatives; }
 };
 
 // One element type's entry points at one ISA level. The caller allocates workspace_bytes(args, threads) bytes, aligned to 64.

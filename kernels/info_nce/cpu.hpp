@@ -2,7 +2,7 @@
 //
 //   for each chunk of rows:
 //     scores       S = Q D^T for the chunk, scaled and masked while the tile is hot; row maximum; the positive taken out
-//     normaliser   e = exp(S - m), in place, and its row sums
+//     exponentiate e = exp(S - m), in place, and its row sums
 //     losses       log-sum-exp minus the positive, per row; the positive's coefficient is minus the sum of the others
 //     gradients    dD += (u e)^T Q (documents split over threads), dQ = (u e) D (dimensions split over threads)
 //
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "info_nce/args.hpp"
+#include "info_nce/logits.hpp"
 #include "info_nce/rows.hpp"
 #include "tile/amx_engine.hpp"
 #include "tile/bf16.hpp"
@@ -19,52 +20,6 @@
 namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
-
-// Scores of one tile as they leave the product: to logits, masked, with the running row maximum.
-template <typename Engine>
-struct LogitEpilogue {
-  using T = typename Engine::Scalar;
-  static constexpr int kColumns = Engine::kColumns;
-  static constexpr int kVectors = Engine::kVectors;
-  static constexpr int kLanes = Engine::kLanes;
-
-  const T* query_scale;         // per row of the chunk, 1 / temperature included
-  const T* candidate_scale;     // per column, from the first panel on
-  const T* candidate_penalty;   // 0, or -inf where a panel has no candidate
-  T* row_max;                   // [rows][lanes]
-  const int64_t* query_ids;     // per row of the chunk, or null
-  const int64_t* document_ids;  // per column from the first panel on, `documents` of them
-  int64_t documents;
-  const int64_t* targets;  // per row of the chunk, as a column counted from the first panel
-
-  template <int rows>
-  SIMTILE_INLINE void tile(int64_t panel, int64_t r, T* products) {
-    const T* scale = candidate_scale + panel * kColumns;
-    const T* penalty = candidate_penalty + panel * kColumns;
-    for (int i = 0; i < rows; i++, products += kColumns) {
-      Vector<T> peak = load<T>(row_max + (r + i) * kLanes);
-      Vector<T> logits[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++)
-        logits[v] = load<T>(products + v * kLanes) * load<T>(scale + v * kLanes) * query_scale[r + i] + load<T>(penalty + v * kLanes);
-      if (query_ids) mask(r + i, panel * kColumns, logits);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) {
-        peak = maximum(peak, logits[v]);
-        store<T>(products + v * kLanes, logits[v]);
-      }
-      store<T>(row_max + (r + i) * kLanes, peak);
-    }
-  }
-
-  __attribute__((noinline)) void mask(int64_t row, int64_t first, Vector<T> (&logits)[kVectors]) const {
-    T lanes[kColumns];
-    for (int v = 0; v < kVectors; v++) store<T>(lanes + v * kLanes, logits[v]);
-    for (int64_t j = first; j < least(first + kColumns, documents); j++)
-      if (document_ids[j] == query_ids[row] && j != targets[row]) lanes[j - first] = -static_cast<T>(__builtin_inf());
-    for (int v = 0; v < kVectors; v++) logits[v] = load<T>(lanes + v * kLanes);
-  }
-};
 
 // One run of candidates: the documents, then (when every row sees them) the negatives. Panels never straddle two runs.
 template <typename Engine>
@@ -85,18 +40,21 @@ class InfoNce {
   static constexpr int kLanes = Engine::kLanes;
 
   // With a null workspace only bytes() is meaningful.
-  InfoNce(const InfoNceArgs& args, int threads, void* workspace) : args_(args), threads_(threads), cursor_(static_cast<char*>(workspace)) {
+  InfoNce(const InfoNceArgs& args, int threads, void* workspace)
+      : args_(args), threads_(threads), base_(static_cast<char*>(workspace)) {
     const int64_t dimensions = args.dimensions;
     plan_chunks();
     runs_[0] = {static_cast<const Source*>(args.documents_data), args.documents_stride, args.documents, 0,
                 static_cast<T*>(args.grad_documents)};
     const bool shared_negatives = args.negatives && !args.own_negatives;
-    runs_[1] = {static_cast<const Source*>(args.negatives_data), args.negatives_stride, shared_negatives ? args.rows * args.negatives : 0,
-                panels_of(args.documents), static_cast<T*>(args.grad_negatives)};
+    runs_[1] = {static_cast<const Source*>(args.negatives_data), args.negatives_stride,
+                shared_negatives ? args.rows * args.negatives : 0, panels_of(args.documents),
+                static_cast<T*>(args.grad_negatives)};
     own_ = args.own_negatives ? args.negatives : 0;
     panels_ = runs_[1].first_panel + panels_of(runs_[1].count);
     // Four tasks a thread even out a busy core; fewer and larger ones would not, and smaller ones lose what a group of panels shares.
-    panels_per_task_ = most((panels_ + 4 * threads - 1) / (4 * threads), least(Engine::kGroup, (panels_ + 2 * threads - 1) / (2 * threads)));
+    panels_per_task_ = most((panels_ + 4 * threads - 1) / (4 * threads),
+                            least(Engine::kGroup, (panels_ + 2 * threads - 1) / (2 * threads)));
     panel_tasks_ = (panels_ + panels_per_task_ - 1) / panels_per_task_;
     slices_ = Engine::slices(dimensions);
     slices_per_task_ = (slices_ + 2 * threads - 1) / (2 * threads);
@@ -104,11 +62,11 @@ class InfoNce {
 
     panel_bytes_ = aligned(Engine::panel_bytes(dimensions));
     scores_bytes_ = aligned(Engine::scores_bytes(chunk_));
-    take(packed_documents_, panels_ * panel_bytes_);
-    take(document_pack_, panels_ * kColumns * sizeof(T));
-    take(document_tile_, panels_ * kColumns * sizeof(T));
-    take(document_penalty_, panels_ * kColumns * sizeof(T));
-    take(document_unit_, panels_ * kColumns * sizeof(T));
+    take(packed_candidates_, panels_ * panel_bytes_);
+    take(candidate_pack_, panels_ * kColumns * sizeof(T));
+    take(candidate_tile_, panels_ * kColumns * sizeof(T));
+    take(candidate_penalty_, panels_ * kColumns * sizeof(T));
+    take(candidate_unit_, panels_ * kColumns * sizeof(T));
     take(packed_queries_, Engine::queries_bytes(chunk_, dimensions));
     take(query_scale_, chunk_ * sizeof(RowScale<T>));
     take(logit_scale_, chunk_ * sizeof(T));
@@ -131,7 +89,6 @@ class InfoNce {
     }
     worker_bytes_ = most(scratch_bytes_, aligned(2 * chunk_ * kLanes * static_cast<int64_t>(sizeof(T))));
     take(workers_, threads * worker_bytes_);
-    bytes_ = cursor_ - static_cast<char*>(workspace);
   }
 
   int64_t bytes() const { return bytes_; }
@@ -156,7 +113,8 @@ class InfoNce {
   }
 
  private:
-  // The score panel's memory is bounded, whatever the number of candidates: with many, chunks get shorter.
+  // The score panel's memory is bounded: with many candidates, chunks get shorter, down to where reading the documents would cost more
+  // than multiplying them.
   static constexpr int64_t kPanelBytes = 52 << 20;
   static constexpr int64_t kFewestRows = 96;
 
@@ -165,15 +123,16 @@ class InfoNce {
 
   template <typename P>
   void take(P*& pointer, int64_t bytes) {
-    pointer = reinterpret_cast<P*>(cursor_);
-    cursor_ += aligned(bytes);
+    pointer = base_ ? reinterpret_cast<P*>(base_ + bytes_) : nullptr;
+    bytes_ += aligned(bytes);
   }
 
   // Rows per chunk: every chunk reads the documents twice and reads and writes their gradient once, so more rows mean less traffic;
   // but the score panel (rows x candidates) should stay near the cores. Chunks are equal, so that the last is no stub.
   void plan_chunks() {
     const int64_t candidates = args_.documents + (args_.own_negatives ? 0 : args_.rows * args_.negatives);
-    const int64_t most_rows = least(Engine::kChunkRows, most(kPanelBytes / (candidates * static_cast<int64_t>(sizeof(T))), kFewestRows));
+    const int64_t most_rows =
+        least(Engine::kChunkRows, most(kPanelBytes / (candidates * static_cast<int64_t>(sizeof(T))), kFewestRows));
     const int64_t chunks = (args_.rows + most_rows - 1) / most_rows;
     chunk_ = Engine::round_rows((args_.rows + chunks - 1) / chunks);
     rows_per_task_ = Engine::round_rows((chunk_ + 4 * threads_ - 1) / (4 * threads_));
@@ -181,7 +140,8 @@ class InfoNce {
 
   template <void (InfoNce::*body)(int64_t, int)>
   void each(const Executor& executor, int64_t tasks) {
-    executor.run(tasks, [](void* self, int64_t task, int worker) { (static_cast<InfoNce*>(self)->*body)(task, worker); }, this);
+    executor.run(
+        tasks, [](void* self, int64_t task, int worker) { (static_cast<InfoNce*>(self)->*body)(task, worker); }, this);
   }
 
   const Candidates<Engine>& run_of(int64_t panel) const { return runs_[panel >= runs_[1].first_panel]; }
@@ -199,8 +159,8 @@ class InfoNce {
   // `count` candidates from the first of a panel on.
   typename Engine::Rows documents(int64_t panel, int64_t count) const {
     const Candidates<Engine>& run = run_of(panel);
-    return {run.data + (panel - run.first_panel) * kColumns * run.stride, run.stride, count, document_pack_ + panel * kColumns,
-            document_tile_ + panel * kColumns};
+    return {run.data + (panel - run.first_panel) * kColumns * run.stride, run.stride, count,
+            candidate_pack_ + panel * kColumns, candidate_tile_ + panel * kColumns};
   }
   typename Engine::Rows queries(int64_t first, int64_t count) const {
     return {query(first), args_.queries_stride, count, query_pack_ + first, query_coefficient_ + first};
@@ -215,12 +175,12 @@ class InfoNce {
       for (int j = 0; j < kColumns; j++) {
         RowScale<T> scale = {};
         if (j < count) scale = row_scale<T>(run.data + (first + j) * run.stride, args_.dimensions, args_.normalize);
-        document_pack_[panel * kColumns + j] = scale.pack;
-        document_tile_[panel * kColumns + j] = scale.tile;
-        document_unit_[panel * kColumns + j] = scale.unit;
-        document_penalty_[panel * kColumns + j] = j < count ? 0 : -static_cast<T>(__builtin_inf());
+        candidate_pack_[panel * kColumns + j] = scale.pack;
+        candidate_tile_[panel * kColumns + j] = scale.tile;
+        candidate_unit_[panel * kColumns + j] = scale.unit;
+        candidate_penalty_[panel * kColumns + j] = j < count ? 0 : -static_cast<T>(__builtin_inf());
       }
-      Engine::pack_panel(documents(panel, count), args_.dimensions, packed_documents_ + panel * panel_bytes_);
+      Engine::pack_panel(documents(panel, count), args_.dimensions, packed_candidates_ + panel * panel_bytes_);
     }
   }
 
@@ -236,12 +196,14 @@ class InfoNce {
         for (int64_t k = 0; k < own_; k++) {
           const int64_t at = (r + i) * own_ + k;
           own_scale_[at] = row_scale<T>(negative(r + i, k), args_.dimensions, args_.normalize);
-          own_scores_[at] = dot<T>(query(r + i), scale.pack, negative(r + i, k), own_scale_[at].pack, args_.dimensions) *
-                            own_scale_[at].tile * logit_scale_[r + i];
+          own_scores_[at] =
+              dot<T>(query(r + i), scale.pack, negative(r + i, k), own_scale_[at].pack, args_.dimensions) *
+              own_scale_[at].tile * logit_scale_[r + i];
         }
       }
       for (int i = count; i < Engine::kRows; i++) logit_scale_[r + i] = 0;
-      for (int i = 0; i < Engine::kRows && args_.query_ids; i++) query_ids_[r + i] = i < count ? args_.query_ids[first_ + r + i] : 0;
+      for (int i = 0; i < Engine::kRows && args_.query_ids; i++)
+        query_ids_[r + i] = i < count ? args_.query_ids[first_ + r + i] : 0;
       Engine::pack_queries(queries(r, count), r, rows_, args_.dimensions, packed_queries_);
     }
   }
@@ -256,19 +218,20 @@ class InfoNce {
     for (int64_t r = 0; r < padded; r++) targets[r] = r < rows_ ? target(first_ + r) - first * kColumns : -1;
     LogitEpilogue<Engine> epilogue;
     epilogue.query_scale = logit_scale_;
-    epilogue.candidate_scale = document_tile_ + first * kColumns;
-    epilogue.candidate_penalty = document_penalty_ + first * kColumns;
+    epilogue.candidate_scale = candidate_tile_ + first * kColumns;
+    epilogue.candidate_penalty = candidate_penalty_ + first * kColumns;
     epilogue.row_max = row_max;
     epilogue.query_ids = args_.query_ids ? query_ids_ : nullptr;
-    epilogue.document_ids = args_.document_ids + first * kColumns;
+    epilogue.document_ids = args_.document_ids ? args_.document_ids + first * kColumns : nullptr;
     epilogue.documents = args_.documents - first * kColumns;
     epilogue.targets = targets;
-    Engine::scores(packed_queries_, packed_documents_ + first * panel_bytes_, panel_bytes_, last - first, rows_, args_.dimensions,
-                   panel_scores(first), scores_bytes_, epilogue);
+    Engine::scores(packed_queries_, packed_candidates_ + first * panel_bytes_, panel_bytes_, last - first, rows_,
+                   args_.dimensions, panel_scores(first), scores_bytes_, epilogue);
     // The positive leaves the panel: its share is added back exactly in finish_losses.
     for (int64_t r = 0; r < rows_; r++)
       if (targets[r] >= 0 && targets[r] < (last - first) * kColumns)
-        positive_[r] = Engine::exchange_score(panel_scores(first + targets[r] / kColumns), r, static_cast<int>(targets[r] % kColumns), lowest);
+        positive_[r] = Engine::exchange_score(panel_scores(first + targets[r] / kColumns), r,
+                                              static_cast<int>(targets[r] % kColumns), lowest);
     for (int64_t r = 0; r < rows_; r++) partial_max_[task * chunk_ + r] = reduce_max<T>(load<T>(row_max + r * kLanes));
   }
 
@@ -320,7 +283,8 @@ class InfoNce {
       inverse_sum_[r] = static_cast<T>(scale);
       query_coefficient_[r] = static_cast<T>(scale * query_scale_[r].tile);
       const int64_t positive = target(first_ + r);
-      Engine::set_coefficient(panel_scores(positive / kColumns), r, static_cast<int>(positive % kColumns), static_cast<T>(-others));
+      Engine::set_coefficient(panel_scores(positive / kColumns), r, static_cast<int>(positive % kColumns),
+                              static_cast<T>(-others));
     }
     return grad_temperature;
   }
@@ -348,12 +312,12 @@ class InfoNce {
       if (!run.gradient || from >= to) continue;
       const int64_t row = (from - run.first_panel) * kColumns, count = least(run.count - row, (to - from) * kColumns);
       T* out = run.gradient + row * args_.dimensions;
-      Engine::accumulate_documents(panel_scores(from), scores_bytes_, query_slices_, slice_bytes_, queries(0, rows_), count,
-                                   args_.dimensions, workers_ + worker * worker_bytes_, out, first_ > 0);
+      Engine::accumulate_documents(panel_scores(from), scores_bytes_, query_slices_, slice_bytes_, queries(0, rows_),
+                                   count, args_.dimensions, workers_ + worker * worker_bytes_, out, first_ > 0);
       if (first_ + rows_ < args_.rows) continue;
       for (int64_t j = 0; j < count; j++)
-        finish_gradient<T>(run.data + (row + j) * run.stride, RowScale<T>{0, 0, document_unit_[from * kColumns + j]}, args_.normalize,
-                           args_.dimensions, out + j * args_.dimensions);
+        finish_gradient<T>(run.data + (row + j) * run.stride, RowScale<T>{0, 0, candidate_unit_[from * kColumns + j]},
+                           args_.normalize, args_.dimensions, out + j * args_.dimensions);
     }
   }
 
@@ -364,8 +328,9 @@ class InfoNce {
     for (const Candidates<Engine>& run : runs_) {
       for (int64_t j = 0; j < run.count; j += Engine::kPacked, accumulate = true) {
         const int64_t panel = run.first_panel + j / kColumns;
-        Engine::accumulate_queries(panel_scores(panel), scores_bytes_, documents(panel, least<int64_t>(Engine::kPacked, run.count - j)),
-                                   rows_, first_slice, last_slice, args_.dimensions, workers_ + worker * worker_bytes_, out, accumulate);
+        Engine::accumulate_queries(panel_scores(panel), scores_bytes_,
+                                   documents(panel, least<int64_t>(Engine::kPacked, run.count - j)), rows_, first_slice,
+                                   last_slice, args_.dimensions, workers_ + worker * worker_bytes_, out, accumulate);
       }
     }
   }
@@ -392,14 +357,15 @@ class InfoNce {
 
   const InfoNceArgs& args_;
   const int threads_;
-  char* cursor_;
-  int64_t bytes_;
+  char* const base_;
+  int64_t bytes_ = 0;
   Candidates<Engine> runs_[2];
   int64_t own_, panels_, panels_per_task_, panel_tasks_, slices_, slices_per_task_, slice_tasks_;
   int64_t panel_bytes_, scores_bytes_, scratch_bytes_ = 0, slice_bytes_ = 0, worker_bytes_;
   int64_t chunk_, rows_per_task_, first_ = 0, rows_ = 0;
-  char *packed_documents_, *packed_queries_, *scores_, *query_slices_ = nullptr, *workers_;
-  T *document_pack_, *document_tile_, *document_penalty_, *document_unit_, *query_pack_, *query_coefficient_, *logit_scale_, *positive_, *maximum_, *inverse_sum_, *partial_max_, *own_scores_;
+  char *packed_candidates_, *packed_queries_, *scores_, *query_slices_ = nullptr, *workers_;
+  T *candidate_pack_, *candidate_tile_, *candidate_penalty_, *candidate_unit_, *query_pack_, *query_coefficient_,
+      *logit_scale_, *positive_, *maximum_, *inverse_sum_, *partial_max_, *own_scores_;
   int64_t* query_ids_;
   double *partial_sum_, *partial_weighted_;
   RowScale<T>*query_scale_, *own_scale_;

@@ -46,8 +46,10 @@ T dot(const A* a, T a_scale, const B* b, T b_scale, int64_t columns) {
   Vector<T> sum[4] = {};
   int64_t c = 0;
   for (; c + 4 * kLanes <= columns; c += 4 * kLanes)
-    for (int i = 0; i < 4; i++) sum[i] += (load_widened(a + c + i * kLanes) * a_scale) * (load_widened(b + c + i * kLanes) * b_scale);
-  for (; c < columns; c += kLanes) sum[0] += (load_tail<T>(a + c, columns - c) * a_scale) * (load_tail<T>(b + c, columns - c) * b_scale);
+    for (int i = 0; i < 4; i++)
+      sum[i] += (load_widened(a + c + i * kLanes) * a_scale) * (load_widened(b + c + i * kLanes) * b_scale);
+  for (; c < columns; c += kLanes)
+    sum[0] += (load_tail<T>(a + c, columns - c) * a_scale) * (load_tail<T>(b + c, columns - c) * b_scale);
   return reduce_add<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
@@ -70,7 +72,8 @@ void finish_gradient(const Source* row, const RowScale<T>& scale, bool normalize
   int64_t c = 0;
   for (; c + kLanes <= columns; c += kLanes)
     store<T>(gradient + c, (load<T>(gradient + c) - load_widened(row + c) * scale.unit * along) * scale.unit);
-  for (; c < columns; c++) gradient[c] = (gradient[c] - static_cast<T>(widen(row[c])) * scale.unit * along) * scale.unit;
+  for (; c < columns; c++)
+    gradient[c] = (gradient[c] - static_cast<T>(widen(row[c])) * scale.unit * along) * scale.unit;
 }
 
 }  // namespace

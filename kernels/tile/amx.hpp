@@ -31,7 +31,9 @@ struct StripLayout {
   int64_t depth;
 
   int64_t bytes() const { return strips * total * kStep; }
-  int64_t steps(int64_t k) const { return least(depth, total - k / depth * depth); }  // of the pass that tile k belongs to
+  int64_t steps(int64_t k) const {
+    return least(depth, total - k / depth * depth);
+  }  // of the pass that tile k belongs to
   int64_t at(int64_t strip, int64_t k) const {
     const int64_t first = k / depth * depth;
     return (first * strips + strip * steps(k) + (k - first)) * kStep;
@@ -50,9 +52,9 @@ class TileScope {
  private:
   // Palette 1; bytes per row of tiles 0-7 (16 bit each) from byte 16, rows from byte 48. Constant, because the compiler does not know
   // that the instruction reads all of it.
-  alignas(64) static constexpr uint8_t kConfig[64] = {1,  0, 0,  0, 0,  0, 0,  0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0,
-                                                      64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0,  0, 0,  0, 0,  0,
-                                                      0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16};
+  alignas(64) static constexpr uint8_t kConfig[64] = {
+      1,  0, 0,  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0,  64, 0,  64, 0,  64, 0,
+      64, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16};
 };
 
 // GCC's tile intrinsics name no memory: what they read must have been written, and what they wrote must be read again.
@@ -60,7 +62,9 @@ SIMTILE_INLINE void tiles_touch_memory() { __asm__ volatile("" ::: "memory"); }
 
 // 32 floats to 32 bfloat16 (round to nearest even), and what is left of them.
 SIMTILE_INLINE __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-SIMTILE_INLINE __m512 from_bf16_low(__m512i v) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)), 16); }
+SIMTILE_INLINE __m512 from_bf16_low(__m512i v) {
+  return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)), 16);
+}
 SIMTILE_INLINE __m512 from_bf16_high(__m512i v) {
   return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1)), 16);
 }
@@ -80,13 +84,15 @@ SIMTILE_INLINE __m512 load_columns(const float* p, int64_t left) {
 }
 SIMTILE_INLINE __m512 load_columns(const bf16* p, int64_t left) {
   if (left <= 0) return _mm512_setzero_ps();
-  const __m256i bits = left >= 16 ? _mm256_loadu_si256((const __m256i*)p) : _mm256_maskz_loadu_epi16((1u << left) - 1, p);
+  const __m256i bits =
+      left >= 16 ? _mm256_loadu_si256((const __m256i*)p) : _mm256_maskz_loadu_epi16((1u << left) - 1, p);
   return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
 }
 
 SIMTILE_INLINE __m512 load_columns(const f16* p, int64_t left) {
   if (left <= 0) return _mm512_setzero_ps();
-  return _mm512_cvtph_ps(left >= 16 ? _mm256_loadu_si256((const __m256i*)p) : _mm256_maskz_loadu_epi16((1u << left) - 1, p));
+  return _mm512_cvtph_ps(left >= 16 ? _mm256_loadu_si256((const __m256i*)p)
+                                    : _mm256_maskz_loadu_epi16((1u << left) - 1, p));
 }
 
 // The words of (row, next row) interleaved: from [a0..a15 b0..b15] to [a0 b0 a1 b1 ..], the order of K pairs in a B tile.
@@ -140,8 +146,8 @@ constexpr int64_t kRowsAhead = 8;
 
 // A B operand whose K runs down the source rows: `count` rows by layout.strips x 16 columns from `first`. Row by row, because a row is contiguous in memory. Rows and columns past the end are zeros.
 template <int planes, typename Source>
-void pack_columns_strips(const Source* rows, int64_t stride, int64_t count, int64_t first, int64_t columns, const float* scale,
-                         const StripLayout<planes>& layout, char* packed) {
+void pack_columns_strips(const Source* rows, int64_t stride, int64_t count, int64_t first, int64_t columns,
+                         const float* scale, const StripLayout<planes>& layout, char* packed) {
   const int64_t padded = (count + kTileDepth - 1) / kTileDepth * kTileDepth;
   for (int64_t r = 0; r < padded; r += 2) {
     char* at = packed + layout.at(0, r / kTileDepth) + r % kTileDepth * 32;
@@ -154,9 +160,11 @@ void pack_columns_strips(const Source* rows, int64_t stride, int64_t count, int6
         prefetch(ahead + stride + 16 * strip);
       }
       __m512 low = _mm512_setzero_ps(), high = low;
-      if (r < count) low = _mm512_mul_ps(load_columns(rows + r * stride + column, columns - column), _mm512_set1_ps(scale[r]));
+      if (r < count)
+        low = _mm512_mul_ps(load_columns(rows + r * stride + column, columns - column), _mm512_set1_ps(scale[r]));
       if (r + 1 < count)
-        high = _mm512_mul_ps(load_columns(rows + (r + 1) * stride + column, columns - column), _mm512_set1_ps(scale[r + 1]));
+        high = _mm512_mul_ps(load_columns(rows + (r + 1) * stride + column, columns - column),
+                             _mm512_set1_ps(scale[r + 1]));
 #pragma GCC unroll 3
       for (int plane = 0; plane < planes; plane++)
         _mm512_store_si512(at + plane * kTileBytes, interleave_halves(next_plane(low, high, plane + 1 < planes)));
@@ -166,7 +174,8 @@ void pack_columns_strips(const Source* rows, int64_t stride, int64_t count, int6
 
 // out[32][32] (+)= two strips of A times two strips of B over the `steps` tiles of K of one pass.
 template <int planes>
-__attribute__((noinline)) void multiply_strips(const char* a0, const char* b0, int64_t steps, float* out, int64_t stride, bool accumulate) {
+__attribute__((noinline)) void multiply_strips(const char* a0, const char* b0, int64_t steps, float* out,
+                                               int64_t stride, bool accumulate) {
   constexpr int64_t kStep = planes * kTileBytes;
   const char *a1 = a0 + steps * kStep, *b1 = b0 + steps * kStep;
   const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(float));

@@ -31,7 +31,9 @@ struct AmxEngine : ScorePanel<float> {
   static int64_t round_rows(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
   static int64_t slices(int64_t dimensions) { return (dimensions + kColumns - 1) / kColumns; }
   // `extent` rows or columns of an operand with `depth` values along K.
-  static Layout layout(int64_t extent, int64_t depth) { return {round_rows(extent) / 16, (depth + kTileDepth - 1) / kTileDepth, kDepthSteps}; }
+  static Layout layout(int64_t extent, int64_t depth) {
+    return {round_rows(extent) / 16, (depth + kTileDepth - 1) / kTileDepth, kDepthSteps};
+  }
 
   static int64_t panel_bytes(int64_t dimensions) { return layout(kColumns, dimensions).bytes(); }
   static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return layout(rows, dimensions).bytes(); }
@@ -39,26 +41,29 @@ struct AmxEngine : ScorePanel<float> {
   static int64_t slice_bytes(int64_t rows) { return layout(kColumns, rows).bytes(); }
   static int64_t scratch_bytes(int64_t rows, int64_t dimensions, int64_t slices_per_task) {
     const int64_t sums = kColumns * slices(dimensions) * kColumns * static_cast<int64_t>(sizeof(float));
-    return most(kGroup * (layout(kColumns, rows).bytes() + sums), layout((slices_per_task + 1) * kColumns, kPacked).bytes());
+    return most(kGroup * (layout(kColumns, rows).bytes() + sums),
+                layout((slices_per_task + 1) * kColumns, kPacked).bytes());
   }
 
   static void pack_panel(const Rows& documents, int64_t dimensions, void* out) {
     for (int64_t half = 0; half < 2; half++)
-      pack_rows_strip<planes, true>(documents.data + 16 * half * documents.stride, documents.stride, documents.count - 16 * half, dimensions,
-                                    documents.pack + 16 * half, layout(kColumns, dimensions), half, static_cast<char*>(out));
+      pack_rows_strip<planes, true>(documents.data + 16 * half * documents.stride, documents.stride,
+                                    documents.count - 16 * half, dimensions, documents.pack + 16 * half,
+                                    layout(kColumns, dimensions), half, static_cast<char*>(out));
   }
 
   // A block of up to kRows rows of `rows`; `first` is a multiple of kRows.
   static void pack_queries(const Rows& queries, int64_t first, int64_t rows, int64_t dimensions, void* out) {
     for (int64_t half = 0; half < 2; half++)
-      pack_rows_strip<planes, false>(queries.data + 16 * half * queries.stride, queries.stride, queries.count - 16 * half, dimensions,
-                                     queries.pack + 16 * half, layout(rows, dimensions), first / 16 + half, static_cast<char*>(out));
+      pack_rows_strip<planes, false>(queries.data + 16 * half * queries.stride, queries.stride,
+                                     queries.count - 16 * half, dimensions, queries.pack + 16 * half,
+                                     layout(rows, dimensions), first / 16 + half, static_cast<char*>(out));
   }
 
   // Panels side by side, pass by pass: one pass over K of all query strips stays in L2 while every panel of the group uses it.
   template <typename Epilogue>
-  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels, int64_t rows,
-                     int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels,
+                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
     const TileScope scope;
     const Layout a_layout = layout(rows, dimensions), b_layout = layout(kColumns, dimensions);
     for (int64_t first = 0; first < panels; first += kGroup) {
@@ -83,8 +88,9 @@ struct AmxEngine : ScorePanel<float> {
   }
 
   // As in scores: the query slices pass once for a group of panels. `out` is [count, D], the rows of consecutive panels.
-  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices, int64_t slice_stride,
-                                   const Rows& queries, int64_t count, int64_t dimensions, void* scratch, float* out, bool accumulate) {
+  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
+                                   int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions,
+                                   void* scratch, float* out, bool accumulate) {
     const TileScope scope;
     const Layout layout = AmxEngine::layout(kColumns, queries.count);
     const int64_t width = slices(dimensions) * kColumns;
@@ -93,14 +99,15 @@ struct AmxEngine : ScorePanel<float> {
     for (int64_t first = 0; first < count; first += kGroup * kColumns) {
       const int64_t panels = (least(kGroup * kColumns, count - first) + kColumns - 1) / kColumns;
       for (int64_t panel = 0; panel < panels; panel++)
-        pack_transposed_coefficients(reinterpret_cast<const float*>(coefficients + (first / kColumns + panel) * panel_stride), queries,
-                                     layout, a + panel * layout.bytes());
+        pack_transposed_coefficients(
+            reinterpret_cast<const float*>(coefficients + (first / kColumns + panel) * panel_stride), queries, layout,
+            a + panel * layout.bytes());
       for (int64_t k = 0; k < layout.total; k += kDepthSteps) {
         for (int64_t d = 0; d < width; d += kColumns) {
           const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + layout.at(0, k);
           for (int64_t panel = 0; panel < panels; panel++)
-            multiply_strips<planes>(a + panel * layout.bytes() + layout.at(0, k), b, layout.steps(k), sum + panel * kColumns * width + d,
-                                    width, k > 0);
+            multiply_strips<planes>(a + panel * layout.bytes() + layout.at(0, k), b, layout.steps(k),
+                                    sum + panel * kColumns * width + d, width, k > 0);
         }
       }
       for (int64_t j = first; j < least(first + kGroup * kColumns, count); j++)
@@ -108,19 +115,23 @@ struct AmxEngine : ScorePanel<float> {
     }
   }
 
-  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows, int64_t first_slice,
-                                 int64_t last_slice, int64_t dimensions, void* scratch, float* out, bool accumulate) {
+  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows,
+                                 int64_t first_slice, int64_t last_slice, int64_t dimensions, void* scratch, float* out,
+                                 bool accumulate) {
     const TileScope scope;
-    const Layout a_layout = layout(kRows, documents.count), b_layout = layout((last_slice - first_slice) * kColumns, documents.count);
+    const Layout a_layout = layout(kRows, documents.count),
+                 b_layout = layout((last_slice - first_slice) * kColumns, documents.count);
     char* a = static_cast<char*>(scratch);
     char* b = a + a_layout.bytes();
-    pack_columns_strips<planes>(documents.data, documents.stride, documents.count, first_slice * kColumns, dimensions, documents.pack,
-                                b_layout, b);
+    pack_columns_strips<planes>(documents.data, documents.stride, documents.count, first_slice * kColumns, dimensions,
+                                documents.pack, b_layout, b);
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t present = least<int64_t>(kRows, rows - r);
       for (int64_t k = 0; k < a_layout.total; k++)
-        pack_coefficients(reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + k * panel_stride) + r * kColumns,
-                          documents.coefficient + k * kColumns, documents.count - k * kColumns, a + a_layout.at(0, k), a + a_layout.at(1, k));
+        pack_coefficients(
+            reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + k * panel_stride) + r * kColumns,
+            documents.coefficient + k * kColumns, documents.count - k * kColumns, a + a_layout.at(0, k),
+            a + a_layout.at(1, k));
       for (int64_t slice = first_slice; slice < last_slice; slice++) {
         const char* columns = b + b_layout.at(2 * (slice - first_slice), 0);
         float* tile = out + r * dimensions + slice * kColumns;
@@ -141,7 +152,8 @@ struct AmxEngine : ScorePanel<float> {
   static void pack_coefficients(const float* c, const float* scale, int64_t columns, char* a0, char* a1) {
     const __m512 scale_low = load_columns(scale, columns), scale_high = load_columns(scale + 16, columns - 16);
     for (int i = 0; i < kRows; i++, c += kColumns) {
-      __m512 low = _mm512_mul_ps(_mm512_loadu_ps(c), scale_low), high = _mm512_mul_ps(_mm512_loadu_ps(c + 16), scale_high);
+      __m512 low = _mm512_mul_ps(_mm512_loadu_ps(c), scale_low),
+             high = _mm512_mul_ps(_mm512_loadu_ps(c + 16), scale_high);
       char* at = (i < 16 ? a0 : a1) + i % 16 * 64;
 #pragma GCC unroll 3
       for (int plane = 0; plane < planes; plane++)
@@ -158,15 +170,20 @@ struct AmxEngine : ScorePanel<float> {
         for (int pair = 0; pair < 16; pair++) {
           const int64_t at = r + 2 * pair;
           __m512 low = _mm512_setzero_ps(), high = low;
-          if (at < queries.count) low = _mm512_mul_ps(_mm512_loadu_ps(c + at * kColumns + 16 * half), _mm512_set1_ps(queries.coefficient[at]));
+          if (at < queries.count)
+            low =
+                _mm512_mul_ps(_mm512_loadu_ps(c + at * kColumns + 16 * half), _mm512_set1_ps(queries.coefficient[at]));
           if (at + 1 < queries.count)
-            high = _mm512_mul_ps(_mm512_loadu_ps(c + (at + 1) * kColumns + 16 * half), _mm512_set1_ps(queries.coefficient[at + 1]));
+            high = _mm512_mul_ps(_mm512_loadu_ps(c + (at + 1) * kColumns + 16 * half),
+                                 _mm512_set1_ps(queries.coefficient[at + 1]));
 #pragma GCC unroll 3
-          for (int plane = 0; plane < planes; plane++) tile[plane][pair] = interleave_halves(next_plane(low, high, plane + 1 < planes));
+          for (int plane = 0; plane < planes; plane++)
+            tile[plane][pair] = interleave_halves(next_plane(low, high, plane + 1 < planes));
         }
         for (int plane = 0; plane < planes; plane++) {
           transpose_words(tile[plane]);
-          for (int i = 0; i < 16; i++) _mm512_store_si512(a + layout.at(half, r / kTileDepth) + plane * kTileBytes + i * 64, tile[plane][i]);
+          for (int i = 0; i < 16; i++)
+            _mm512_store_si512(a + layout.at(half, r / kTileDepth) + plane * kTileBytes + i * 64, tile[plane][i]);
         }
       }
     }

@@ -43,8 +43,8 @@ SIMTILE_INLINE Vector<float> load_present(const Source* p, int64_t left) {
 
 // As multiply() of f32.hpp, on pairs.
 template <int rows>
-__attribute__((noinline)) void multiply_pairs(const uint32_t* a, int64_t a_row, int64_t a_k, const uint32_t* b, int64_t depth,
-                                              bool accumulate, float* out) {
+__attribute__((noinline)) void multiply_pairs(const uint32_t* a, int64_t a_row, int64_t a_k, const uint32_t* b,
+                                              int64_t depth, bool accumulate, float* out) {
   constexpr int kVectors = Tile<float>::kColumnVectors;
   constexpr int kLanes = Simd<float>::kLanes;
   Vector<float> acc[rows][kVectors];
@@ -92,7 +92,9 @@ struct Bf16Engine : ScorePanel<float> {
   static int64_t dimension_pairs(int64_t dimensions) { return (dimensions + 2 * kLanes - 1) / (2 * kLanes) * kLanes; }
 
   static int64_t panel_bytes(int64_t dimensions) { return dimension_pairs(dimensions) * kColumns * 4; }
-  static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return round_rows(rows) * dimension_pairs(dimensions) * 4; }
+  static int64_t queries_bytes(int64_t rows, int64_t dimensions) {
+    return round_rows(rows) * dimension_pairs(dimensions) * 4;
+  }
   static int64_t scores_bytes(int64_t rows) { return round_rows(rows) * kColumns * 4; }
   static int64_t slice_bytes(int64_t rows) { return row_pairs(rows) * kColumns * 4; }
   static int64_t scratch_bytes(int64_t rows, int64_t, int64_t slices_per_task) {
@@ -124,8 +126,10 @@ struct Bf16Engine : ScorePanel<float> {
   // Pairs of rows first and second, columns of one slice; a row that is not there is zero.
   static Pairs row_pair(const Rows& rows, int64_t first, int64_t second, int64_t column, int64_t dimensions) {
     Vector<float> a{}, b{};
-    if (first < rows.count) a = load_present(rows.data + first * rows.stride + column, dimensions - column) * rows.pack[first];
-    if (second < rows.count) b = load_present(rows.data + second * rows.stride + column, dimensions - column) * rows.pack[second];
+    if (first < rows.count)
+      a = load_present(rows.data + first * rows.stride + column, dimensions - column) * rows.pack[first];
+    if (second < rows.count)
+      b = load_present(rows.data + second * rows.stride + column, dimensions - column) * rows.pack[second];
     return pair(a, b);
   }
 
@@ -138,8 +142,8 @@ struct Bf16Engine : ScorePanel<float> {
   }
 
   template <typename Epilogue>
-  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels, int64_t rows,
-                     int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels,
+                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
     const uint32_t* queries = static_cast<const uint32_t*>(packed_queries);
     const int64_t pairs = dimension_pairs(dimensions);
     for (int64_t first = 0; first < panels; first += kGroup) {
@@ -147,7 +151,8 @@ struct Bf16Engine : ScorePanel<float> {
         const int64_t now = least(kDepth, pairs - k);
         for (int64_t panel = first; panel < least(first + kGroup, panels); panel++) {
           const uint32_t* b =
-              reinterpret_cast<const uint32_t*>(static_cast<const char*>(packed_panels) + panel * packed_stride) + k * kColumns;
+              reinterpret_cast<const uint32_t*>(static_cast<const char*>(packed_panels) + panel * packed_stride) +
+              k * kColumns;
           float* s = reinterpret_cast<float*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
             multiply_pairs<kRows>(queries + r * pairs + k * kRows, 1, kRows, b, now, k > 0, s + r * kColumns);
@@ -165,15 +170,17 @@ struct Bf16Engine : ScorePanel<float> {
         store_pairs(packed + v * kLanes, row_pair(queries, r, r + 1, slice * kColumns + v * kLanes, dimensions));
   }
 
-  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices, int64_t slice_stride,
-                                   const Rows& queries, int64_t count, int64_t dimensions, void* scratch, float* out, bool accumulate) {
+  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
+                                   int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions,
+                                   void* scratch, float* out, bool accumulate) {
     uint32_t* a = static_cast<uint32_t*>(scratch);
     for (int64_t first = 0; first < count; first += kColumns, coefficients += panel_stride) {
       const float* c = reinterpret_cast<const float*>(coefficients);
       for (int64_t r = 0; r < queries.count; r += 2) {
         for (int v = 0; v < kVectors; v++) {
           Vector<float> low = load<float>(c + r * kColumns + v * kLanes) * queries.coefficient[r], high{};
-          if (r + 1 < queries.count) high = load<float>(c + (r + 1) * kColumns + v * kLanes) * queries.coefficient[r + 1];
+          if (r + 1 < queries.count)
+            high = load<float>(c + (r + 1) * kColumns + v * kLanes) * queries.coefficient[r + 1];
           store_pairs(a + r / 2 * kColumns + v * kLanes, pair(low, high));
         }
       }
@@ -185,15 +192,17 @@ struct Bf16Engine : ScorePanel<float> {
           const int stored = static_cast<int>(least<int64_t>(kDocumentRows, count - first - m));
           if (accumulate) prefetch_block(at, dimensions * 4, stored, columns * 4);
           alignas(64) float tile[kDocumentRows * kColumns];
-          multiply_pairs<kDocumentRows>(a + m, 1, kColumns, reinterpret_cast<const uint32_t*>(slice), row_pairs(queries.count), false, tile);
+          multiply_pairs<kDocumentRows>(a + m, 1, kColumns, reinterpret_cast<const uint32_t*>(slice),
+                                        row_pairs(queries.count), false, tile);
           write_tile<float>(tile, at, dimensions, stored, columns, accumulate);
         }
       }
     }
   }
 
-  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows, int64_t first_slice,
-                                 int64_t last_slice, int64_t dimensions, void* scratch, float* out, bool accumulate) {
+  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows,
+                                 int64_t first_slice, int64_t last_slice, int64_t dimensions, void* scratch, float* out,
+                                 bool accumulate) {
     const int64_t panels = (documents.count + kColumns - 1) / kColumns, pairs = panels * kHalf;
     uint32_t* a = static_cast<uint32_t*>(scratch);
     uint32_t* packed = a + kRows * kPacked / 2;
@@ -207,11 +216,13 @@ struct Bf16Engine : ScorePanel<float> {
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t present = least<int64_t>(kRows, rows - r);
       for (int64_t panel = 0; panel < panels; panel++) {
-        const float* c = reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + panel * panel_stride) + r * kColumns;
+        const float* c = reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + panel * panel_stride) +
+                         r * kColumns;
         const float* scale = documents.coefficient + panel * kColumns;
         for (int64_t i = 0; i < present; i++)
-          store_pairs(a + i * pairs + panel * kHalf, pair(load<float>(c + i * kColumns) * load<float>(scale),
-                                                          load<float>(c + i * kColumns + kLanes) * load<float>(scale + kLanes)));
+          store_pairs(a + i * pairs + panel * kHalf,
+                      pair(load<float>(c + i * kColumns) * load<float>(scale),
+                           load<float>(c + i * kColumns + kLanes) * load<float>(scale + kLanes)));
       }
       for (int64_t i = present; i < kRows; i++)
         for (int64_t k = 0; k < pairs; k++) a[i * pairs + k] = 0;
@@ -219,8 +230,8 @@ struct Bf16Engine : ScorePanel<float> {
         const int64_t d = slice * kColumns;
         alignas(64) float tile[kRows * kColumns];
         multiply_pairs<kRows>(a, pairs, 1, packed + (slice - first_slice) * kPacked / 2 * kColumns, pairs, false, tile);
-        write_tile<float>(tile, out + r * dimensions + d, dimensions, static_cast<int>(present), least<int64_t>(kColumns, dimensions - d),
-                          accumulate);
+        write_tile<float>(tile, out + r * dimensions + d, dimensions, static_cast<int>(present),
+                          least<int64_t>(kColumns, dimensions - d), accumulate);
       }
     }
   }

@@ -21,14 +21,16 @@ struct Tile {
 // acc (+)= A * B. Element (row, k) of A is a[row * a_row + k * a_k]; B is [depth][kColumns]. Not inlined: on its own the loop keeps all
 // accumulators in registers, among other loops GCC spills them.
 template <int rows, typename T>
-__attribute__((noinline)) void multiply(const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t depth, bool accumulate, T* out) {
+__attribute__((noinline)) void multiply(const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t depth,
+                                        bool accumulate, T* out) {
   constexpr int kVectors = Tile<T>::kColumnVectors;
   constexpr int kLanes = Simd<T>::kLanes;
   Vector<T> acc[rows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) acc[i][v] = accumulate ? load<T>(out + i * Tile<T>::kColumns + v * kLanes) : Vector<T>{};
+    for (int v = 0; v < kVectors; v++)
+      acc[i][v] = accumulate ? load<T>(out + i * Tile<T>::kColumns + v * kLanes) : Vector<T>{};
   for (int64_t k = 0; k < depth; k++) {
     Vector<T> column[kVectors];
 #pragma GCC unroll 4
@@ -52,14 +54,16 @@ template <typename T>
 SIMTILE_INLINE void write_tile_row(const T* tile, T* out, int64_t columns, bool accumulate) {
   constexpr int kLanes = Simd<T>::kLanes;
   int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) store<T>(out + c, accumulate ? load<T>(out + c) + load<T>(tile + c) : load<T>(tile + c));
+  for (; c + kLanes <= columns; c += kLanes)
+    store<T>(out + c, accumulate ? load<T>(out + c) + load<T>(tile + c) : load<T>(tile + c));
   for (; c < columns; c++) out[c] = accumulate ? out[c] + tile[c] : tile[c];
 }
 
 // out[stored, columns] (+)= tile[.., kColumns], columns <= kColumns.
 template <typename T>
 SIMTILE_INLINE void write_tile(const T* tile, T* out, int64_t stride, int stored, int64_t columns, bool accumulate) {
-  for (int i = 0; i < stored; i++) write_tile_row<T>(tile + i * Tile<T>::kColumns, out + i * stride, columns, accumulate);
+  for (int i = 0; i < stored; i++)
+    write_tile_row<T>(tile + i * Tile<T>::kColumns, out + i * stride, columns, accumulate);
 }
 
 }  // namespace

@@ -39,11 +39,13 @@ struct FloatEngine : ScorePanel<T> {
   static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return round_rows(rows) * dimensions * sizeof(T); }
   static int64_t scores_bytes(int64_t rows) { return round_rows(rows) * kColumns * sizeof(T); }
   static int64_t slice_bytes(int64_t rows) { return rows * kColumns * sizeof(T); }
-  static int64_t scratch_bytes(int64_t, int64_t, int64_t slices_per_task) { return slices_per_task * kPacked * kColumns * sizeof(T); }
+  static int64_t scratch_bytes(int64_t, int64_t, int64_t slices_per_task) {
+    return slices_per_task * kPacked * kColumns * sizeof(T);
+  }
 
   static void pack_panel(const Rows& documents, int64_t dimensions, void* out) {
-    pack_transposed<T>(documents.data, documents.stride, static_cast<int>(documents.count), dimensions, documents.pack, kColumns,
-                       static_cast<T*>(out));
+    pack_transposed<T>(documents.data, documents.stride, static_cast<int>(documents.count), dimensions, documents.pack,
+                       kColumns, static_cast<T*>(out));
   }
 
   // A block of up to kRows rows; `first` is a multiple of kRows.
@@ -54,8 +56,8 @@ struct FloatEngine : ScorePanel<T> {
 
   // Panels side by side, pass by pass: one pass over K of the packed queries stays in L2 while every panel of the group uses it.
   template <typename Epilogue>
-  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels, int64_t rows,
-                     int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+  static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels,
+                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
     const T* queries = static_cast<const T*>(packed_queries);
     // Equal passes: 515 dimensions are 3 x 172, not 192 + 192 + 131.
     const int64_t passes = (dimensions + Tile<T>::kDepth - 1) / Tile<T>::kDepth;
@@ -64,7 +66,8 @@ struct FloatEngine : ScorePanel<T> {
       for (int64_t k = 0; k < dimensions; k += depth) {
         const int64_t now = least(depth, dimensions - k);
         for (int64_t panel = first; panel < least(first + kGroup, panels); panel++) {
-          const T* b = reinterpret_cast<const T*>(static_cast<const char*>(packed_panels) + panel * packed_stride) + k * kColumns;
+          const T* b = reinterpret_cast<const T*>(static_cast<const char*>(packed_panels) + panel * packed_stride) +
+                       k * kColumns;
           T* s = reinterpret_cast<T*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
             multiply<kRows, T>(queries + r * dimensions + k * kRows, 1, kRows, b, now, k > 0, s + r * kColumns);
@@ -79,13 +82,14 @@ struct FloatEngine : ScorePanel<T> {
   static void pack_query_slice(const Rows& queries, int64_t slice, int64_t dimensions, void* out) {
     T* packed = static_cast<T*>(out);
     for (int64_t r = 0; r < queries.count; r++)
-      pack_slice<T>(queries.data + r * queries.stride, slice * kColumns, dimensions, queries.pack[r] * queries.coefficient[r], kColumns,
-                    packed + r * kColumns);
+      pack_slice<T>(queries.data + r * queries.stride, slice * kColumns, dimensions,
+                    queries.pack[r] * queries.coefficient[r], kColumns, packed + r * kColumns);
   }
 
   // `out` is [count, D], the rows of consecutive panels.
-  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices, int64_t slice_stride,
-                                   const Rows& queries, int64_t count, int64_t dimensions, void*, T* out, bool accumulate) {
+  static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
+                                   int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions, void*,
+                                   T* out, bool accumulate) {
     for (int64_t first = 0; first < count; first += kColumns, coefficients += panel_stride) {
       const T* c = reinterpret_cast<const T*>(coefficients);
       const char* slice = static_cast<const char*>(query_slices);
@@ -104,23 +108,26 @@ struct FloatEngine : ScorePanel<T> {
   }
 
   // dQ[rows, slices] += C[rows, panels] * documents for up to kPacked documents; coefficients of the next panel are panel_stride bytes on.
-  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows, int64_t first_slice,
-                                 int64_t last_slice, int64_t dimensions, void* scratch, T* out, bool accumulate) {
+  static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows,
+                                 int64_t first_slice, int64_t last_slice, int64_t dimensions, void* scratch, T* out,
+                                 bool accumulate) {
     const char* c = static_cast<const char*>(coefficients);
     T* packed = static_cast<T*>(scratch);
     // Row by row, because a row is contiguous in memory and a slice of it is not.
     for (int64_t k = 0; k < documents.count; k++)
       for (int64_t slice = first_slice; slice < last_slice; slice++)
-        pack_slice<T>(documents.data + k * documents.stride, slice * kColumns, dimensions, documents.pack[k] * documents.coefficient[k],
-                      kColumns, packed + ((slice - first_slice) * kPacked + k) * kColumns);
+        pack_slice<T>(documents.data + k * documents.stride, slice * kColumns, dimensions,
+                      documents.pack[k] * documents.coefficient[k], kColumns,
+                      packed + ((slice - first_slice) * kPacked + k) * kColumns);
     for (int64_t slice = first_slice; slice < last_slice; slice++, packed += kPacked * kColumns) {
       const int64_t d = slice * kColumns, columns = least<int64_t>(kColumns, dimensions - d);
       for (int64_t r = 0; r < rows; r += kRows) {
         alignas(64) T tile[kRows * kColumns];
         for (int64_t k = 0; k < documents.count; k += kColumns)
-          multiply<kRows, T>(reinterpret_cast<const T*>(c + k / kColumns * panel_stride) + r * kColumns, kColumns, 1, packed + k * kColumns,
-                             least<int64_t>(kColumns, documents.count - k), k > 0, tile);
-        write_tile<T>(tile, out + r * dimensions + d, dimensions, static_cast<int>(least<int64_t>(kRows, rows - r)), columns, accumulate);
+          multiply<kRows, T>(reinterpret_cast<const T*>(c + k / kColumns * panel_stride) + r * kColumns, kColumns, 1,
+                             packed + k * kColumns, least<int64_t>(kColumns, documents.count - k), k > 0, tile);
+        write_tile<T>(tile, out + r * dimensions + d, dimensions, static_cast<int>(least<int64_t>(kRows, rows - r)),
+                      columns, accumulate);
       }
     }
   }

@@ -50,7 +50,8 @@ SIMTILE_INLINE void transpose_block(Vector<T> (&rows)[Simd<T>::kLanes]) {
 // `count` rows of `columns` elements, `stride` apart, multiplied by row_scale, to out[column * width + row].
 // Rows up to `width` are filled with zeros. `width` needs not be a multiple of the vector length.
 template <typename T, typename Source>
-void pack_transposed(const Source* rows, int64_t stride, int count, int64_t columns, const T* row_scale, int width, T* out) {
+void pack_transposed(const Source* rows, int64_t stride, int count, int64_t columns, const T* row_scale, int width,
+                     T* out) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int r0 = 0; r0 < width; r0 += kLanes) {
     const int present = least(kLanes, count - r0);
@@ -108,7 +109,8 @@ double squared_norm(const Source* row, int64_t columns) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       const __m512 x = (__m512)load_widened(row + c);
-      const V low = (V)_mm512_cvtps_pd(_mm512_castps512_ps256(x)), high = (V)_mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+      const V low = (V)_mm512_cvtps_pd(_mm512_castps512_ps256(x)),
+              high = (V)_mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
       sum[0] += low * low;
       sum[1] += high * high;
       continue;

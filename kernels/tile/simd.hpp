@@ -75,7 +75,8 @@ SIMTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 // A block of rows; on the way to be read and written.
 SIMTILE_INLINE void prefetch_block(const void* first, int64_t row_bytes, int64_t rows, int64_t bytes) {
   for (int64_t i = 0; i < rows; i++)
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(first) + i * row_bytes + at, 1, 3);
+    for (int64_t at = 0; at < bytes; at += 64)
+      __builtin_prefetch(static_cast<const char*>(first) + i * row_bytes + at, 1, 3);
 }
 
 template <typename T>

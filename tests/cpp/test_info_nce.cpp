@@ -71,7 +71,9 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return sum;
 }
 
-double inverse_norm(const std::vector<double>& x, bool normalize) { return normalize ? 1 / std::max(std::sqrt(dot(x, x)), 1e-12) : 1; }
+double inverse_norm(const std::vector<double>& x, bool normalize) {
+  return normalize ? 1 / std::max(std::sqrt(dot(x, x)), 1e-12) : 1;
+}
 
 void add(std::vector<double>& to, const std::vector<double>& x, double scale) {
   for (size_t i = 0; i < to.size(); i++) to[i] += scale * x[i];
@@ -106,7 +108,8 @@ Result reference(const Problem& problem, const Case& c) {
     for (double s : logits) sum += std::exp(s - highest);
     result.losses.push_back(std::log(sum) - (logits[target] - highest));
     for (size_t j = 0; j < logits.size(); j++) {
-      const double weight = (std::exp(logits[j] - highest) / sum - (j == target)) / static_cast<double>(n) / c.temperature;
+      const double weight =
+          (std::exp(logits[j] - highest) / sum - (j == target)) / static_cast<double>(n) / c.temperature;
       if (weight == 0) continue;
       add(to_queries[i], unit_candidates[j], weight);
       add(to_candidates[j], unit_queries[i], weight);
@@ -143,7 +146,8 @@ double write(Element element, void* at, double x) {
   bits &= 0xffff0000;
   std::memcpy(&f, &bits, 4);
   const uint16_t half = static_cast<uint16_t>(bits >> 16);
-  const uint16_t as_f16 = static_cast<uint16_t>((half & 0x8000) | ((((bits >> 23) & 0xff) - 112) << 10) | ((bits >> 13) & 0x3ff));
+  const uint16_t as_f16 =
+      static_cast<uint16_t>((half & 0x8000) | ((((bits >> 23) & 0xff) - 112) << 10) | ((bits >> 13) & 0x3ff));
   std::memcpy(at, element == Element::bfloat16 ? &half : &as_f16, 2);
   return f;
 }
@@ -172,9 +176,11 @@ double error(const Guarded& memory, bool wide, const Matrix& expected) {
   size_t at = 0;
   for (const auto& row : expected) {
     for (double x : row) {
-      const double got = wide ? static_cast<const double*>(memory.data())[at] : static_cast<const float*>(memory.data())[at];
+      const double got =
+          wide ? static_cast<const double*>(memory.data())[at] : static_cast<const float*>(memory.data())[at];
       at++;
-      if (!(std::fabs(got - x) <= most)) most = std::isnan(got) ? std::numeric_limits<double>::infinity() : std::fabs(got - x);
+      if (!(std::fabs(got - x) <= most))
+        most = std::isnan(got) ? std::numeric_limits<double>::infinity() : std::fabs(got - x);
     }
   }
   return most;
@@ -187,8 +193,9 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   const int64_t negatives = c.rows * c.negatives;
   auto inputs = [&](int64_t rows) { return static_cast<size_t>(rows * c.dimensions) * bytes; };
   auto outputs = [&](int64_t rows) { return static_cast<size_t>(rows * c.dimensions) * wide_bytes; };
-  const Guarded queries(inputs(c.rows)), documents(inputs(c.documents)), hard(inputs(negatives)), losses(static_cast<size_t>(c.rows) * 8),
-      to_queries(outputs(c.rows)), to_documents(outputs(c.documents)), to_hard(outputs(negatives));
+  const Guarded queries(inputs(c.rows)), documents(inputs(c.documents)), hard(inputs(negatives)),
+      losses(static_cast<size_t>(c.rows) * 8), to_queries(outputs(c.rows)), to_documents(outputs(c.documents)),
+      to_hard(outputs(negatives));
   Problem problem;
   fill(element, queries, c.rows, c.dimensions, random, problem.queries);
   fill(element, documents, c.documents, c.dimensions, random, problem.documents);
@@ -235,17 +242,24 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   double loss_error = 0;
   for (int64_t i = 0; i < c.rows; i++) {
     const double difference = std::fabs(args.losses[i] - expected.losses[static_cast<size_t>(i)]);
-    if (!(difference <= loss_error)) loss_error = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
+    if (!(difference <= loss_error))
+      loss_error = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
   }
-  const double scale = std::max({largest(expected.queries), largest(expected.documents), largest(expected.negatives), 1e-3});
-  const double worst = std::max({error(to_queries, wide, expected.queries), error(to_documents, wide, expected.documents),
-                                 error(to_hard, wide, expected.negatives)});
-  const double temperature_error = std::fabs(to_temperature - expected.temperature) / (1 + std::fabs(expected.temperature));
+  const double scale =
+      std::max({largest(expected.queries), largest(expected.documents), largest(expected.negatives), 1e-3});
+  const double worst =
+      std::max({error(to_queries, wide, expected.queries), error(to_documents, wide, expected.documents),
+                error(to_hard, wide, expected.negatives)});
+  const double temperature_error =
+      std::fabs(to_temperature - expected.temperature) / (1 + std::fabs(expected.temperature));
   const bool right = loss_error <= loss_tolerance * 10 && worst <= tolerance * scale && temperature_error <= tolerance;
   if (!right)
-    std::fprintf(stderr, "%s %s: N=%ld M=%ld K=%ld D=%ld normalize=%d own=%d masked=%d threads=%d: loss %.2e gradient %.2e of %.2e temperature %.2e\n",
-                 level.level, variant.arithmetic, static_cast<long>(c.rows), static_cast<long>(c.documents), static_cast<long>(c.negatives),
-                 static_cast<long>(c.dimensions), c.normalize, c.own, c.masked, threads, loss_error, worst, scale, temperature_error);
+    std::fprintf(stderr,
+                 "%s %s: N=%ld M=%ld K=%ld D=%ld normalize=%d own=%d masked=%d threads=%d: loss %.2e gradient %.2e of "
+                 "%.2e temperature %.2e\n",
+                 level.level, variant.arithmetic, static_cast<long>(c.rows), static_cast<long>(c.documents),
+                 static_cast<long>(c.negatives), static_cast<long>(c.dimensions), c.normalize, c.own, c.masked, threads,
+                 loss_error, worst, scale, temperature_error);
   CHECK(right);
 }
 
@@ -253,10 +267,12 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
 
 int main() {
   const Case cases[] = {
-      {1, 1, 0, 1, true, false, false, 0.05},    {1, 1, 0, 7, false, false, false, 1},     {7, 7, 0, 3, true, false, false, 0.5},
-      {7, 9, 1, 7, true, false, true, 0.1},      {13, 13, 2, 33, true, true, true, 0.05},  {33, 70, 0, 64, true, false, true, 0.05},
-      {64, 64, 0, 384, true, false, false, 0.05}, {111, 111, 1, 111, false, false, false, 10}, {97, 130, 3, 16, true, true, false, 0.2},
-      {40, 40, 0, 515, true, false, false, 0.01}, {300, 305, 0, 40, true, false, true, 0.05},
+      {1, 1, 0, 1, true, false, false, 0.05},     {1, 1, 0, 7, false, false, false, 1},
+      {7, 7, 0, 3, true, false, false, 0.5},      {7, 9, 1, 7, true, false, true, 0.1},
+      {13, 13, 2, 33, true, true, true, 0.05},    {33, 70, 0, 64, true, false, true, 0.05},
+      {64, 64, 0, 384, true, false, false, 0.05}, {111, 111, 1, 111, false, false, false, 10},
+      {97, 130, 3, 16, true, true, false, 0.2},   {40, 40, 0, 515, true, false, false, 0.01},
+      {300, 305, 0, 40, true, false, true, 0.05},
   };
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);
