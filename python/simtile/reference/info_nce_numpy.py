@@ -85,6 +85,7 @@ def info_nce_grad(
         losses = np.log1p(beside_largest.sum(axis=1)) + (largest - logits[rows, target])
 
         coefficients = exponentials / exponentials.sum(axis=1, keepdims=True)
+        coefficients[~allowed] = 0.0  # also in a row of NaN
         coefficients[rows, target] = 0.0
         coefficients[rows, target] = -coefficients.sum(axis=1)
         steps = coefficients * (weights[:, None] / temperature)  # ∂L/∂(q_i · c_j)

@@ -1,0 +1,271 @@
+"""Inputs of info_nce for tests: drawn by hypothesis as shapes, layouts, options and a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+from tolerances import check_close
+
+from simtile import _core
+from simtile.reference import info_nce as lists
+from simtile.reference import info_nce_numpy as oracle
+
+NUMPY = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+DTYPES = tuple(NUMPY)
+LAYOUTS = ("contiguous", "padded rows", "every other row")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. Data comes from the seed, so that a failure shrinks to small shapes."""
+
+    queries: int  # N
+    documents: int  # M
+    dimensions: int  # D
+    negatives: int | None = None  # K
+    dtype: str = "float32"
+    temperature: float = 0.05
+    normalize: bool = True
+    own: bool = False
+    targets: bool = False
+    ids: bool = False
+    row_weights: bool = False
+    layout: str = "contiguous"
+    special: tuple[str, ...] = ()
+    seed: int = 0
+    arrays: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self):
+        rng = np.random.default_rng(self.seed)
+        n, m, d, k = self.queries, self.documents, self.dimensions, self.negatives
+        # Lengths around 1 without normalisation too, so that logits stay in range.
+        shapes = {"queries": (n, d), "documents": (m, d)}
+        if k is not None:
+            shapes["negatives"] = (n, k, d)
+        values = {name: rng.normal(size=shape) / np.sqrt(d) for name, shape in shapes.items()}
+        # Drawn always, so that an option that is left out changes nothing else.
+        drawn = {
+            "targets": rng.integers(m, size=n),
+            "query_ids": rng.integers(-3, 3, size=n),
+            "document_ids": rng.integers(-3, 3, size=m),
+            "row_weights": rng.normal(size=n),
+        }
+        wanted = (self.targets, self.ids, self.ids, self.row_weights)
+        for (name, value), given in zip(drawn.items(), wanted, strict=True):
+            self.arrays[name] = value if given else None
+        # Positives near their queries, as in training.
+        target = np.arange(n) if self.arrays["targets"] is None else self.arrays["targets"]
+        values["documents"][target] += values["queries"]
+        for what in self.special:
+            row = int(rng.integers(n))
+            if what == "zero query":
+                values["queries"][row] = 0.0
+            elif what == "zero document":
+                values["documents"][row % m] = 0.0
+            elif what == "tiny rows":
+                values["queries"][row] *= 1e-30
+                values["documents"][row % m] *= 1e-30
+            elif what == "huge rows":
+                values["queries"][row] *= 1e30
+                values["documents"][row % m] *= 1e30
+            elif what == "duplicates":
+                values["documents"][rng.integers(m, size=m // 2)] = values["documents"][row % m]
+        for name, value in values.items():
+            self.arrays[name] = lay_out(value.astype(NUMPY[self.dtype]), self.layout)
+
+    def __getitem__(self, name):
+        return self.arrays.get(name)
+
+    @property
+    def options(self):
+        """Keyword arguments that the reference and the public functions share."""
+        return {
+            "temperature": self.temperature,
+            "normalize": self.normalize,
+            "targets": self["targets"],
+            "negatives_scope": "own" if self.own else "all",
+            "query_ids": self["query_ids"],
+            "document_ids": self["document_ids"],
+        }
+
+    @property
+    def inputs(self):
+        return [self["queries"], self["documents"], self["negatives"]]
+
+
+def lay_out(x, layout):
+    """The same values with other strides, NaN in between."""
+    if layout == "contiguous":
+        return x
+    if layout == "padded rows":
+        wide = np.full((*x.shape[:-1], x.shape[-1] + 3), np.nan, x.dtype)
+        wide[..., :-3] = x
+        return wide[..., :-3]
+    sparse = np.full((2 * x.shape[0], *x.shape[1:]), np.nan, x.dtype)
+    sparse[::2] = x
+    return sparse[::2]
+
+
+@st.composite
+def cases(
+    draw,
+    sizes,
+    dimensions,
+    dtypes=DTYPES,
+    negatives=(None, 0, 1, 3),
+    temperatures=(0.01, 0.05, 0.3, 1.0, 2.0),
+    special=("zero query", "zero document", "tiny rows", "huge rows", "duplicates"),
+):
+    """Any combination of sizes, options, layouts and special rows."""
+    n = draw(sizes)
+    targets = draw(st.booleans())
+    m = draw(sizes) if targets else n + draw(st.sampled_from([0, 1, 5]))
+    dtype = draw(st.sampled_from(dtypes))
+    normalize = draw(st.booleans())
+    if not normalize or dtype == "float16":  # in which 1e30, or its square, is infinite
+        special = [what for what in special if what != "huge rows"]
+    return Case(
+        queries=n,
+        documents=m,
+        dimensions=draw(dimensions),
+        negatives=draw(st.sampled_from(negatives)),
+        dtype=dtype,
+        temperature=draw(st.sampled_from(temperatures)),
+        normalize=normalize,
+        own=draw(st.booleans()),
+        targets=targets,
+        ids=draw(st.booleans()),
+        row_weights=draw(st.booleans()),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        special=tuple(sorted(draw(st.sets(st.sampled_from(special), max_size=2))))
+        if special
+        else (),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+def wide(x):
+    """An array in float64, nested lists in the end: what the references read."""
+    return None if x is None else x.astype(np.float64)
+
+
+def run_oracle(case):
+    return oracle.info_nce_grad(
+        *map(wide, case.inputs), row_weights=case["row_weights"], **case.options
+    )
+
+
+def run_lists(case):
+    def as_lists(x):
+        return None if x is None else wide(x).tolist()
+
+    options = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in case.options.items()}
+    weights = None if case["row_weights"] is None else case["row_weights"].tolist()
+    result = lists.info_nce_grad(*map(as_lists, case.inputs), row_weights=weights, **options)
+    if case.negatives != 0:
+        return result
+    return result._replace(negatives=np.zeros(case["negatives"].shape))
+
+
+def run_kernel(case, *, threads=1, need=(True, True, True)):
+    """The kernel as it is, on outputs full of NaN: it must write all of them."""
+    number = np.float64 if case.dtype == "float64" else np.float32
+    queries, documents, negatives = (
+        x if x is None or case.dtype != "bfloat16" else x.view(np.uint16) for x in case.inputs
+    )
+    negatives = np.ascontiguousarray(negatives) if case.negatives else None
+    inputs = (queries, documents, negatives)
+    grads = [
+        np.full(x.shape, np.nan, number) if x is not None and wanted else None
+        for x, wanted in zip(inputs, need, strict=True)
+    ]
+    losses = np.full(case.queries, np.nan)
+    grad_temperature = _core.info_nce(
+        *inputs,
+        case.dtype,
+        case.temperature,
+        case.normalize,
+        case["targets"],
+        case["query_ids"],
+        case["document_ids"],
+        case.own,
+        1.0,
+        case["row_weights"],
+        losses,
+        *grads,
+        threads,
+    )
+    if case.negatives == 0 and need[2]:
+        grads[2] = np.zeros(case["negatives"].shape, number)
+    return losses, *grads, grad_temperature
+
+
+def run_eager(case):
+    """The plain formula in the element type of the case, by PyTorch."""
+    import torch
+
+    # Only the plain formula overflows: what it loses by rounding is seen without them.
+    case = replace(case, special=tuple(what for what in case.special if what != "huge rows"))
+    dtype = getattr(torch, case.dtype)
+    q, d, x = (
+        None if a is None else torch.tensor(wide(a)).to(dtype).requires_grad_() for a in case.inputs
+    )
+    n, m = case.queries, case.documents
+    k = case.negatives or 0
+    temperature = torch.tensor(case.temperature, dtype=torch.float64, requires_grad=True)
+    candidates = d if x is None else torch.cat([d, x.reshape(n * k, case.dimensions)])
+    unit = torch.nn.functional.normalize if case.normalize else (lambda v: v)
+    logits = unit(q) @ unit(candidates).T / temperature
+    target = np.arange(n) if case["targets"] is None else case["targets"]
+    masked = np.zeros((n, m + n * k), bool)
+    if case.ids:
+        masked[:, :m] = case["query_ids"][:, None] == case["document_ids"]
+        masked[np.arange(n), target] = False
+    if case.own:
+        masked[:, m:] = ~np.repeat(np.eye(n, dtype=bool), k, axis=1)
+    logits = logits.masked_fill(torch.tensor(masked), -torch.inf)
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="none")
+    weights = torch.ones(n) if case["row_weights"] is None else torch.tensor(case["row_weights"])
+    (losses * weights.to(dtype)).sum().backward()
+    grads = (None if t is None else t.grad.double().numpy() for t in (q, d, x))
+    return losses.detach().double().numpy(), *grads, temperature.grad.item()
+
+
+def check_case(case, result, expected=None, *, eager=True):
+    """Compare losses and gradients with a reference by the rule of tolerances.py.
+
+    `expected` is the oracle's result when not given. The plain formula is compared with the oracle
+    too, unless there is no `eager`, or the gradients of huge rows that it does not have.
+    """
+    truth = run_oracle(case)
+    expected = truth if expected is None else expected
+    plain = run_eager(case) if eager else [None] * 5
+    if "huge rows" in case.special:
+        plain = [plain[0], None, None, None, plain[4]]
+    rows = (
+        ("losses", expected.losses, np.ones(case.queries)),
+        ("grad_queries", expected.queries, truth.query_scale),
+        ("grad_documents", expected.documents, truth.document_scale),
+        ("grad_negatives", expected.negatives, truth.negative_scale),
+        ("grad_temperature", expected.temperature, truth.temperature_scale),
+    )
+    for got, plain_value, (name, value, scale) in zip(result, plain, rows, strict=True):
+        if got is not None:
+            check_close(
+                f"info_nce.{name}",
+                got,
+                value,
+                scale,
+                case.dtype,
+                condition=1.0 + truth.logit_scale,
+                eager=plain_value,
+            )
