@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# The deep tier: sanitizers, every ISA level, symbols, the aarch64 levels under emulation, the wheel
+# on an emulated CPU with nothing newer than NumPy itself needs. make test-deep installs first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$PWD/.venv/bin/python
+build=build/deep
+mkdir -p "$build"
+
+missing=()
+for tool in cmake ninja g++ qemu-x86_64 qemu-aarch64 aarch64-linux-gnu-g++; do
+  command -v "$tool" >/dev/null || PATH=$PWD/.venv/bin:$PATH command -v "$tool" >/dev/null || missing+=("$tool")
+done
+if ((${#missing[@]})); then
+  echo "test-deep: not found: ${missing[*]}"
+  echo "Debian, Ubuntu: apt install cmake ninja-build g++ qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross"
+  exit 1
+fi
+PATH=$PWD/.venv/bin:$PATH
+
+names=() seconds=() results=()
+stage() {
+  local name=$1 start=$SECONDS result=passed
+  shift
+  printf '\n== %s\n' "$name"
+  # In a shell of its own: set -e holds inside, and a failure does not stop the other stages.
+  set +e
+  (
+    set -e
+    "$@"
+  )
+  (($? == 0)) || result=FAILED
+  set -e
+  names+=("$name") seconds+=($((SECONDS - start))) results+=("$result")
+}
+
+configure() {  # preset, directory, options
+  local preset=$1 directory=$2
+  shift 2
+  cmake --preset "$preset" -B "$build/$directory" "$@" >"$build/$directory.log" || { cat "$build/$directory.log"; return 1; }
+  cmake --build "$build/$directory" >>"$build/$directory.log" || { tail -n 60 "$build/$directory.log"; return 1; }
+}
+
+# A virtual environment of its own that sees the packages of .venv, but not its simtile.
+venv() {
+  local directory=$build/$1
+  "$python" -m venv --clear --without-pip "$directory"
+  "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+    >"$("$directory/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/of_dot_venv.pth"
+}
+
+pip_into() {
+  local directory=$build/$1
+  shift
+  "$python" -m pip --python "$directory/bin/python" install --quiet --no-deps --no-index "$@"
+}
+
+symbols() {
+  configure release release
+  configure debug debug
+  "$python" tools/check_symbols.py "$build/release" "$build/debug"
+}
+
+drivers() {
+  "$build/release/tests/cpp/test_threads"
+  "$build/release/tests/cpp/test_info_nce"
+  "$build/debug/tests/cpp/test_info_nce"
+}
+
+address_sanitizer() {
+  configure sanitize sanitize
+  "$build/sanitize/tests/cpp/test_threads"
+  "$build/sanitize/tests/cpp/test_info_nce"
+}
+
+thread_sanitizer() {
+  configure release tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSIMTILE_SANITIZE=thread
+  # -R: GCC 12's runtime does not know the wider address randomisation of newer kernels.
+  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_threads"
+  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_info_nce"
+}
+
+python_sanitized() {
+  venv sanitized
+  "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$build/sanitized-dist" \
+    --config-settings=build-dir="$build/sanitized-build" \
+    --config-settings=cmake.define.SIMTILE_SANITIZE=address,undefined .
+  pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
+  # Python's own allocations look like leaks. libstdc++: the runtime wants to see it at start.
+  ASAN_OPTIONS=detect_leaks=0 HYPOTHESIS_PROFILE=dev \
+    LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
+    "$build/sanitized/bin/python" -m pytest -q -p no:cacheprovider -m "not gpu and not slow and not deep" \
+    tests/test_info_nce.py tests/test_threads.py
+}
+
+every_level() {
+  local level
+  for level in $("$python" -c 'import simtile; print(*simtile.cpu_info()["detected"])'); do
+    echo "SIMTILE_ISA=$level"
+    SIMTILE_ISA=$level "$python" -m pytest -q -m "not gpu and not deep" tests/test_info_nce.py
+  done
+}
+
+deep_tests() {
+  # 5: pytest found no test with the marker.
+  "$python" -m pytest -q -m "deep and not gpu" || (($? == 5))
+  HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -m "not gpu" tests/test_info_nce.py
+}
+
+aarch64() {
+  configure aarch64 aarch64
+  "$python" tools/check_symbols.py --prefix aarch64-linux-gnu- "$build/aarch64"
+  local emulate="qemu-aarch64 -L /usr/aarch64-linux-gnu"
+  $emulate "$build/aarch64/tests/cpp/test_threads" --no-fork
+  $emulate "$build/aarch64/tests/cpp/test_info_nce" | tee "$build/aarch64.out"
+  local level
+  for level in neon neon_dot neon_mm; do
+    grep -qx "$level" "$build/aarch64.out" || { echo "level $level was not run"; return 1; }
+  done
+}
+
+wheel() {
+  venv wheel
+  rm -rf "$build/dist"
+  "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$build/dist" \
+    --config-settings=build-dir="$build/wheel-build" .
+  pip_into wheel "$build"/dist/simtile-*.whl
+  # From another directory, so that what is imported is what is installed.
+  local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python
+  (cd / && "$interpreter" "$smoke" --not-under "$OLDPWD/python")
+  # x86-64 with SSE2 and little else: the kernels' own drivers.
+  local cpu
+  for cpu in qemu64 core2duo; do
+    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_threads" --no-fork
+    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_info_nce"
+  done
+  # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
+  (cd / && qemu-x86_64 -cpu Nehalem "$interpreter" "$smoke" --level baseline)
+}
+
+stage "symbols of every ISA object, Release and Debug" symbols
+stage "C++ drivers, Release and Debug" drivers
+stage "C++ drivers with AddressSanitizer and UBSan" address_sanitizer
+stage "C++ drivers with ThreadSanitizer" thread_sanitizer
+stage "Python tests of the kernels with AddressSanitizer and UBSan" python_sanitized
+stage "Python tests of the kernels at every ISA level" every_level
+stage "aarch64 levels under qemu" aarch64
+stage "wheel, and CPUs without AVX under qemu" wheel
+stage "tests marked deep, and the nightly hypothesis profile" deep_tests
+
+echo
+failed=0
+for i in "${!names[@]}"; do
+  printf '%-62s %5d s  %s\n' "${names[i]}" "${seconds[i]}" "${results[i]}"
+  [[ ${results[i]} == passed ]] || failed=$((failed + 1))
+done
+echo "test-deep: $((${#names[@]} - failed)) stages passed, $failed failed"
+((failed == 0))
