@@ -3,6 +3,9 @@
 # Feature flags, not -march=<cpu>: a CPU name would also turn on features that isa.cpp does not check.
 
 set(kernel_flags -O3 -fno-math-errno -fno-trapping-math)
+if(SIMTILE_SANITIZE)
+  set(kernel_flags -O1)  # -O3 compiles for minutes with the checks in
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC 12 finds it in its own intrinsics, whose undefined inputs are meant.
   set(level_warnings -Wno-maybe-uninitialized)

@@ -46,6 +46,8 @@ void check_shape(const char* name, const py::array& array, std::initializer_list
 void check_dtype(const char* name, const py::array& array, char kind, int64_t bytes) {
   if (array.dtype().kind() != kind || array.itemsize() != bytes)
     refuse(name, "dtype " + std::string(py::str(array.dtype())) + " is not the one announced");
+  if (reinterpret_cast<uintptr_t>(array.data()) % static_cast<uintptr_t>(bytes) != 0)
+    refuse(name, "not aligned to its elements");
 }
 
 // Elements from one row to the next along `axis`; the last axis has unit stride.
