@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from simtile import _inputs
 from simtile._core import __version__
 from simtile._cpu import cpu_info, set_num_threads
 from simtile.info_nce import info_nce, info_nce_grad
 
 if TYPE_CHECKING:
-    from simtile import nn
+    from simtile import nn as nn
 
-__all__ = ["__version__", "cpu_info", "info_nce", "info_nce_grad", "nn", "set_num_threads"]
+# Without `nn`, which `from simtile import *` would import with torch.
+__all__ = ["__version__", "cpu_info", "info_nce", "info_nce_grad", "set_num_threads"]
 
 
 def __getattr__(name: str) -> Any:
-    # The modules need torch, which `import simtile` does not import.
-    if name == "nn":
-        import importlib
+    if name != "nn":
+        raise AttributeError(f"module 'simtile' has no attribute {name!r}")
+    import importlib
 
+    try:
         return importlib.import_module("simtile.nn")
-    raise AttributeError(f"module 'simtile' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        raise _inputs.explain_missing(error, "simtile.nn holds torch modules") from None

@@ -31,6 +31,17 @@ _DTYPE_NAMES: dict[Any, str] = {
 }
 
 
+def explain_missing(error: ModuleNotFoundError, why: str) -> ModuleNotFoundError:
+    """What to raise when an import of torch has failed; `error` itself if it is about another."""
+    if error.name != "torch":
+        return error
+    return ModuleNotFoundError(
+        f"{why} and torch is not installed: pip install 'simtile[torch]', or use "
+        "simtile.info_nce_grad with NumPy arrays",
+        name="torch",
+    )
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise unless `value` is one of the strings in `choices`."""
     if not isinstance(value, str) or value not in choices:
@@ -64,13 +75,17 @@ def check_threads(threads: int | None) -> int:
 
 def check_temperature(temperature: object) -> float:
     """The temperature as a finite float above 0."""
-    if isinstance(temperature, np.ndarray) and temperature.ndim != 0:
-        raise ValueError(
-            f"temperature: found an array of shape {_axes(temperature.shape)}, expected one number"
-        )
-    if not hasattr(temperature, "__float__"):
-        raise TypeError(f"temperature: found {temperature!r}, expected a number")
-    value = float(temperature)
+    if isinstance(temperature, float):
+        value = temperature
+    else:
+        if isinstance(temperature, np.ndarray) and temperature.ndim != 0:
+            raise ValueError(
+                f"temperature: found an array of shape {_axes(temperature.shape)}, expected one "
+                "number"
+            )
+        if not hasattr(temperature, "__float__"):
+            raise TypeError(f"temperature: found {temperature!r}, expected a number")
+        value = float(temperature)
     if not 0.0 < value < math.inf:
         raise ValueError(
             f"temperature: found {value}, expected a finite number above 0 "
@@ -228,7 +243,7 @@ def int_array(name: str, x: object) -> Array:
                 else ""
             )
         )
-    return np.ascontiguousarray(array, np.int64)
+    return np.require(array, np.int64, ["C", "ALIGNED"])
 
 
 def kernel_rows(x: Array) -> Array:
@@ -239,7 +254,7 @@ def kernel_rows(x: Array) -> Array:
             return x
         if len(strides) == 3 and strides[0] == x.shape[1] * strides[1] and strides[1] >= 0:
             return x
-    return np.ascontiguousarray(x)
+    return np.require(x, requirements=["C", "ALIGNED"])
 
 
 def _axes(shape: Shape) -> str:

@@ -142,13 +142,7 @@ matryoshka_dims, matryoshka_weights
     try:
         from simtile.ops.info_nce import info_nce_tensors
     except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ModuleNotFoundError(
-            "simtile.info_nce works on torch tensors and torch is not installed: "
-            "pip install 'simtile[torch]', or use simtile.info_nce_grad with NumPy arrays",
-            name="torch",
-        ) from None
+        raise _inputs.explain_missing(error, "simtile.info_nce takes torch tensors") from None
     return info_nce_tensors(
         queries,
         documents,

@@ -94,9 +94,11 @@ class InfoNCE(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        described = [f"temperature={float(self.temperature):.6g}"]
-        if self.log_temperature is not None:
-            described.append("learnable_temperature=True")
+        if self.log_temperature is None:
+            described = [f"temperature={self._initial_temperature:.6g}"]
+        else:
+            temperature = self.log_temperature.detach().exp().item()
+            described = [f"temperature={temperature:.6g}", "learnable_temperature=True"]
         described += [f"{name}={value!r}" for name, value in self._options.items()]
         return ", ".join(described)
 
