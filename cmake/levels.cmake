@@ -3,9 +3,6 @@
 # Feature flags, not -march=<cpu>: a CPU name would also turn on features that isa.cpp does not check.
 
 set(kernel_flags -O3 -fno-math-errno -fno-trapping-math)
-if(SIMTILE_SANITIZE)
-  set(kernel_flags -O1)  # -O3 compiles for minutes with the checks in
-endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC 12 finds it in its own intrinsics, whose undefined inputs are meant.
   set(level_warnings -Wno-maybe-uninitialized)
@@ -20,6 +17,9 @@ function(simtile_add_level level)
   target_link_libraries(${target} PUBLIC simtile_options)
   target_compile_definitions(${target} PRIVATE SIMTILE_ISA=${level} SIMTILE_ISA_NAME="${level}")
   target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:${kernel_flags}> ${level_warnings} ${ARGN})
+  if(SIMTILE_SANITIZE)
+    target_compile_options(${target} PRIVATE -O1)  # with the checks in, -O3 compiles for minutes
+  endif()
   set(SIMTILE_LEVEL_TARGETS ${SIMTILE_LEVEL_TARGETS} ${target} PARENT_SCOPE)
   set(SIMTILE_LEVELS ${SIMTILE_LEVELS} ${level} PARENT_SCOPE)
 endfunction()
