@@ -57,7 +57,8 @@ class InfoNce {
                             least(Engine::kGroup, (panels_ + 2 * threads - 1) / (2 * threads)));
     panel_tasks_ = (panels_ + panels_per_task_ - 1) / panels_per_task_;
     slices_ = Engine::slices(dimensions);
-    slices_per_task_ = (slices_ + 2 * threads - 1) / (2 * threads);
+    // One task a thread: each reads all coefficients of the chunk. The document tasks that follow even out the end.
+    slices_per_task_ = (slices_ + threads - 1) / threads;
     slice_tasks_ = (slices_ + slices_per_task_ - 1) / slices_per_task_;
 
     panel_bytes_ = aligned(Engine::panel_bytes(dimensions));

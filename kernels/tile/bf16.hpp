@@ -51,8 +51,7 @@ __attribute__((noinline)) void multiply_pairs(const uint32_t* a, int64_t a_row, 
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++)
-      acc[i][v] = accumulate ? load<float>(out + i * Tile<float>::kColumns + v * kLanes) : Vector<float>{};
+    for (int v = 0; v < kVectors; v++) acc[i][v] = Vector<float>{};
   for (int64_t k = 0; k < depth; k++) {
     Pairs column[kVectors];
 #pragma GCC unroll 4
@@ -69,7 +68,10 @@ __attribute__((noinline)) void multiply_pairs(const uint32_t* a, int64_t a_row, 
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) store<float>(out + i * Tile<float>::kColumns + v * kLanes, acc[i][v]);
+    for (int v = 0; v < kVectors; v++) {
+      float* p = out + i * Tile<float>::kColumns + v * kLanes;
+      store<float>(p, accumulate ? load<float>(p) + acc[i][v] : acc[i][v]);
+    }
 }
 
 template <typename SourceElement>

@@ -29,8 +29,7 @@ __attribute__((noinline)) void multiply(const T* a, int64_t a_row, int64_t a_k, 
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++)
-      acc[i][v] = accumulate ? load<T>(out + i * Tile<T>::kColumns + v * kLanes) : Vector<T>{};
+    for (int v = 0; v < kVectors; v++) acc[i][v] = Vector<T>{};
   for (int64_t k = 0; k < depth; k++) {
     Vector<T> column[kVectors];
 #pragma GCC unroll 4
@@ -47,7 +46,11 @@ __attribute__((noinline)) void multiply(const T* a, int64_t a_row, int64_t a_k, 
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) store<T>(out + i * Tile<T>::kColumns + v * kLanes, acc[i][v]);
+    for (int v = 0; v < kVectors; v++) {
+      // Every pass sums from zero: shorter chains of additions round less.
+      T* p = out + i * Tile<T>::kColumns + v * kLanes;
+      store<T>(p, accumulate ? load<T>(p) + acc[i][v] : acc[i][v]);
+    }
 }
 
 template <typename T>
