@@ -39,10 +39,8 @@ struct AmxEngine : ScorePanel<float> {
   static int64_t queries_bytes(int64_t rows, int64_t dimensions) { return layout(rows, dimensions).bytes(); }
   static int64_t scores_bytes(int64_t rows) { return round_rows(rows) * kColumns * sizeof(float); }
   static int64_t slice_bytes(int64_t rows) { return layout(kColumns, rows).bytes(); }
-  static int64_t scratch_bytes(int64_t rows, int64_t dimensions, int64_t slices_per_task) {
-    const int64_t sums = kColumns * slices(dimensions) * kColumns * static_cast<int64_t>(sizeof(float));
-    return most(kGroup * (layout(kColumns, rows).bytes() + sums),
-                layout((slices_per_task + 1) * kColumns, kPacked).bytes());
+  static int64_t scratch_bytes(int64_t, int64_t, int64_t slices_per_task) {
+    return layout((slices_per_task + 1) * kColumns, kPacked).bytes();
   }
 
   static void pack_panel(const Rows& documents, int64_t dimensions, void* out) {
@@ -87,31 +85,27 @@ struct AmxEngine : ScorePanel<float> {
                                 layout(kColumns, queries.count), static_cast<char*>(out));
   }
 
-  // As in scores: the query slices pass once for a group of panels. `out` is [count, D], the rows of consecutive panels.
+  // `out` is [count, D], the rows of consecutive panels. Pass by pass as in scores: the query slices of one pass stay in L2 for a group of
+  // panels, the coefficients of one panel in L1 for all slices.
   static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
                                    int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions,
                                    void* scratch, float* out, bool accumulate) {
     const TileScope scope;
-    const Layout layout = AmxEngine::layout(kColumns, queries.count);
-    const int64_t width = slices(dimensions) * kColumns;
+    const Layout b_layout = layout(kColumns, queries.count);
     char* a = static_cast<char*>(scratch);
-    float* sum = reinterpret_cast<float*>(a + kGroup * layout.bytes());
     for (int64_t first = 0; first < count; first += kGroup * kColumns) {
-      const int64_t panels = (least(kGroup * kColumns, count - first) + kColumns - 1) / kColumns;
-      for (int64_t panel = 0; panel < panels; panel++)
-        pack_transposed_coefficients(
-            reinterpret_cast<const float*>(coefficients + (first / kColumns + panel) * panel_stride), queries, layout,
-            a + panel * layout.bytes());
-      for (int64_t k = 0; k < layout.total; k += kDepthSteps) {
-        for (int64_t d = 0; d < width; d += kColumns) {
-          const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + layout.at(0, k);
-          for (int64_t panel = 0; panel < panels; panel++)
-            multiply_strips<planes>(a + panel * layout.bytes() + layout.at(0, k), b, layout.steps(k),
-                                    sum + panel * kColumns * width + d, width, k > 0);
+      for (int64_t k = 0; k < b_layout.total; k += kDepthSteps) {
+        for (int64_t row = first; row < least(first + kGroup * kColumns, count); row += kColumns) {
+          const char* c = coefficients + row / kColumns * panel_stride;
+          pack_transposed_coefficients(reinterpret_cast<const float*>(c), queries, k * kTileDepth, b_layout.steps(k),
+                                       a);
+          for (int64_t d = 0; d < dimensions; d += kColumns) {
+            const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + b_layout.at(0, k);
+            multiply_into(a, b, b_layout.steps(k), out + row * dimensions + d, count - row, dimensions - d, dimensions,
+                          accumulate || k > 0);
+          }
         }
       }
-      for (int64_t j = first; j < least(first + kGroup * kColumns, count); j++)
-        write_tile_row<float>(sum + (j - first) * width, out + j * dimensions, dimensions, accumulate);
     }
   }
 
@@ -126,7 +120,6 @@ struct AmxEngine : ScorePanel<float> {
     pack_columns_strips<planes>(documents.data, documents.stride, documents.count, first_slice * kColumns, dimensions,
                                 documents.pack, b_layout, b);
     for (int64_t r = 0; r < rows; r += kRows) {
-      const int64_t present = least<int64_t>(kRows, rows - r);
       for (int64_t k = 0; k < a_layout.total; k++)
         pack_coefficients(
             reinterpret_cast<const float*>(static_cast<const char*>(coefficients) + k * panel_stride) + r * kColumns,
@@ -134,20 +127,26 @@ struct AmxEngine : ScorePanel<float> {
             a + a_layout.at(1, k));
       for (int64_t slice = first_slice; slice < last_slice; slice++) {
         const char* columns = b + b_layout.at(2 * (slice - first_slice), 0);
-        float* tile = out + r * dimensions + slice * kColumns;
-        const int64_t width = least<int64_t>(kColumns, dimensions - slice * kColumns);
-        if (present == kRows && width == kColumns) {
-          multiply_strips<planes>(a, columns, a_layout.total, tile, dimensions, accumulate);
-        } else {
-          alignas(64) float edge[kRows * kColumns];
-          multiply_strips<planes>(a, columns, a_layout.total, edge, kColumns, false);
-          write_tile<float>(edge, tile, dimensions, static_cast<int>(present), width, accumulate);
-        }
+        multiply_into(a, columns, a_layout.total, out + r * dimensions + slice * kColumns, rows - r,
+                      dimensions - slice * kColumns, dimensions, accumulate);
       }
     }
   }
 
  private:
+  // 32 x 32 products added to a corner of out; only `rows` and `columns` of it exist.
+  static void multiply_into(const char* a, const char* b, int64_t steps, float* out, int64_t rows, int64_t columns,
+                            int64_t stride, bool accumulate) {
+    if (rows >= kRows && columns >= kColumns) {
+      multiply_strips<planes>(a, b, steps, out, stride, accumulate);
+    } else {
+      alignas(64) float edge[kRows * kColumns];
+      multiply_strips<planes>(a, b, steps, edge, kColumns, false);
+      write_tile<float>(edge, out, stride, static_cast<int>(least<int64_t>(kRows, rows)),
+                        least<int64_t>(kColumns, columns), accumulate);
+    }
+  }
+
   // 32 rows x one panel of coefficients to one tile of K in each of two A strips.
   static void pack_coefficients(const float* c, const float* scale, int64_t columns, char* a0, char* a1) {
     const __m512 scale_low = load_columns(scale, columns), scale_high = load_columns(scale + 16, columns - 16);
@@ -161,9 +160,10 @@ struct AmxEngine : ScorePanel<float> {
     }
   }
 
-  // One panel's coefficients, transposed (rows are K), to two A strips of 16 documents.
-  static void pack_transposed_coefficients(const float* c, const Rows& queries, const Layout& layout, char* a) {
-    for (int64_t r = 0; r < queries.count; r += kTileDepth) {
+  // One pass of one panel's coefficients, transposed (rows are K), to two A strips of 16 documents.
+  static void pack_transposed_coefficients(const float* c, const Rows& queries, int64_t first, int64_t steps, char* a) {
+    for (int64_t step = 0; step < steps; step++) {
+      const int64_t r = first + step * kTileDepth;
       for (int64_t half = 0; half < 2; half++) {
         __m512i tile[planes][16];
 #pragma GCC unroll 16
@@ -183,7 +183,7 @@ struct AmxEngine : ScorePanel<float> {
         for (int plane = 0; plane < planes; plane++) {
           transpose_words(tile[plane]);
           for (int i = 0; i < 16; i++)
-            _mm512_store_si512(a + layout.at(half, r / kTileDepth) + plane * kTileBytes + i * 64, tile[plane][i]);
+            _mm512_store_si512(a + ((half * steps + step) * planes + plane) * kTileBytes + i * 64, tile[plane][i]);
         }
       }
     }
