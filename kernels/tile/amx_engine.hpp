@@ -23,6 +23,8 @@ struct AmxEngine : ScorePanel<float> {
   // Tiles of K per pass: the operands of one pass, 4 strips, are 32 KiB with one plane and 48 KiB (half of them streamed) with three.
   static constexpr int64_t kDepthSteps = planes == 1 ? 8 : 4;
   static constexpr int64_t kPacked = kDepthSteps * kTileDepth;
+  // Query rows per chunk and panels per group. Measured on Sapphire Rapids (2 MiB L2) at N=4096, D=768: 384 to 768 rows and 8 to 16
+  // panels are within 3 % of each other, 4 panels 4 % slower; one plane does less per byte and wants more rows.
   static constexpr int64_t kChunkRows = planes == 1 ? 768 : 512;
   static constexpr int64_t kGroup = 8;
 
