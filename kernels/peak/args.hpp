@@ -17,7 +17,7 @@ using PeakLoop = double (*)(const PeakArgs&);
 // The loops of one ISA level; null where the level has no such instruction.
 // A multiply-add counts as two operations, everywhere.
 struct PeakLoops {
-  PeakLoop fma_f32;      // multiply and add where the level has no fused form
+  PeakLoop fma_f32;  // multiply and add where the level has no fused form
   PeakLoop fma_f64;
   PeakLoop dot_bf16;     // vdpbf16ps, bfdot
   PeakLoop matrix_bf16;  // AMX tdpbf16ps, bfmmla

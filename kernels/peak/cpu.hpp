@@ -149,7 +149,10 @@ SIMTILE_INLINE void configure_tiles() {
     configuration[16 + 2 * tile] = 64;  // bytes in a row, little endian
     configuration[48 + tile] = 16;      // rows
   }
-  asm volatile("" : : "r"(configuration) : "memory");  // GCC's _tile_loadconfig admits to reading only 8 of the 64 bytes
+  asm volatile(""
+               :
+               : "r"(configuration)
+               : "memory");  // GCC's _tile_loadconfig admits to reading only 8 of the 64 bytes
   _tile_loadconfig(configuration);
   _tile_zero(0);
   _tile_zero(1);
@@ -300,8 +303,7 @@ double read(const PeakArgs& args) {
 }
 
 constexpr PeakLoops loops = {
-    fma<float>,
-    fma<double>,
+    fma<float>,  fma<double>,
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
     dot_bf16,
 #else
@@ -322,8 +324,7 @@ constexpr PeakLoops loops = {
 #else
     nullptr,
 #endif
-    popcount,
-    read,
+    popcount,    read,
 };
 
 }  // namespace peak
