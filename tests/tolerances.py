@@ -1,59 +1,75 @@
 """How far from the float64 reference a result may be: the one table that all tests use.
 
-The rule: at most twice the error of the plain formula in the same element type (eager PyTorch or
-NumPy), plus a floor for when that happens to be exact. Errors are relative to the size of the terms
-that were added up, not to the sum, which may have cancelled.
+Two rules. On any input, however awkward, the largest error stays within what rounding explains:
+`check_rounding`. On ordinary inputs the root mean square error is at most twice that of the plain
+formula in the same element type, by PyTorch or NumPy, plus a floor: `check_against_plain`.
+
+Errors are relative to the size of the terms that were added up (the caller's `scale`), not to the
+sum, which may have cancelled.
 """
 
 import numpy as np
 
-TIMES_EAGER = 2.0
-
 # Unit roundoff: half the distance from 1 to the next number.
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# What float16 and bfloat16 are added up in.
+ACCUMULATOR = {"float64": "float64"}
 
-# The floor in roundoffs of the element type.
-FLOOR = {
-    # Per unit of 1 + Σ_k |q_k d_k| / temperature: what rounding does to a logit, it does
-    # to a loss and, relatively, to a softmax.
-    "info_nce.losses": 8.0,
-    "info_nce.grad_queries": 8.0,
-    "info_nce.grad_documents": 8.0,
-    "info_nce.grad_negatives": 8.0,
-    "info_nce.grad_temperature": 8.0,
+# check_rounding: roundoffs of the accumulator, per unit of the problem's condition. Measured at all
+# levels, with up to 515 dimensions: up to 11 for losses, 18 for gradients.
+ROUNDOFFS = {
+    "info_nce.losses": 16.0,
+    "info_nce.grad_queries": 24.0,
+    "info_nce.grad_documents": 24.0,
+    "info_nce.grad_negatives": 24.0,
+    "info_nce.grad_temperature": 16.0,
 }
+# Roundoffs of the element type on top: bfloat16 products need coefficients in bfloat16.
+COEFFICIENT_ROUNDOFFS = {
+    "info_nce.grad_queries": {"bfloat16": 1.25},
+    "info_nce.grad_documents": {"bfloat16": 1.25},
+    "info_nce.grad_negatives": {"bfloat16": 1.25},
+}
+# An error below this is a number that the result's type cannot hold.
+SMALLEST = {"float64": 1e-300, "float32": 1e-37}
 
-# What exp may flush to zero, as a share of the largest term.
-UNDERFLOW = {"float64": 1e-270, "float32": 1e-18, "float16": 1e-18, "bfloat16": 1e-18}
+# check_against_plain
+TIMES_PLAIN = 2.0
+FLOOR_ROUNDOFFS = 0.25  # of the accumulator, per unit of condition
 
 
-def relative_error(value, expected, scale, dtype):
-    """The largest error, relative to `scale`, in which a term may have been flushed to zero."""
+def relative_errors(value, expected, scale, accumulator):
     value, expected, scale = (np.asarray(x, np.float64) for x in (value, expected, scale))
     assert value.shape == expected.shape
-    if value.size == 0:
-        return 0.0
     error = np.abs(value - expected)
     if scale.ndim < error.ndim:
         scale = scale[..., None]
-    scale = np.broadcast_to(scale + UNDERFLOW[dtype] * scale.max(), error.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.where(error == 0.0, 0.0, error / scale).max())
+        return np.where(error < SMALLEST[accumulator], 0.0, error / scale)
 
 
-def check_close(name, value, expected, scale, dtype, *, condition=1.0, eager=None):
-    """Fail if `value` is further from `expected` than the rule allows.
+def check_rounding(name, value, expected, scale, dtype, condition):
+    """Fail if an element of `value` is further from `expected` than rounding explains.
 
-    `condition` multiplies the floor. `eager` is what the plain formula gives; where that is not
-    finite only the floor counts.
+    `condition` is by how much the problem itself multiplies a rounding of its input.
     """
-    error = relative_error(value, expected, scale, dtype)
-    eager_error = 0.0 if eager is None else relative_error(eager, expected, scale, dtype)
-    if not np.isfinite(eager_error):
-        eager_error = 0.0
-    floor = FLOOR[name] * ROUNDOFF[dtype] * condition
-    allowed = TIMES_EAGER * eager_error + floor
-    assert error <= allowed, (
-        f"{name} ({dtype}): relative error {error:.3g}, allowed {allowed:.3g} = "
-        f"{TIMES_EAGER} x {eager_error:.3g} of the plain formula + {floor:.3g}"
+    accumulator = ACCUMULATOR.get(dtype, "float32")
+    error = relative_errors(value, expected, scale, accumulator).max(initial=0.0)
+    allowed = ROUNDOFFS[name] * ROUNDOFF[accumulator] * condition
+    allowed += COEFFICIENT_ROUNDOFFS.get(name, {}).get(dtype, 0.0) * ROUNDOFF[dtype]
+    assert error <= allowed, f"{name} ({dtype}): relative error {error:.3g}, allowed {allowed:.3g}"
+
+
+def check_against_plain(name, value, plain, expected, scale, dtype, condition):
+    """Fail if `value` is on average further from `expected` than twice the plain formula is."""
+    accumulator = ACCUMULATOR.get(dtype, "float32")
+
+    def root_mean_square(x):
+        return np.sqrt(np.square(relative_errors(x, expected, scale, accumulator)).mean())
+
+    error, plain_error = root_mean_square(value), root_mean_square(plain)
+    floor = FLOOR_ROUNDOFFS * ROUNDOFF[accumulator] * condition
+    assert error <= TIMES_PLAIN * plain_error + floor, (
+        f"{name} ({dtype}): relative error {error:.3g}, allowed "
+        f"{TIMES_PLAIN} x {plain_error:.3g} of the plain formula + {floor:.3g}"
     )

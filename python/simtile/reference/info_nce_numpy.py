@@ -16,6 +16,9 @@ from simtile.reference.info_nce import SMALLEST_NORM
 
 Array = npt.NDArray[np.float64]
 
+# A probability this small may be rounded to zero without harm; the scales of `Oracle` say so.
+NEGLIGIBLE = 1e-30
+
 
 class Oracle(NamedTuple):
     """Row losses, the gradients of L = Σ_i row_weights[i] · losses[i], and the size of their terms.
@@ -94,10 +97,9 @@ def info_nce_grad(
         grad_candidates = weighted_sums(steps.T, unit_queries, allowed.T)
         grad_queries = weighted_sums(steps, unit_candidates, allowed)
 
-        candidate_size = np.abs(unit_candidates).max(axis=1, initial=0.0)
-        query_size = np.abs(unit_queries).max(axis=1, initial=0.0)
-        query_scale = np.abs(steps) @ candidate_size
-        candidate_scale = np.abs(steps).T @ query_size
+        terms = np.abs(steps) + allowed * (np.abs(weights)[:, None] * NEGLIGIBLE / temperature)
+        query_scale = terms @ np.abs(unit_candidates).max(axis=1)
+        candidate_scale = terms.T @ np.abs(unit_queries).max(axis=1)
         if normalize:
             grad_queries = unit_backward(raw_queries, grad_queries)
             grad_candidates = unit_backward(raw_candidates, grad_candidates)
@@ -105,7 +107,7 @@ def info_nce_grad(
             candidate_scale /= np.maximum(norm(raw_candidates)[:, 0], SMALLEST_NORM)
 
         grad_temperature = float(-(steps * used_logits).sum())
-        temperature_scale = float((np.abs(steps) * np.abs(used_logits)).sum())
+        temperature_scale = float((terms * np.abs(used_logits)).sum())
         largest_terms = np.abs(unit_queries) @ np.abs(unit_candidates).T / temperature
 
     return Oracle(
