@@ -255,8 +255,8 @@ def compared(case, result, expected=None):
         ("grad_negatives", expected.negatives, truth.negative_scale),
         ("grad_temperature", expected.temperature, truth.temperature_scale),
     )
-    # A logit is rounded by a share of its terms; and equal candidates are all rounded alike, so that
-    # in a sum of n the roundings add up.
+    # A logit is rounded by a share of its terms; and equal candidates are all rounded alike, so
+    # that in a sum of n the roundings add up.
     terms = max(case.queries, case.documents + (case.negatives or 0) * case.queries)
     condition = (1.0 + truth.logit_scale) * (1.0 + terms / 200)
     for ours, (name, value, scale) in zip(result, rows, strict=True):
