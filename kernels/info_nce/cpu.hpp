@@ -344,13 +344,13 @@ class InfoNce {
       for (int64_t k = 0; k < own_ && args_.grad_negatives; k++) {
         T* out = static_cast<T*>(args_.grad_negatives) + negative_index(r, k) * dimensions;
         for (int64_t c = 0; c < dimensions; c++) out[c] = 0;
-        add_row<T>(query(r), own_scores_[r * own_ + k] * inverse_sum_[r] * query_scale_[r].unit, dimensions, out);
+        add_row<T>(query(r), query_scale_[r].unit, own_scores_[r * own_ + k] * inverse_sum_[r], dimensions, out);
         finish_gradient<T>(negative(r, k), own_scale_[r * own_ + k], args_.normalize, dimensions, out);
       }
       if (!args_.grad_queries) continue;
       T* out = static_cast<T*>(args_.grad_queries) + (first_ + r) * dimensions;
       for (int64_t k = 0; k < own_; k++)
-        add_row<T>(negative(r, k), own_scores_[r * own_ + k] * own_scale_[r * own_ + k].unit, dimensions, out);
+        add_row<T>(negative(r, k), own_scale_[r * own_ + k].unit, own_scores_[r * own_ + k], dimensions, out);
       for (int64_t c = 0; c < dimensions; c++) out[c] *= inverse_sum_[r];
       finish_gradient<T>(query(r), query_scale_[r], args_.normalize, dimensions, out);
     }

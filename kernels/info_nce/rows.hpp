@@ -53,13 +53,14 @@ T dot(const A* a, T a_scale, const B* b, T b_scale, int64_t columns) {
   return reduce_add<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// out += scale * row
+// out += coefficient * (unit * row), in this order: unit may be as small as the row is large.
 template <typename T, typename Source>
-void add_row(const Source* row, T scale, int64_t columns, T* out) {
+void add_row(const Source* row, T unit, T coefficient, int64_t columns, T* out) {
   constexpr int kLanes = Simd<T>::kLanes;
   int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) store<T>(out + c, load<T>(out + c) + load_widened(row + c) * scale);
-  for (; c < columns; c++) out[c] += static_cast<T>(widen(row[c])) * scale;
+  for (; c + kLanes <= columns; c += kLanes)
+    store<T>(out + c, load<T>(out + c) + load_widened(row + c) * unit * coefficient);
+  for (; c < columns; c++) out[c] += static_cast<T>(widen(row[c])) * unit * coefficient;
 }
 
 // From the gradient of the normalised row, in place, to that of the row: (g - u (u.g)) / norm with u = unit * row.

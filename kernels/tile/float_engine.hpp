@@ -83,8 +83,8 @@ struct FloatEngine : ScorePanel<T> {
   static void pack_query_slice(const Rows& queries, int64_t slice, int64_t dimensions, void* out) {
     T* packed = static_cast<T*>(out);
     for (int64_t r = 0; r < queries.count; r++)
-      pack_slice<T>(queries.data + r * queries.stride, slice * kColumns, dimensions,
-                    queries.pack[r] * queries.coefficient[r], kColumns, packed + r * kColumns);
+      pack_slice<T>(queries.data + r * queries.stride, slice * kColumns, dimensions, queries.pack[r],
+                    queries.coefficient[r], kColumns, packed + r * kColumns);
   }
 
   // `out` is [count, D], the rows of consecutive panels.
@@ -117,9 +117,8 @@ struct FloatEngine : ScorePanel<T> {
     // Row by row, because a row is contiguous in memory and a slice of it is not.
     for (int64_t k = 0; k < documents.count; k++)
       for (int64_t slice = first_slice; slice < last_slice; slice++)
-        pack_slice<T>(documents.data + k * documents.stride, slice * kColumns, dimensions,
-                      documents.pack[k] * documents.coefficient[k], kColumns,
-                      packed + ((slice - first_slice) * kPacked + k) * kColumns);
+        pack_slice<T>(documents.data + k * documents.stride, slice * kColumns, dimensions, documents.pack[k],
+                      documents.coefficient[k], kColumns, packed + ((slice - first_slice) * kPacked + k) * kColumns);
     for (int64_t slice = first_slice; slice < last_slice; slice++, packed += kPacked * kColumns) {
       const int64_t d = slice * kColumns, columns = least<int64_t>(kColumns, dimensions - d);
       for (int64_t r = 0; r < rows; r += kRows) {

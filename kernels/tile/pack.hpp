@@ -81,9 +81,11 @@ void pack_transposed(const Source* rows, int64_t stride, int count, int64_t colu
   }
 }
 
-// Columns [first, first + width) of one row, times scale; columns past the end are zeros.
+// Columns [first, first + width) of one row, times pack, times coefficient; columns past the end are zeros. In this order, because the
+// product of the two scales of a huge row may be too small for a float.
 template <typename T, typename Source>
-SIMTILE_INLINE void pack_slice(const Source* row, int64_t first, int64_t columns, T scale, int width, T* out) {
+SIMTILE_INLINE void pack_slice(const Source* row, int64_t first, int64_t columns, T pack, T coefficient, int width,
+                               T* out) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int lane = 0; lane < width; lane += kLanes) {
     const int64_t left = columns - first - lane;
@@ -94,7 +96,7 @@ SIMTILE_INLINE void pack_slice(const Source* row, int64_t first, int64_t columns
     } else if (left > 0) {
       v = load_widened_first<T>(p, static_cast<int>(left));
     }
-    store<T>(out + lane, v * scale);
+    store<T>(out + lane, v * pack * coefficient);
   }
 }
 
