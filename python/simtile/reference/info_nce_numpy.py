@@ -107,8 +107,9 @@ def info_nce_grad(
             candidate_scale /= np.maximum(norm(raw_candidates)[:, 0], SMALLEST_NORM)
 
         grad_temperature = float(-(steps * used_logits).sum())
-        temperature_scale = float((terms * np.abs(used_logits)).sum())
-        largest_terms = np.abs(unit_queries) @ np.abs(unit_candidates).T / temperature
+        logit_terms = np.abs(unit_queries) @ np.abs(unit_candidates).T / temperature
+        logit_terms[~allowed] = 0.0
+        temperature_scale = float((terms * logit_terms).sum())
 
     return Oracle(
         losses=losses,
@@ -116,7 +117,7 @@ def info_nce_grad(
         documents=grad_candidates[:m],
         negatives=None if negatives is None else grad_candidates[m:].reshape(n, k, dim),
         temperature=grad_temperature,
-        logit_scale=float(largest_terms.max(initial=0.0, where=allowed)),
+        logit_scale=float(logit_terms.max()),
         query_scale=query_scale,
         document_scale=candidate_scale[:m],
         negative_scale=None if negatives is None else candidate_scale[m:].reshape(n, k),
