@@ -81,7 +81,7 @@ address_sanitizer() {
   # Python's own allocations look like leaks, and a test asks for more memory than there is.
   # libstdc++ is there because the runtime wants to see it at start. capture=sys: a report reaches
   # the terminal although it ends the process.
-  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=dev \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=ci \
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
     "$build/sanitized/bin/python" -m pytest -q --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" \
     "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
