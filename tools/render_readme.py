@@ -6,7 +6,8 @@ A region of Markdown is made from the JSON files in bench/results and written be
     <!-- bench:end -->
 
 NAME is a key of REGIONS; MACHINE a folder of bench/results, needed when several machines have the
-file. With --check nothing is written and the exit code is 1 if a region is stale.
+file. Counts of the PTX interpreter are of no machine: they lie in bench/results/ptx. With --check
+nothing is written and the exit code is 1 if a region is stale.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import gpu_tables  # noqa: E402
 import tables  # noqa: E402
 
 REGION = re.compile(
@@ -36,6 +38,8 @@ def entry(name: str) -> Callable[[Json], str]:
     return lambda results: tables.info_nce_entry(name, results["entries"][name])
 
 
+PTX_KERNELS = ("topk", "info_nce_triton", "info_nce_cuda")
+
 # name of the region: (results file, what makes markdown of it)
 REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "peak": ("peak", tables.peak),
@@ -44,6 +48,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
     "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
+    **{f"ptx_{name}": (f"ptx/{name}", gpu_tables.ptx) for name in PTX_KERNELS},
 }
 
 
@@ -53,14 +58,18 @@ class Problem(Exception):
 
 def load(bench: str, machine: str | None, results: Path) -> Json:
     """The stored results of a complete run."""
-    found = {path.parent.name: path for path in sorted(results.glob(f"*/{bench}.json"))}
-    if machine is None:
+    folder, _, name = bench.rpartition("/")
+    paths = sorted(results.glob(f"{folder or '*'}/{name}.json"))
+    found = {path.parent.name: path for path in paths if folder or path.parent.name != "ptx"}
+    if folder:
+        machine = folder
+    elif machine is None:
         if len(found) != 1:
             names = ", ".join(found) or "none"
             raise Problem(f"name one of the machines with {bench}.json in {results}: {names}")
         machine = next(iter(found))
     if machine not in found:
-        raise Problem(f"no {bench}.json for machine {machine!r} in {results}")
+        raise Problem(f"no {name}.json for machine {machine!r} in {results}")
     loaded: Json = json.loads(found[machine].read_text())
     if loaded.get("quick") or not loaded.get("complete", True) or loaded.get("failures"):
         raise Problem(f"{found[machine]} is not a complete run without failures")
