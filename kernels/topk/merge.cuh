@@ -1,0 +1,67 @@
+// The partial lists of one query's splits into the result: one block a query.
+#pragma once
+
+#include "topk/score.cuh"
+
+namespace simtile::cuda::topk {
+
+constexpr int most_merge_warps = 16;
+
+struct MergeArgs {
+  const Key* partial;  // [Q, keys, splits], ascending along keys
+  int splits;
+  int keys;
+  ListShape list;
+  ScoreKind kind;
+  int64_t first_place;  // of these keys among the query's k
+  int64_t places;       // to write from there; those after `keys` are empty
+  int64_t k;
+  unsigned* scores;  // [Q, k] the bits of int32 or float32
+  int64_t* ids;      // [Q, k]
+  Key* last;         // [Q] for the next pass; or null
+};
+
+// A lane walks down one split's list while the lanes beside it walk down the next ones, so that loads are side by side
+// and a warp is done at the first rank at which none of them is below the threshold.
+static __global__ void __launch_bounds__(most_merge_warps* warp_size) topk_merge(const MergeArgs args) {
+  SIMTILE_DYNAMIC_SHARED(Key, lists);  // [warps]
+  const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / warp_size;
+  const int warps = static_cast<int>(blockDim.x) / warp_size;
+  const int64_t query = blockIdx.x;
+  const Key* partial = args.partial + query * args.keys * args.splits;
+  Key* list = lists + warp * args.list.keys();
+  clear_list(list, args.list);
+
+  Key threshold = no_key;
+  int count = 0;
+  for (int first = warp * warp_size; first < args.splits; first += warps * warp_size) {
+    const int split = first + lane;
+    for (int rank = 0; rank < args.keys; ++rank) {
+      const Key key = split < args.splits ? partial[static_cast<int64_t>(rank) * args.splits + split] : no_key;
+      const bool taken = key < threshold;
+      const unsigned takers = __ballot_sync(full_warp, taken);
+      if (takers == 0) break;
+      if (count + __popc(takers) > args.list.buffer) {
+        flush_list(list, args.list, count);
+        threshold = list[args.keys - 1];
+        count = 0;
+      }
+      if (taken) list[args.list.capacity + count + __popc(takers & lanes_below())] = key;
+      count += __popc(takers);
+    }
+  }
+  flush_list(list, args.list, count);
+  merge_warps(lists, args.list, warps, 1);
+
+  const int64_t start = query * args.k + args.first_place;
+  for (int64_t place = threadIdx.x; place < args.places; place += blockDim.x) {
+    const Key key = place < args.keys ? lists[place] : no_key;
+    const bool missing = key == no_key;
+    args.scores[start + place] =
+        missing ? missing_score_bits(args.kind) : score_bits(static_cast<unsigned>(key >> 32), args.kind);
+    args.ids[start + place] = missing ? -1 : static_cast<int64_t>(key & 0xffffffffu);
+  }
+  if (args.last && threadIdx.x == 0) args.last[query] = lists[args.keys - 1];
+}
+
+}  // namespace simtile::cuda::topk
