@@ -11,6 +11,9 @@
 namespace py = pybind11;
 
 namespace simtile::cuda {
+void register_info_nce(py::module_& m);
+void register_topk(py::module_& m);
+
 namespace {
 
 using Info = py::typing::Dict<py::str, py::object>;
@@ -51,6 +54,20 @@ Info describe(int device) {
   return info;
 }
 
+// Where the memory is; the current device for a null pointer, -1 for memory of the host.
+int device_of(std::uintptr_t pointer) {
+  device_count();
+  int device = 0;
+  if (pointer == 0) {
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    return device;
+  }
+  cudaPointerAttributes attributes;
+  check(cudaPointerGetAttributes(&attributes, reinterpret_cast<const void*>(pointer)), "cudaPointerGetAttributes");
+  const bool on_device = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return on_device ? attributes.device : -1;
+}
+
 }  // namespace
 }  // namespace simtile::cuda
 
@@ -62,6 +79,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("driver_version", &driver_version);
   m.def("device_count", &device_count);
   m.def("device_info", &describe, py::arg("device"));
+  m.def("device_of", &device_of, py::arg("pointer"));
   m.def(
       "wait_for_stream",
       [](int device, std::uintptr_t stream, std::uintptr_t other) {
@@ -70,4 +88,6 @@ PYBIND11_MODULE(_cuda, m) {
         wait_for_stream(device, as_stream(stream), as_stream(other));
       },
       py::arg("device"), py::arg("stream"), py::arg("other"));
+  register_info_nce(m);
+  register_topk(m);
 }

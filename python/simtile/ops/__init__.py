@@ -1,1 +1,4 @@
-"""Operators of simtile in torch.library, one file per operation; importing one imports torch."""
+"""Operators of simtile in torch.library, one file per operation; importing one imports torch.
+
+`topk` is for arrays of any library, and imports none.
+"""
