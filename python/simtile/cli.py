@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "info":
             return _info()
+        if options.command == "doctor":
+            return _doctor(options)
         if options.corpus is not None and not options.train:
             parser.error("argument --corpus: its texts must be embedded, which needs --train")
         return _demo(options)
@@ -41,6 +43,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"simtile {simtile.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("info", help="say what was found on this machine and what the kernels use")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check every kernel on this machine, and say how fast it is",
+        description="Check every kernel that this machine can run, CPU and GPU, beside the float64 "
+        "reference: values, gradients, and that repeats give the same bits; then time them, as a "
+        "share of what this machine was measured to reach. Exits with status 1 if a check fails. "
+        "Of several GPUs the first is used: CUDA_VISIBLE_DEVICES chooses.",
+    )
+    doctor.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
+    doctor.add_argument(
+        "--all-levels",
+        action="store_true",
+        help="the CPU checks at every ISA level that this machine has, not only the one in use",
+    )
+    doctor.add_argument(
+        "--threads", type=_threads, metavar="N", help="threads to use (default: see simtile info)"
+    )
+    doctor.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="store the report as JSON, to attach to a bug report; it names the processor, GPU, "
+        "versions, and environment variables that decide how kernels run, paths in them included",
+    )
     demo = commands.add_parser(
         "demo", help="train on real text, and compare one large step with plain NumPy"
     )
@@ -85,6 +111,18 @@ def _info() -> int:
     for name, value in lines.items():
         print(f"{name:<10} {value}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from simtile import doctor
+    from simtile.doctor.report import OutputError
+
+    try:
+        return doctor.run(
+            doctor.Options(options.quick, options.all_levels, options.threads, options.output)
+        )
+    except OutputError as error:
+        return _fail(str(error))
 
 
 def _demo(options: argparse.Namespace) -> int:
