@@ -1,0 +1,182 @@
+"""Arrays of the CPU that say they are on a CUDA device, and a CUDA module for them."""
+
+import ctypes
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import torch
+
+from simtile import _dlpack
+
+CUDA_DEVICE = (_dlpack.CUDA, 0)
+_deleters = []  # which capsules call, maybe after their producers are gone
+
+
+class InterfaceArray:
+    """A NumPy array behind __cuda_array_interface__; `changes` replace entries."""
+
+    def __init__(self, array, version=3, **changes):
+        self.array = array
+        described = array.__array_interface__
+        self.__cuda_array_interface__ = {
+            "shape": described["shape"],
+            "typestr": described["typestr"],
+            "data": (array.ctypes.data, False),
+            "version": version,
+            "strides": None if array.flags.c_contiguous else array.strides,
+            **({"stream": None} if version >= 3 else {}),
+            **changes,
+        }
+
+
+class DlpackArray:
+    """A NumPy array behind DLPack: NumPy's own capsule, told to be of another device.
+
+    `edit` changes what the capsule holds. `deleted` counts the calls of its deleter, which still
+    frees what NumPy holds.
+    """
+
+    def __init__(self, array, device=CUDA_DEVICE, versioned=True, edit=lambda managed: None):
+        self.array = array
+        self.device = device
+        self.versioned = versioned
+        self.edit = edit
+        self.streams = []
+        self.deleted = 0
+
+    def __dlpack_device__(self):
+        return self.device
+
+    # The producers of unversioned capsules do not know max_version.
+    @property
+    def __dlpack__(self):
+        return self._new if self.versioned else self._old
+
+    def _new(self, *, stream, max_version):
+        assert max_version == (1, 0)
+        return self._export(stream, b"dltensor_versioned", _dlpack._ManagedTensorVersioned)
+
+    def _old(self, *, stream):
+        return self._export(stream, b"dltensor", _dlpack._ManagedTensor)
+
+    def _export(self, stream, name, structure):
+        self.streams.append(stream)
+        capsule = self.array.__dlpack__(max_version=(1, 0) if self.versioned else None)
+        managed = structure.from_address(_dlpack._get_pointer(capsule, name))
+        managed.tensor.device.type, managed.tensor.device.index = self.device
+        free = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(managed.deleter)
+
+        def count(address):
+            self.deleted += 1
+            free(address)
+
+        callback = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(count)
+        _deleters.append(callback)
+        managed.deleter = ctypes.cast(callback, ctypes.c_void_p).value
+        self.edit(managed)
+        return capsule
+
+
+class CudaTensor(torch.Tensor):
+    """A tensor of the CPU that says it is on cuda:0; see `pretend_cuda`."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+
+def cuda_tensor(array):
+    """A NumPy array, or a torch tensor, as a CudaTensor of the same memory."""
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+    return tensor.as_subclass(CudaTensor)
+
+
+def pretend_cuda(monkeypatch, stream=0):
+    """Let torch allocate CudaTensors and name a current stream."""
+    empty = torch.empty
+
+    def empty_on_device(shape, dtype, device):
+        assert device == CudaTensor.device
+        return cuda_tensor(aligned(shape, empty((), dtype=dtype).numpy().dtype))
+
+    monkeypatch.setattr(torch, "empty", empty_on_device)
+    current = type("Stream", (), {"cuda_stream": stream})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+
+
+def aligned(shape, dtype, alignment=256):
+    """An array aligned as a device's allocator aligns it, and not of zeros."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    raw = np.full(size + alignment, 0xA5, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def at(address, shape, strides, dtype):
+    """The memory at an address as an array."""
+    if prod(shape) == 0:
+        return np.empty(shape, dtype)
+    span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    memory = (ctypes.c_uint8 * (span + np.dtype(dtype).itemsize)).from_address(address)
+    return np.ndarray(shape, dtype, memory, strides=strides)
+
+
+@dataclass
+class FakeCuda:
+    """Stands for simtile._cuda: computes top-k with NumPy at the addresses it is given."""
+
+    device: int = 0  # where every pointer is
+    needs: int = 512  # bytes of workspace
+    log: list = field(default_factory=list)
+
+    def device_of(self, pointer):
+        return self.device
+
+    def wait_for_stream(self, device, stream, other):
+        self.log.append(("wait", stream, other))
+
+    class TopkArgs:
+        def __init__(self, **arguments):
+            self.__dict__.update(arguments)
+
+    def topk_workspace_bytes(self, args, device):
+        return self.needs
+
+    def topk(self, args, device, stream, workspace, workspace_bytes):
+        assert workspace_bytes >= self.needs
+        assert workspace % 256 == 0
+        at(workspace, (self.needs,), (1,), np.uint8)[:] = 0xFF
+        self.log.append(("topk", device, stream))
+        n, width = args.documents, args.row_bytes
+        code = np.int8 if args.metric == "int8" else np.uint8
+        queries = at(args.queries_data, (args.queries, width), (args.queries_stride, 1), code)
+        documents = at(args.documents_data, (n, width), (args.documents_stride, 1), code)
+        scaled = bool(args.query_scales or args.document_scales)
+        scores = at(
+            args.scores,
+            (args.queries, args.k),
+            (args.k * 4, 4),
+            np.float32 if scaled else np.int32,
+        )
+        ids = at(args.ids, (args.queries, args.k), (args.k * 8, 8), np.int64)
+        allow = np.ones((args.queries, n), bool)
+        if args.allow:
+            allow &= at(args.allow, (args.queries, n), (args.allow_stride, 1), bool)
+        if args.metric == "hamming":
+            all_scores = np.bitwise_count(queries[:, None] ^ documents).sum(2, dtype=np.int32)
+            pad, sign = np.iinfo(np.int32).max, 1
+        else:
+            all_scores = queries.astype(np.int32) @ documents.astype(np.int32).T
+            pad, sign = (-np.inf if scaled else np.iinfo(np.int32).min), -1
+        if scaled:
+            factor = np.ones((args.queries, n), np.float32)
+            if args.query_scales:
+                factor *= at(args.query_scales, (args.queries, 1), (4, 4), np.float32)
+            if args.document_scales:
+                factor *= at(args.document_scales, (1, n), (4, 4), np.float32)
+            all_scores = all_scores.astype(np.float32) * factor
+        scores[:], ids[:] = pad, -1
+        for i, row in enumerate(all_scores):
+            order = np.argsort(sign * row, kind="stable")
+            best = order[allow[i][order]][: args.k]
+            scores[i, : len(best)], ids[i, : len(best)] = row[best], best
