@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOP := $(PYTHON) tools/develop.py
 
-.PHONY: demo demo-train test test-deep lint format stubs bench clean
+.PHONY: demo demo-train test test-deep lint format stubs gpu-report bench clean
 
 # Needs no torch.
 demo:
@@ -35,6 +35,11 @@ format:
 stubs:
 	@$(DEVELOP) test
 	@$(BIN)/python tools/stubs.py
+
+# Needs no GPU; without nvcc only the Triton half.
+gpu-report:
+	@$(DEVELOP) test
+	@$(BIN)/python tools/gpu_report.py
 
 # On an otherwise idle machine.
 bench:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# what `#include "topk/cuda.cuh"` and `#include "topk_dispatch.hpp"` are found under
-INCLUDES = (ROOT / "kernels", ROOT / "csrc" / "cuda", ROOT / "csrc")
+# what `#include "topk/cuda.cuh"` and `#include "cuda/topk_dispatch.hpp"` are found under
+INCLUDES = (ROOT / "kernels", ROOT / "csrc", ROOT / "tools" / "gpu_launches")
 TRITON_CACHE = ROOT / "build" / "triton"
 
 
@@ -60,6 +60,16 @@ def compile_cuda(source: str, target: str, suffix: str, *options: str) -> bytes:
         command = [str(nvcc()), "-std=c++17", f"-{suffix}", f"-arch={target}"]
         _run([*command, *includes, *options, "-o", str(out), str(unit)])
         return out.read_bytes()
+
+
+def link_cuda(source: str, target: str, program: Path, *options: str) -> None:
+    """A CUDA translation unit as a program for the host."""
+    with tempfile.TemporaryDirectory() as folder:
+        unit = Path(folder) / "unit.cu"
+        unit.write_text(source)
+        includes = [f"-I{path}" for path in INCLUDES]
+        command = [str(nvcc()), "-std=c++17", f"-arch={target}", *options, *includes]
+        _run([*command, "-o", str(program), str(unit)])
 
 
 def triton_version() -> str:

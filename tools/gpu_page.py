@@ -25,8 +25,9 @@ block can have, or an instruction that is not the one meant is an error; `--chec
 `make test-deep`, also fails when a kernel takes more than stands here.
 
 Registers are a thread's, on gfx942 vector and accumulation registers together; the stack is a
-thread's, shared memory a block's. Instructions are counted as they stand in the code, those of a
-loop once."""
+thread's, shared memory a block's. Threads and shared memory of CUDA kernels are the most that any
+arguments in `tools/gpu_launches` lead to. Instructions are counted as they stand in the code, those
+of a loop once."""
 
 COLUMNS = [
     "kernel",
@@ -63,7 +64,7 @@ def _cells(row: Json) -> list[str]:
         str(row["registers"]),
         f"{row['stack']} B",
         f"**{', '.join(spilled)}**" if spilled else "none",
-        f"{_kibibytes(row['shared_static'] + row['shared_dynamic'])} of "
+        f"{_kibibytes(row['shared_static'] + (row['shared_dynamic'] or 0))} of "
         f"{_kibibytes(row['shared_limit'])}",
         _instructions(row),
     ]

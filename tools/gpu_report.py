@@ -21,9 +21,10 @@ from pathlib import Path
 
 import ahead_of_time
 import gpu_code
-import gpu_kernels
+import gpu_cuda
 import gpu_page
-from gpu_kernels import Job, Json
+import gpu_triton
+from gpu_jobs import SHARED_LIMIT, Job, Json
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "bench" / "results" / "gpu_report.json"
@@ -33,9 +34,12 @@ PAGE = ROOT / "docs" / "gpu-report.md"
 REGISTER_TOLERANCE = 8
 
 HALVES: dict[str, tuple[Callable[[], list[Job]], Callable[[], str]]] = {
-    "triton": (gpu_kernels.triton_jobs, ahead_of_time.triton_version),
-    "cuda": (gpu_kernels.cuda_jobs, ahead_of_time.nvcc_version),
+    "triton": (gpu_triton.jobs, ahead_of_time.triton_version),
+    "cuda": (gpu_cuda.jobs, ahead_of_time.nvcc_version),
 }
+
+
+WORK = {"triton": gpu_triton.rows, "cuda": gpu_cuda.rows, "launches": gpu_cuda.launches}
 
 
 def title(row: Json) -> str:
@@ -47,7 +51,9 @@ def faults(row: Json) -> list[str]:
     found = []
     if any(row["spills"].values()):
         found.append("spills " + ", ".join(f"{k} {v}" for k, v in row["spills"].items() if v))
-    shared, limit = row["shared_static"] + row["shared_dynamic"], row["shared_limit"]
+    if row["shared_dynamic"] is None:
+        found.append(f"no arguments in tools/gpu_launches/{row['operation']}.cu launch it")
+    shared, limit = row["shared_static"] + (row["shared_dynamic"] or 0), row["shared_limit"]
     if shared > limit:
         found.append(f"{shared} bytes of shared memory, a block can have {limit}")
     if why := gpu_code.problem(row["instructions"], row["expects"]):
@@ -78,21 +84,27 @@ def compare(rows: Sequence[Json], stored: Sequence[Json]) -> list[str]:
     return sorted(found)
 
 
+def work(job: Job) -> list[Json]:
+    return WORK[job.source](job)
+
+
 def make(jobs: Sequence[Job], workers: int) -> tuple[list[Json], list[str]]:
     """The rows of all jobs, and what the compilers refused."""
     rows: list[Json] = []
     failed: list[str] = []
     # spawn: neither Triton nor its LLVM is made to be forked
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(gpu_kernels.compile_job, job): job for job in jobs}
+        running = {pool.submit(work, job): job for job in jobs}
         for done in as_completed(running):
             try:
                 rows += done.result()
             except Exception as error:  # a compiler's; the others go on
                 failed.append(f"{running[done]}: {type(error).__name__}: {error}")
-    rows.sort(key=lambda row: (row["source"], row["operation"], row["variant"], row["dtype"]))
-    rows.sort(key=lambda row: list(gpu_kernels.SHARED_LIMIT).index(row["arch"]))
-    rows.sort(key=lambda row: (row["source"], row["operation"], row["variant"], row["dtype"]))
+    rows = gpu_cuda.merge(rows)
+    arches = list(SHARED_LIMIT)
+    rows.sort(
+        key=lambda row: (row["operation"], row["variant"], row["dtype"], arches.index(row["arch"]))
+    )
     names = [title(row) for row in rows]
     failed += [f"{name}: two kernels" for name in sorted({n for n in names if names.count(n) > 1})]
     return rows, failed

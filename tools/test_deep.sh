@@ -140,6 +140,13 @@ wheel() {
   (cd / && qemu-x86_64 -cpu Nehalem "$interpreter" "$smoke" --level baseline)
 }
 
+# Where .ci/run found nvcc, the CUDA half may not be left out.
+gpu_report() {
+  local require=triton
+  [[ ${SIMTILE_EXPECT_CUDA:-} != 1 ]] || require=triton,cuda
+  "$python" tools/gpu_report.py --check --require "$require"
+}
+
 stage "symbols of every ISA object, Release and Debug" symbols
 stage "C++ drivers, Release and Debug" drivers
 stage "drivers and Python tests with AddressSanitizer and UBSan" address_sanitizer
@@ -147,6 +154,7 @@ stage "C++ drivers with ThreadSanitizer" thread_sanitizer
 stage "Python tests of the kernels at every ISA level" every_level
 stage "aarch64 levels under qemu" aarch64
 stage "wheel, and CPUs without AVX under qemu" wheel
+stage "GPU kernels compiled, against docs/gpu-report.md" gpu_report
 stage "tests marked deep, and the nightly hypothesis profile" deep_tests
 
 echo

@@ -1,8 +1,7 @@
-"""Which GPU kernels there are, for whom, and one of them compiled: what gpu_report.py asks for.
+"""Triton kernels of the GPU report: the variants that an operation has, and one of them compiled.
 
-A Triton kernel is a `Variant` that variants(family) yields, a function of one of the files
-kernels/<operation>/triton*.py. A CUDA kernel is what csrc/cuda/<operation>.cu instantiates;
-CUDA_EXPECTS says what it should compute with.
+variants(family) of kernels/<operation>/triton*.py yields them: name, kernel, signature, constexprs,
+num_warps, num_stages, dtype, and what is expected of the machine code (see `meant`).
 """
 
 from __future__ import annotations
@@ -10,34 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ahead_of_time
 import gpu_code
-
-ROOT = Path(__file__).resolve().parent.parent
-Json = dict[str, Any]
+from gpu_jobs import ROOT, SHARED_LIMIT, Job, Json, cuobjdump
 
 FAMILIES = ("sm80", "sm90", "sm100", "sm120", "gfx942")
-ARCHES = ("sm_80", "sm_90", "sm_100", "sm_120")
-
-# Shared memory that one block can have, bytes: CUDA C++ Programming Guide, technical specifications
-# per compute capability; AMD CDNA 3 ISA reference, LDS.
-SHARED_LIMIT = {
-    "sm_80": 163 << 10,
-    "sm_90": 227 << 10,
-    "sm_100": 227 << 10,
-    "sm_120": 99 << 10,
-    "gfx942": 64 << 10,
-}
-
 
 # How an instruction of 16-bit and TF32 products ends: HMMA.16816.F32 multiplies float16.
 SUFFIX = {"bfloat16": "BF16", "float16": "F32", "float32": "TF32"}
@@ -61,35 +42,7 @@ def meant(kind: str | None, dtype: str, arch: str) -> tuple[str, ...]:
     return (kind,)
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What CUDA kernels of one operation, whose demangled name has `name` in it, compute with."""
-
-    operation: str
-    name: str
-    dtype: str
-    instructions: tuple[str, ...]
-
-
-# The first that fits.
-CUDA_EXPECTS: tuple[Expected, ...] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """One compilation: small, because it is sent to another process."""
-
-    source: str  # triton or cuda
-    operation: str
-    file: str  # a Triton module's file, or a .cu file
-    arch: str  # of FAMILIES or ARCHES
-    index: int = 0  # of variants(family)
-
-    def __str__(self) -> str:
-        return f"{self.source} {self.operation} {self.arch}"
-
-
-def triton_jobs(files: Mapping[str, Path] | None = None) -> list[Job]:
+def jobs(files: Mapping[str, Path] | None = None) -> list[Job]:
     """A job for each variant; `files` are those of kernels/ when not given."""
     if files is None:
         files = {
@@ -105,23 +58,7 @@ def triton_jobs(files: Mapping[str, Path] | None = None) -> list[Job]:
     ]
 
 
-def cuda_jobs(files: Mapping[str, Path] | None = None) -> list[Job]:
-    """A job for each .cu file and architecture; `files` are those of csrc/cuda when not given."""
-    if files is None:
-        files = {path.stem: path for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
-    return [
-        Job("cuda", operation, str(path), arch)
-        for operation, path in files.items()
-        for arch in ARCHES
-    ]
-
-
-def compile_job(job: Job) -> list[Json]:
-    """The report's rows of one compilation."""
-    return _triton_rows(job) if job.source == "triton" else _cuda_rows(job)
-
-
-def _triton_rows(job: Job) -> list[Json]:
+def rows(job: Job) -> list[Json]:
     variant = _variants(Path(job.file), job.arch)[job.index]
     compiled = ahead_of_time.compile_triton(
         variant.kernel,
@@ -156,56 +93,6 @@ def _triton_rows(job: Job) -> list[Json]:
     if tensor_memory := getattr(compiled.metadata, "tmem_size", 0):
         row["tensor_memory_columns"] = tensor_memory
     return [row]
-
-
-def _cuda_rows(job: Job) -> list[Json]:
-    cubin = ahead_of_time.compile_cuda(Path(job.file).read_text(), job.arch, "cubin")
-    rows = []
-    for mangled, code in gpu_code.of_cubin(cubin, cuobjdump()).items():
-        name = demangle(mangled)
-        expected = _expected(job.operation, name)
-        rows.append(
-            {
-                "source": "cuda",
-                "operation": job.operation,
-                "kernel": name.partition("<")[0],
-                "variant": name,
-                "dtype": expected.dtype,
-                "arch": job.arch,
-                "expects": list(expected.instructions),
-                **code.json(),
-                "shared_limit": SHARED_LIMIT[job.arch],
-            }
-        )
-    return rows
-
-
-def _expected(operation: str, name: str) -> Expected:
-    for expected in CUDA_EXPECTS:
-        if expected.operation == operation and expected.name in name:
-            return expected
-    raise gpu_code.Unreadable(
-        f"{operation}: nothing in tools/gpu_kernels.py says what {name} should compute with; "
-        "add it to CUDA_EXPECTS"
-    )
-
-
-def demangle(name: str) -> str:
-    """`topk_scan<10, 4>` of its mangled name: no namespace, no return type, no parameters."""
-    done = subprocess.run(["c++filt", "-p", name], capture_output=True, text=True, check=True)
-    return re.sub(r"^void |\(anonymous namespace\)::|simtile::cuda::", "", done.stdout.strip())
-
-
-def cuobjdump() -> Path:
-    """The toolkit's, or the one in Triton's wheel."""
-    try:
-        beside = ahead_of_time.nvcc().with_name("cuobjdump")
-        if beside.is_file():
-            return beside
-    except ahead_of_time.CompilerMissing:
-        pass
-    found = shutil.which("cuobjdump")
-    return Path(found) if found else ahead_of_time.triton_tool("cuobjdump")
 
 
 def _variants(path: Path, family: str) -> list[Any]:
