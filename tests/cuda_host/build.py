@@ -1,14 +1,15 @@
-"""Compiles the bindings of one operation's CUDA kernels, tests/cuda_host/<name>.cpp, for the CPU."""
+"""Compiles the bindings of an operation's CUDA kernels, tests/cuda_host/<name>.cpp, for the CPU."""
 
-import contextlib
 import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,16 +19,24 @@ import pybind11
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cuda_host"
-SHIM = ROOT / "tests" / "cuda_host"
-SOURCES = ("kernels", "csrc", "tests/cuda_host")  # also the include path, in this order
-SUFFIXES = {".cpp", ".hpp", ".cuh", ".h"}
+SHIM = "tests/cuda_host"
+INCLUDE = ("kernels", "csrc", SHIM)
 
 # -ffp-contract=off: only what a kernel writes as fma is one. -fno-gnu-unique: mutants of one module
-# are loaded side by side and share nothing.
-FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
-FLAGS += ["-ffp-contract=off"]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # nvcc's #pragma unroll
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# are loaded side by side and share nothing. -g1: lines of code addresses, for messages.
+FLAGS = [
+    "-std=c++17",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # nvcc's #pragma unroll
+# Kernels report their loads and stores to shim/hooks.cpp; ThreadSanitizer itself is not linked.
+HOOKS = ["-O1", "-fsanitize=thread"]
+# The two instrumentations exclude one another.
+SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +56,12 @@ def sanitized() -> bool:
 
 @cache
 def load(name: str, *, mutation: Mutation | None = None, sanitize: bool = False) -> ModuleType:
-    """Compile tests/cuda_host/`name`.cpp unless that was done before, and import it."""
-    sanitize = sanitize or sanitized()
-    sources = read_sources()
-    if mutation is not None:
-        sources[mutation.file] = mutate(sources, mutation)
-    flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
-    library = compile_module(name, sources, flags, mutated=mutation is not None)
+    """Compile tests/cuda_host/`name`.cpp unless that was done before, and import it.
+
+    The module is `simtile_cuda_host_<name>`. With `sanitize`, or SIMTILE_CUDA_HOST_SANITIZE=1 in
+    the environment, the process must have been started with libasan in LD_PRELOAD.
+    """
+    library = compile_module(name, mutation, sanitize or sanitized())
     module_name = f"simtile_cuda_host_{name}"
     loader = importlib.machinery.ExtensionFileLoader(module_name, str(library))
     spec = importlib.util.spec_from_file_location(module_name, library, loader=loader)
@@ -63,70 +71,131 @@ def load(name: str, *, mutation: Mutation | None = None, sanitize: bool = False)
     return module
 
 
-def read_sources() -> dict[str, str]:
-    """Every source that a module may include, by its path in the repository."""
-    files = (
-        path
-        for folder in SOURCES
-        for path in sorted((ROOT / folder).rglob("*"))
-        if path.suffix in SUFFIXES
+def compile_module(name: str, mutation: Mutation | None, sanitize: bool) -> Path:
+    """Returns the shared library; its name has the hash of everything that it depends on."""
+    main = f"{SHIM}/{name}.cpp"
+    sources = closure([main, f"{SHIM}/cuda_on_host.hpp"])
+    if mutation is not None:
+        sources[mutation.file] = mutate(sources, mutation)
+    shim = compile_shim(sanitize)
+    mode = SANITIZE if sanitize else HOOKS
+    flags = [*FLAGS, *WARNINGS, *mode, "-include", "cuda_on_host.hpp"]
+    library = BUILD / f"{name}-{digest(sources, [*flags, shim.name])}.so"
+    if library.exists():
+        return library
+    system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        scratch = Path(folder)
+        root = scratch if mutation is not None else ROOT
+        if mutation is not None:
+            for path, text in sources.items():
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_text(text)
+        includes = [f"-I{root / path}" for path in INCLUDE] + [f"-isystem{path}" for path in system]
+        run(
+            [
+                *flags,
+                *map_paths(root),
+                *includes,
+                "-c",
+                root / main,
+                "-o",
+                scratch / "o",
+            ]
+        )
+        link = SANITIZE if sanitize else []
+        run(["-shared", *link, scratch / "o", shim, "-o", scratch / "so"])
+        (scratch / "so").replace(library)
+    return library
+
+
+def compile_shim(sanitize: bool) -> Path:
+    """Returns the object with everything in shim/, which is compiled without hooks."""
+    files = sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / SHIM / "shim").glob("*.cpp")
     )
-    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in files
-}
+    sources = closure(files)
+    flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else ["-O2"])]
+    shim = BUILD / f"shim-{digest(sources, flags)}.o"
+    if not shim.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            scratch = Path(folder) / "shim.o"
+            # -r: one object of all.
+            run(
+                [
+                    *flags,
+                    *map_paths(ROOT),
+                    "-r",
+                    *(ROOT / file for file in files),
+                    "-o",
+                    scratch,
+                ]
+            )
+            scratch.replace(shim)
+    return shim
+
+
+def closure(files: Sequence[str]) -> dict[str, str]:
+    """The text of `files` and of all that they include with quotes, by path in the repository."""
+    sources: dict[str, str] = {}
+    queue = list(files)
+    while queue:
+        file = queue.pop()
+        if file in sources:
+            continue
+        sources[file] = (ROOT / file).read_text()
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', sources[file], flags=re.MULTILINE):
+            for folder in (str(Path(file).parent), *INCLUDE):
+                found = Path(os.path.normpath(ROOT / folder / name))
+                if found.is_file():
+                    queue.append(found.relative_to(ROOT).as_posix())
+                    break
+    return sources
+
 
 def mutate(sources: dict[str, str], mutation: Mutation) -> str:
-    text = sources.get(mutation.file)
-    if text is None:
-        raise ValueError(f"mutation {mutation.name}: no source {mutation.file}")
-    count = text.count(mutation.old)
+    """The text of the mutated file."""
+    if mutation.file not in sources:
+        raise ValueError(f"mutation {mutation.name}: {mutation.file} is not part of the module")
+    count = sources[mutation.file].count(mutation.old)
     if count != 1:
         raise ValueError(
             f"mutation {mutation.name}: {mutation.old!r} occurs {count} times in {mutation.file}; "
             "expected exactly once"
         )
-    return text.replace(mutation.old, mutation.new)
+    return sources[mutation.file].replace(mutation.old, mutation.new)
 
 
-def compile_module(name: str, sources: dict[str, str], flags: list[str], *, mutated: bool) -> Path:
-    """The shared library; its name has the hash of everything that it depends on."""
-    main = f"tests/cuda_host/{name}.cpp"
-    if main not in sources:
-        raise ValueError(f"no {main}")
-    compiler = os.environ.get("CXX", "g++")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+def digest(sources: dict[str, str], flags: Sequence[str]) -> str:
     content = hashlib.sha256()
-    for part in (version.stdout, sys.version, pybind11.__version__, *flags, main):
+    for part in (compiler_version(), sys.version, pybind11.__version__, *flags):
         content.update(part.encode() + b"\0")
-    others = {f"tests/cuda_host/{path.name}" for path in SHIM.glob("*.cpp")} - {
-  main
-}
-    for path, text in sources.items():
-        if path not in others:
-            content.update(path.encode() + b"\0" + text.encode() + b"\0")
-    library = BUILD / f"{name}-{content.hexdigest()[:20]}.so"
-    if library.exists():
-        return library
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        root = ROOT
-        if mutated:
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=BUILD)))
-            for path, text in sources.items():
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).write_text(text)
-        includes = [f"-I{root / folder}" for folder in SOURCES]
-        system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-        scratch = BUILD / f".{library.name}.{os.getpid()}"
-        command = [
-            compiler,
-            *flags,
-            f"-ffile-prefix-map={root}/=",
-            *includes,
-            *(f"-isystem{path}" for path in system),
-        ]
-        command += ["-include", "cuda_on_host.hpp", str(root / main), "-o", str(scratch)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-        scratch.replace(library)
-    return library
+    for path in sorted(sources):
+        content.update(path.encode() + b"\0" + sources[path].encode() + b"\0")
+    return content.hexdigest()[:20]
+
+
+def map_paths(root: Path) -> list[str]:
+    """Flags for messages and debug information to name files as in the repository."""
+    return [f"-fdebug-prefix-map={ROOT}=.", f"-ffile-prefix-map={root}/="]
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@cache
+def compiler_version() -> str:
+    command = [compiler(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def run(arguments: Sequence[str | Path]) -> None:
+    """Runs the compiler; what it says of an error becomes the exception's text."""
+    command = [compiler(), *map(str, arguments)]
+    # libasan of an LD_PRELOAD is for the tests, not for the compiler.
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")

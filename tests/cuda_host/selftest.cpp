@@ -9,8 +9,8 @@ namespace py = pybind11;
 namespace {
 
 __global__ void sum_blocks(const float* values, float* sums) {
-  __shared__ float partial[32];
   SIMTILE_DYNAMIC_SHARED(float, scratch);
+  float* partial = scratch + blockDim.x;
   scratch[threadIdx.x] = values[blockIdx.x * blockDim.x + threadIdx.x];
   __syncthreads();
   float sum = scratch[threadIdx.x ^ 1];
@@ -26,9 +26,9 @@ __global__ void sum_blocks(const float* values, float* sums) {
 
 template <int which>
 __global__ void templated(float* out) {
-  __shared__ float partial[32];
+  SIMTILE_DYNAMIC_SHARED(float, partial);
   partial[threadIdx.x] = which;
-  if (threadIdx.x < 3) __syncwarp();
+  if (threadIdx.x < 3) partial[4] = 1;
   out[threadIdx.x] = partial[threadIdx.x ^ 1];
 }
 
@@ -36,11 +36,11 @@ __global__ void templated(float* out) {
 
 PYBIND11_MODULE(simtile_cuda_host_selftest, module) {
   module.def("sum_blocks", [](py::array_t<float> values, py::array_t<float> sums, int threads, uint64_t order) {
-    cuda_host::Launch{order}(sum_blocks, sums.size(), threads, threads * sizeof(float), values.data(),
+    cuda_host::Launch{order}(sum_blocks, sums.size(), threads, (threads + 32) * sizeof(float), values.data(),
                              sums.mutable_data());
   });
   module.def("templated", [](py::array_t<float> out, uint64_t order) {
-    cuda_host::Launch{order}(templated<1>, 1, 32, 0, out.mutable_data());
-    cuda_host::Launch{order}(templated<2>, 1, 32, 0, out.mutable_data());
+    cuda_host::Launch{order}(templated<1>, 1, 32, 128, out.mutable_data());
+    cuda_host::Launch{order}(templated<2>, 1, 32, 128, out.mutable_data());
   });
 }

@@ -1,4 +1,4 @@
-// Shared memory of the block that runs: the __shared__ variables of the kernels, and the dynamic part between two guards.
+// The dynamic shared memory of the block that runs, between two guards.
 #pragma once
 
 #include <cstddef>
@@ -8,14 +8,6 @@
 #include <string>
 
 #include "fiber.hpp"
-
-// The linker gives the section's bounds these names; weak, since a module may have no __shared__ variable.
-extern "C" {
-[[gnu::weak, gnu::visibility("hidden")]] extern unsigned char __start_simtile_shared[];
-[[gnu::weak, gnu::visibility("hidden")]] extern unsigned char __stop_simtile_shared[];
-}
-
-#define __shared__ static __attribute__((section("simtile_shared")))
 
 namespace cuda_host {
 
@@ -47,8 +39,6 @@ class SharedMemory {
     std::memset(arena_begin_, guard_pattern, guard_bytes);
     std::memset(dynamic_.begin, unwritten, dynamic_bytes);
     std::memset(dynamic_.begin + dynamic_bytes, guard_pattern, guard_bytes);
-    const Range variables = this->variables();
-    if (variables.bytes) std::memset(variables.begin, unwritten, variables.bytes);
     guard();
   }
 
@@ -65,15 +55,8 @@ class SharedMemory {
   }
 
   Range dynamic() const { return dynamic_; }
-  Range variables() const {
-    return __start_simtile_shared
-               ? Range{__start_simtile_shared, size_t(__stop_simtile_shared - __start_simtile_shared)}
-               : Range{};
-  }
-  Range arena() const { return {dynamic_.begin - guard_bytes, dynamic_.bytes + 2 * guard_bytes}; }
-  bool contains(const void* address, size_t size) const {
-    return dynamic_.contains(address, size) || variables().contains(address, size);
-  }
+  // With everything that a device would not have around it.
+  Range arena() const { return {arena_begin_, arena_bytes}; }
 
  private:
   static constexpr size_t alignment = 1024;
@@ -82,7 +65,7 @@ class SharedMemory {
   void guard() {
 #ifdef __SANITIZE_ADDRESS__
     __asan_poison_memory_region(arena_begin_, guard_bytes);
-    __asan_poison_memory_region(dynamic_.begin + dynamic_.bytes, guard_bytes);
+    __asan_poison_memory_region(dynamic_.begin + dynamic_.bytes, arena_bytes - guard_bytes - dynamic_.bytes);
 #endif
   }
   void unguard() {

@@ -1,34 +1,48 @@
 // How the threads of a block take turns, and what is said when they wait for each other in vain.
-#pragma once
+#include "block.hpp"
 
 #include <algorithm>
 #include <numeric>
 
-#include "block.hpp"
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
 
 namespace cuda_host {
 
-inline std::string lanes_text(unsigned mask) {
+namespace {
+
+std::string triple(uint3 v) {
+  return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+}
+
+std::string lanes_text(unsigned mask) {
   std::string text;
   for (int lane = 0; lane < warp_size; ++lane)
     if (mask >> lane & 1) text += (text.empty() ? "" : ",") + std::to_string(lane);
   return text;
 }
 
-inline std::string Block::name(const Thread& thread) const {
-  const auto triple = [](uint3 v) {
-    return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
-  };
-  return "block " + triple(blockIdx) + " thread " + triple(thread.index);
-}
+std::string name(const Thread& thread) { return "block " + triple(blockIdx) + " thread " + triple(thread.index); }
 
-inline std::string Block::place(const Thread& thread) {
+std::string place(const Thread& thread) {
   if (!thread.operation) return "before any barrier or warp intrinsic";
   return std::string(thread.operation) + " at " + thread.source.text();
 }
 
-inline void Block::launch(const std::function<void()>& kernel, dim3 grid, dim3 block, size_t dynamic_bytes,
-                          uint64_t order) {
+}  // namespace
+
+Block& running_block() {
+  static Block block;
+  return block;
+}
+
+void launch(const std::function<void()>& kernel, dim3 grid, dim3 block, size_t dynamic_bytes, uint64_t order) {
+  running_block().launch(kernel, grid, block, dynamic_bytes, order);
+}
+
+void* dynamic_shared() { return running_block().shared().dynamic().begin; }
+
+void Block::launch(const std::function<void()>& kernel, dim3 grid, dim3 block, size_t dynamic_bytes, uint64_t order) {
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || block.z > 64)
@@ -62,7 +76,7 @@ inline void Block::launch(const std::function<void()>& kernel, dim3 grid, dim3 b
   }
 }
 
-inline void Block::start_threads() {
+void Block::start_threads() {
   current_ = nullptr;
   favourite_warp_ = 0;
   at_barrier_ = exited_ = 0;
@@ -86,23 +100,24 @@ inline void Block::start_threads() {
   }
 }
 
-inline void Block::run_block() {
+void Block::run_block() {
   shared_.begin_block(dynamic_bytes_);
+  memory_.begin_block(shared_.dynamic(), threads_.size());
   start_threads();
   while (Thread* thread = next()) {
     current_ = thread;
     threadIdx = thread->index;
     switch_to(scheduler_, thread->context);
+    current_ = nullptr;
     if (!failure_.empty()) throw Error(failure_);
   }
-  if (size_t(exited_) != threads_.size()) throw Error(deadlock());
+  if (exited_ != threads_.size()) throw Error(deadlock());
   if (const std::string damage = shared_.damage(); !damage.empty())
-    throw Error("block (" + std::to_string(blockIdx.x) + "," + std::to_string(blockIdx.y) + "," +
-                std::to_string(blockIdx.z) + "): dynamic shared memory was written " + damage);
+    throw Error("block " + triple(blockIdx) + ": dynamic shared memory was written " + damage);
 }
 
 // The thread that runs next; null when none can.
-inline Thread* Block::next() {
+Thread* Block::next() {
   const size_t count = warps_.size();
   // Sixteen turns in one warp, on average, let warps get far ahead of one another.
   if (order_ > 1 && random_() % 16 == 0) favourite_warp_ = random_() % count;
@@ -124,14 +139,14 @@ inline Thread* Block::next() {
   return nullptr;
 }
 
-inline void Block::entry() {
+void Block::entry() {
   Block& block = running_block();
   arrived(block.scheduler_);
   (*block.kernel_)();
   block.exit_thread();
 }
 
-inline void Block::wait(State state) {
+void Block::wait(State state) {
   Thread& thread = *current_;
   thread.state = state;
   Warp& warp = warp_of(thread);
@@ -144,7 +159,7 @@ inline void Block::wait(State state) {
   switch_to(thread.context, scheduler_);
 }
 
-inline void Block::exit_thread() {
+void Block::exit_thread() {
   Thread& thread = *current_;
   Warp& warp = warp_of(thread);
   const unsigned bit = 1u << thread.lane();
@@ -161,7 +176,7 @@ inline void Block::exit_thread() {
   __builtin_unreachable();
 }
 
-inline void Block::barrier(Source source) {
+void Block::barrier(Source source) {
   Thread& thread = *current_;
   thread.operation = "__syncthreads";
   thread.source = source;
@@ -173,14 +188,15 @@ inline void Block::barrier(Source source) {
   if (at_barrier_ == 0) first_at_barrier_ = &thread;
   if (!(first_at_barrier_->source == source))
     fail("barrier divergence: " + name(*first_at_barrier_) + " waits in " + place(*first_at_barrier_));
-  if (size_t(++at_barrier_) < threads_.size()) return wait(State::at_barrier);
+  if (++at_barrier_ < threads_.size()) return wait(State::at_barrier);
   at_barrier_ = 0;
+  memory_.clocks.syncthreads();
   for (Thread& each : threads_) each.state = State::ready;
   for (Warp& warp : warps_) warp.ready = warp.present;
   wait(State::ready);
 }
 
-inline bool Block::arrive(const char* operation, unsigned mask, Source source, const void* input, void* output) {
+bool Block::arrive(const char* operation, unsigned mask, Source source, const void* input, void* output) {
   Thread& thread = *current_;
   Warp& warp = warp_of(thread);
   const unsigned bit = 1u << thread.lane();
@@ -209,7 +225,7 @@ inline bool Block::arrive(const char* operation, unsigned mask, Source source, c
   return false;
 }
 
-inline void Block::complete(unsigned mask) {
+void Block::complete(unsigned mask) {
   Warp& warp = warp_of(*current_);
   warp.waiting &= ~mask;
   warp.ready |= mask;
@@ -218,14 +234,31 @@ inline void Block::complete(unsigned mask) {
   wait(State::ready);
 }
 
-inline void Block::fail(const std::string& what) {
-  failure_ = name(*current_) + ", " + place(*current_) + ": " + what;
-  // The fiber is given up where it stands: kernels hold nothing that needs a destructor.
+void Block::access(uintptr_t address, size_t bytes, bool write, bool aligned, const void* place) {
+  if (!current_ || stacks_.contains(address)) return;
+  if (aligned && address % bytes)
+    fail(std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes at an address that is not aligned",
+         place);
+  const void* pointer = reinterpret_cast<const void*>(address);
+  if (!shared_.arena().contains(pointer)) return;
+  const std::string wrong = memory_.access(current_->number, pointer, bytes, write, place);
+  if (!wrong.empty()) fail(wrong, place);
+}
+
+void Block::fail(const std::string& what) { give_up(name(*current_) + ", " + place(*current_) + ": " + what); }
+
+void Block::fail(const std::string& what, const void* place) {
+  give_up(name(*current_) + ", " + source_of(place) + ": " + what);
+}
+
+// The fiber is left where it stands: kernels hold nothing that needs a destructor.
+void Block::give_up(const std::string& failure) {
+  failure_ = failure;
   switch_to(current_->context, scheduler_);
   __builtin_unreachable();
 }
 
-inline std::string Block::deadlock() {
+std::string Block::deadlock() const {
   std::string text = "deadlock:";
   int told = 0;
   for (const Thread& thread : threads_) {
