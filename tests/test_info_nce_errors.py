@@ -76,6 +76,7 @@ VALUES = [
     ({"directions": ("up",)}, "directions: found 'up', expected one of 'query_to_doc'"),
     ({"directions": "query_to_doc"}, "expected a tuple of names; write ('query_to_doc',)"),
     ({"backend": "gpu"}, "backend: found 'gpu', expected one of 'auto', 'cpu', 'triton', 'cuda'"),
+    ({"precision": "fp16"}, "precision: found 'fp16', expected one of 'ieee', 'tf32', 'tf32x3'"),
     ({"threads": 0}, "threads: found 0, expected 1 to 1024, or None for the default"),
     ({"threads": -2}, "threads: found -2, expected 1 to 1024"),
     ({"threads": 2**40}, "threads: found 1099511627776, expected 1 to 1024"),
@@ -121,8 +122,8 @@ def test_a_large_value_is_not_printed_whole(call):
 @BOTH
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_a_named_backend_never_falls_back(call, backend):
-    message = f"backend: '{backend}' is not available in this version of simtile"
-    with pytest.raises(RuntimeError, match=message):
+    # Arrays, and tensors of the CPU, with or without a GPU beside them.
+    with pytest.raises((RuntimeError, ValueError), match=f"'{backend}'"):
         call(backend=backend)
 
 
@@ -238,13 +239,59 @@ class OnAnotherDevice(torch.Tensor):
 
 
 @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
-@pytest.mark.parametrize("name", ["queries", "documents", "negatives", "targets", "temperature"])
-def test_tensors_on_a_gpu(name, backend):
-    values = {"queries": Q, "documents": D, "negatives": X, "targets": IDS}
+@pytest.mark.parametrize("name", ["documents", "negatives", "targets", "temperature"])
+def test_tensors_on_another_device(name, backend):
+    values = {"documents": D, "negatives": X, "targets": IDS}
     tensor = torch.tensor(0.1) if name == "temperature" else torch.from_numpy(values[name].copy())
-    message = f"{name}: found a tensor on cuda:0, expected the CPU: .* pass x.cpu()"
+    message = f"{name}: found a tensor on cuda:0, expected cpu because queries are there"
     with pytest.raises(ValueError, match=message):
         with_torch(**{name: tensor.as_subclass(OnAnotherDevice)}, backend=backend)
+
+
+def test_documents_on_the_cpu_beside_queries_on_a_gpu():
+    queries = torch.from_numpy(Q.copy()).as_subclass(OnAnotherDevice)
+    with pytest.raises(ValueError, match="documents: found a tensor on cpu, expected cuda:0"):
+        with_torch(queries=queries)
+
+
+class TestChoice:
+    """Which backend runs tensors that are on a GPU."""
+
+    def choose(self, backend, dtype=torch.float32):
+        from simtile.ops._backends import choose
+
+        return choose(backend, "queries", torch.ones(1).as_subclass(OnAnotherDevice), dtype)
+
+    @pytest.mark.parametrize("backend", ["cpu", "reference"])
+    def test_the_cpu_is_not_a_gpu(self, backend):
+        with pytest.raises(ValueError, match="found a tensor on cuda:0, expected the CPU because"):
+            self.choose(backend)
+
+    def test_auto_is_triton(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert self.choose("auto") == "triton"
+        assert self.choose("triton", torch.bfloat16) == "triton"
+
+    def test_no_float64(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(ValueError, match=r"queries: found torch\.float64 on cuda:0, expected"):
+            self.choose("auto", torch.float64)
+
+    def test_no_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for backend in ("auto", "triton"):
+            with pytest.raises(RuntimeError, match="'triton' is not available, torch finds no GPU"):
+                self.choose(backend)
+
+    def test_no_triton(self, monkeypatch):
+        import importlib.util
+
+        found = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "triton" else found(name)
+        )
+        with pytest.raises(RuntimeError, match=r"triton is not installed: pip install"):
+            self.choose("auto")
 
 
 def test_the_kernel_checks_again():

@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 Shape = Sequence[int]
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "reference")
+PRECISIONS = ("ieee", "tf32", "tf32x3")
 REDUCTIONS = ("mean", "sum", "none")
 NEGATIVES_SCOPES = ("all", "own")
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
@@ -49,15 +50,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: found {value!r}, expected one of {expected}")
 
 
-def check_backend(backend: str) -> str:
-    """The backend that runs: a named one is never replaced by another."""
+def check_array_backend(backend: str) -> str:
+    """The backend that runs NumPy arrays."""
     check_choice("backend", backend, BACKENDS)
     if backend in ("triton", "cuda"):
         raise RuntimeError(
-            f"backend: {backend!r} is not available in this version of simtile, which has no GPU "
-            "kernels yet; use 'cpu' (or 'auto')"
+            f"backend: {backend!r} runs on torch tensors on a GPU; for NumPy arrays use 'cpu' (or "
+            "'auto'), or give the tensors to simtile.info_nce"
         )
     return "cpu" if backend == "auto" else backend
+
+
+def check_precision(precision: str) -> str:
+    check_choice("precision", precision, PRECISIONS)
+    return precision
 
 
 def check_threads(threads: int | None) -> int:
@@ -204,7 +210,7 @@ def float_array(name: str, x: object) -> tuple[Array, str]:
         if type(x).__module__.partition(".")[0] == "torch":
             raise TypeError(
                 f"{name}: found a torch.Tensor, expected an array; use simtile.info_nce, or pass "
-                "x.detach().numpy()"
+                "x.detach().cpu().numpy()"
             )
         x = np.asarray(x)
     dtype = x.dtype

@@ -51,6 +51,7 @@ def info_nce(
     matryoshka_weights: None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
+    precision: Literal["ieee", "tf32", "tf32x3"] = "ieee",
     threads: int | None = None,
 ) -> torch.Tensor:
     r"""InfoNCE loss of torch tensors, differentiable, in O((N + M) D) memory.
@@ -67,21 +68,24 @@ def info_nce(
     Parameters
     ----------
     queries : Tensor [N, D]
-        float32, float64, bfloat16 or float16, on the CPU. Different element types promote as torch
-        promotes; under autocast inputs are cast as those of a matmul. Rows may have any stride; a
-        last axis that is not contiguous costs a copy.
+        float32, float64, bfloat16 or float16, on the CPU or a GPU (float64 on the CPU only).
+        Different element types promote as torch promotes; under autocast inputs are cast as those
+        of a matmul. Rows may have any stride; on the CPU a last axis that is not contiguous costs a
+        copy.
     documents : Tensor [M, D]
         M ≥ N: document i belongs to query i, the others are negatives of every query. With
         ``targets`` any M.
     negatives : Tensor [N, K, D], optional
         K hard negatives for each query.
     temperature : float or Tensor with one element
-        τ > 0. A tensor is differentiated if it requires a gradient.
+        τ > 0. A tensor is differentiated if it requires a gradient. Its value on a GPU is not
+        read back: one that is not above 0 makes the result meaningless or NaN.
     normalize : bool
         Divide every vector by max(‖x‖, 1e-12) first, as ``torch.nn.functional.normalize``; the
         gradients include it.
     targets : int Tensor [N], optional
-        The document of each query, from 0 to M − 1.
+        The document of each query, from 0 to M − 1. On a GPU a wrong one makes the row's loss NaN
+        instead of raising, because nothing waits for the device.
     negatives_scope : "all" or "own"
         Whether a query is compared with all N·K hard negatives or only with its own K.
     query_ids, document_ids : int Tensor [N] and [M], optional
@@ -91,10 +95,15 @@ def info_nce(
     reduction : "mean", "sum" or "none"
         Over the N losses.
     backend : str
-        "auto" takes the fastest that can run the inputs; a named one never falls back. "reference"
-        is plain Python lists.
+        "auto" takes the fastest that can run the inputs: "cpu" on the CPU, "triton" on a GPU. A
+        named one never falls back. "cuda" computes bfloat16 losses without gradients in one launch,
+        for small batches on NVIDIA GPUs; "reference" is plain Python lists.
+    precision : "ieee", "tf32" or "tf32x3"
+        The least that float32 products are computed in on a GPU's matrix units: in full, in TF32
+        (10 bits of significand), or as three TF32 products with nearly the accuracy of the first.
+        The CPU always computes them in full; other element types are multiplied exactly.
     threads : int, optional
-        Threads for this call; see :func:`simtile.set_num_threads` for the default.
+        Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default.
     bias, directions, partition, guide, false_negative_margin, hardness, hardness_strength, \
 matryoshka_dims, matryoshka_weights
         Not available yet in this version: any value but the default raises ValueError.
@@ -154,7 +163,8 @@ matryoshka_dims, matryoshka_weights
         bool(normalize),
         negatives_scope == "own",
         reduction,
-        _inputs.check_backend(backend),
+        backend,
+        _inputs.check_precision(precision),
         _inputs.check_threads(threads),
     )
 
@@ -181,6 +191,7 @@ def info_nce_grad(
     matryoshka_weights: None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
+    precision: Literal["ieee", "tf32", "tf32x3"] = "ieee",
     threads: int | None = None,
 ) -> tuple[Any, ...]:
     """InfoNCE loss and its gradients, NumPy in and NumPy out, without torch.
@@ -200,8 +211,10 @@ def info_nce_grad(
         K hard negatives for each query.
     temperature : float
         τ > 0, divides the similarities.
-    normalize, targets, negatives_scope, query_ids, document_ids, backend, threads
+    normalize, targets, negatives_scope, query_ids, document_ids, precision, threads
         As in :func:`simtile.info_nce`.
+    backend : "auto", "cpu" or "reference"
+        The GPU backends take torch tensors.
     reduction : "mean", "sum" or "none"
         Over the N losses. The gradients are those of the mean, or of the sum for the other two.
 
@@ -238,7 +251,8 @@ def info_nce_grad(
         matryoshka_dims,
         matryoshka_weights,
     )
-    chosen_backend = _inputs.check_backend(backend)
+    chosen_backend = _inputs.check_array_backend(backend)
+    _inputs.check_precision(precision)
     thread_count = _inputs.check_threads(threads)
     arrays, dtype = _as_arrays(queries, documents, negatives)
     target_array = None if targets is None else _inputs.int_array("targets", targets)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simtile import _inputs
 from simtile.info_nce import info_nce
+from simtile.ops._backends import check_available
 
 # Arguments of info_nce that belong to a batch; all others can be given to the module.
 _PER_BATCH = ("queries", "documents", "negatives", "targets", "query_ids", "document_ids")
@@ -105,4 +106,8 @@ class InfoNCE(torch.nn.Module):
     def _check_options(self) -> None:
         """Fail where the module is made, not at its first batch."""
         one = torch.zeros(1, 1)
-        info_nce(one, one, temperature=1.0, **self._options)
+        options = dict(self._options)
+        if options.get("backend") in ("triton", "cuda"):
+            # Not run here, on a tensor of the CPU.
+            check_available(options.pop("backend"))
+        info_nce(one, one, temperature=1.0, **options)

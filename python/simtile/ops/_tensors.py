@@ -19,7 +19,7 @@ _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, type(None), float))
 
 
 def check_floats(name: str, tensor: object) -> torch.dtype:
-    """The element type of a dense floating-point tensor on the CPU."""
+    """The element type of a dense floating-point tensor."""
     if not isinstance(tensor, Tensor):
         hint = ""
         if isinstance(tensor, np.ndarray):
@@ -30,29 +30,25 @@ def check_floats(name: str, tensor: object) -> torch.dtype:
         raise ValueError(f"{name}: found {dtype}, expected float32, float64, bfloat16 or float16")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name}: found layout {tensor.layout}, expected a dense (strided) tensor")
-    if not tensor.is_cpu:
-        _check_on_cpu(name, tensor)
     return dtype
 
 
 def as_integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
-    """Integers as a tensor on the CPU."""
+    """Integers as a tensor."""
     tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     if tensor.dtype not in _INTEGERS:
         raise ValueError(f"{name}: found {tensor.dtype}, expected an integer tensor, e.g. int64")
-    _check_on_cpu(name, tensor)
     return tensor
 
 
 def check_one_number(name: str, tensor: Tensor) -> None:
-    """Raise unless a tensor is one floating-point number on the CPU."""
+    """Raise unless a tensor is one floating-point number."""
     if tensor.numel() != 1 or tensor.ndim > 1:
         raise ValueError(
             f"{name}: found shape {list(tensor.shape)}, expected a tensor with one element"
         )
     if tensor.dtype not in DTYPE_NAMES:
         raise ValueError(f"{name}: found {tensor.dtype}, expected a floating-point tensor")
-    _check_on_cpu(name, tensor)
 
 
 def are_plain(*values: object) -> bool:
@@ -60,10 +56,16 @@ def are_plain(*values: object) -> bool:
     return _PLAIN_TYPES.issuperset(map(type, values)) and torch._C._len_torch_dispatch_stack() == 0
 
 
-def _check_on_cpu(name: str, tensor: Tensor) -> None:
-    # Meta tensors have no elements: the operators give them shapes.
-    if not (tensor.is_cpu or tensor.is_meta):
+def check_devices(
+    queries: Tensor, vectors: dict[str, Tensor | None], others: dict[str, object]
+) -> None:
+    """Raise unless all are on the device of the queries; `others` may be on the CPU beside a GPU."""
+    device = queries.device
+    for name, tensor in {**vectors, **others}.items():
+        if not isinstance(tensor, Tensor) or tensor.device == device:
+            continue
+        if name in others and tensor.device.type == "cpu":
+            continue
         raise ValueError(
-            f"{name}: found a tensor on {tensor.device}, expected the CPU: this version of simtile "
-            "has no GPU kernels yet; pass x.cpu(), through which gradients flow back"
+            f"{name}: found a tensor on {tensor.device}, expected {device} because queries are there"
         )

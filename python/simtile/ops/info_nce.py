@@ -19,10 +19,12 @@ from torch import Tensor
 
 from simtile import _inputs
 from simtile.info_nce import reduce_losses, run
+from simtile.ops._backends import choose
 from simtile.ops._tensors import (
     DTYPE_NAMES,
     are_plain,
     as_integers,
+    check_devices,
     check_floats,
     check_one_number,
 )
@@ -35,7 +37,7 @@ _TENSORS = (
 # temperature; the implementation cannot read it off them, under no_grad they require it as well.
 _OPTIONS = (
     "bool normalize, bool own_negatives, ScalarType dtype, bool[] need_grad, "
-    "str backend, int threads"
+    "str backend, str precision, int threads"
 )
 # Of the inputs' shapes, in float32 or float64; one that is not needed has no elements.
 _GRADIENTS = (
@@ -65,6 +67,7 @@ def info_nce_tensors(
     own_negatives: bool,
     reduction: str,
     backend: str,
+    precision: str,
     threads: int,
 ) -> Tensor:
     """Check the tensors of `simtile.info_nce` and run it."""
@@ -90,13 +93,25 @@ def info_nce_tensors(
         check_one_number("temperature", temperature)
     else:
         temperature = _inputs.check_temperature(temperature)
-    if torch.is_autocast_enabled("cpu"):
-        lower = torch.get_autocast_dtype("cpu")
+    check_devices(
+        queries,
+        {"documents": documents, "negatives": negatives},
+        {
+            "temperature": temperature,
+            "targets": targets,
+            "query_ids": query_ids,
+            "document_ids": document_ids,
+        },
+    )
+    device_type = queries.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        lower = torch.get_autocast_dtype(device_type)
         dtypes = [dtype if dtype == torch.float64 else lower for dtype in dtypes]
         dtype = dtypes[0]
     for other in dtypes:
         if other != dtype:
             dtype = torch.promote_types(dtype, other)
+    backend = choose(backend, "queries", queries, dtype)
     need_grad = _NO_GRAD
     if torch.is_grad_enabled():
         need_grad = (
@@ -115,6 +130,7 @@ def info_nce_tensors(
         dtype,
         need_grad,
         backend,
+        precision,
         threads,
         reduction,
     )
@@ -154,6 +170,7 @@ def _forward(
     dtype: torch.dtype,
     need_grad: Sequence[bool],
     backend: str,
+    precision: str,
     threads: int,
     reduction: str,
 ) -> tuple[Tensor, Gradients]:
@@ -171,10 +188,16 @@ def _forward(
         dtype,
         _NO_GRAD if reduction == "none" else need_grad,
         backend,
+        precision,
         threads,
         1.0 / queries.shape[0] if reduction == "mean" else 1.0,
         None,
     )
+    if isinstance(losses, Tensor):
+        if reduction == "none":
+            return losses, grads
+        total = losses.sum(dtype=torch.float64)
+        return (total / losses.shape[0] if reduction == "mean" else total).float(), grads
     if reduction != "none":
         losses = np.asarray(reduce_losses(losses, reduction))
     loss = losses.astype(np.float64 if dtype == torch.float64 else np.float32, copy=False)
@@ -183,8 +206,7 @@ def _forward(
 
 def _backward(grad_losses: Tensor, *arguments: Any) -> Gradients:
     """simtile::info_nce_backward, with None for gradients that are not needed."""
-    row_weights = np.ascontiguousarray(grad_losses.numpy(force=True), np.float64)
-    _, grads = _run(*arguments, 1.0, row_weights)  # type: ignore[call-arg]
+    _, grads = _run(*arguments, 1.0, grad_losses)  # type: ignore[call-arg]
     return grads
 
 
@@ -201,11 +223,30 @@ def _run(
     dtype: torch.dtype,
     need_grad: Sequence[bool],
     backend: str,
+    precision: str,
     threads: int,
     weight: float,
-    row_weights: npt.NDArray[np.float64] | None,
-) -> tuple[npt.NDArray[np.float64], Gradients]:
+    row_weights: Tensor | None,
+) -> tuple[npt.NDArray[np.float64] | Tensor, Gradients]:
     """The losses [N], and the gradients of Σ_i weight · row_weights[i] · losses[i]."""
+    if backend in ("triton", "cuda"):
+        return _run_on_gpu(
+            queries,
+            documents,
+            negatives,
+            temperature,
+            targets,
+            query_ids,
+            document_ids,
+            normalize,
+            own_negatives,
+            dtype,
+            need_grad,
+            backend,
+            precision,
+            weight,
+            row_weights,
+        )
     number = temperature.item() if isinstance(temperature, Tensor) else temperature
     losses, grad_queries, grad_documents, grad_negatives, grad_number = run(
         _floats(queries, dtype),
@@ -219,7 +260,9 @@ def _run(
         None if document_ids is None else _inputs.int_array("document_ids", document_ids),
         own_negatives,
         weight,
-        row_weights,
+        None
+        if row_weights is None
+        else np.ascontiguousarray(row_weights.numpy(force=True), np.float64),
         need_grad,
         backend,
         threads,
@@ -233,6 +276,62 @@ def _run(
         None if grad_negatives is None else torch.from_numpy(grad_negatives),
         grad_temperature,
     )
+
+
+def _run_on_gpu(
+    queries: Tensor,
+    documents: Tensor,
+    negatives: Tensor | None,
+    temperature: float | Tensor,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    document_ids: Tensor | None,
+    normalize: bool,
+    own_negatives: bool,
+    dtype: torch.dtype,
+    need_grad: Sequence[bool],
+    backend: str,
+    precision: str,
+    weight: float,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Gradients]:
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "temperature": temperature,
+        "normalize": normalize,
+        "targets": targets,
+        "query_ids": query_ids,
+        "document_ids": document_ids,
+        "own_negatives": own_negatives,
+    }
+    if backend == "cuda":
+        if any(need_grad):
+            raise RuntimeError(
+                "backend: 'cuda' computes losses without gradients; use 'triton' (or 'auto'), or "
+                "call it under torch.no_grad()"
+            )
+        from simtile.ops import info_nce_cuda
+
+        losses = info_nce_cuda.info_nce_losses(queries, documents, negatives, **options)
+        return losses, (None, None, None, None)
+    from simtile.ops import info_nce_triton
+
+    result = info_nce_triton.run(
+        queries,
+        documents,
+        negatives,
+        **options,
+        precision=precision,
+        need_grad=need_grad,
+        weight=weight,
+        row_weights=row_weights,
+    )
+    grad_temperature = None
+    if result.grad_temperature is not None and isinstance(temperature, Tensor):
+        number = result.grad_temperature.reshape(temperature.shape)
+        grad_temperature = number.to(temperature.device)
+    grads = (result.grad_queries, result.grad_documents, result.grad_negatives)
+    return result.losses, (*grads, grad_temperature)
 
 
 def _floats(tensor: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
@@ -249,7 +348,7 @@ def _save(
     ctx: Any, inputs: Sequence[Any], others: Sequence[Any], grads: Sequence[Tensor | None]
 ) -> None:
     """Keep what the backward needs: the gradients, or for "none" the inputs."""
-    if others[9] != "none":
+    if others[10] != "none":
         ctx.options = None
         ctx.save_for_backward(*grads)
     else:
@@ -257,7 +356,7 @@ def _save(
         is_tensor = isinstance(temperature, Tensor)
         ctx.save_for_backward(*tensors, temperature if is_tensor else None, *others[:3])
         ctx.temperature = None if is_tensor else temperature
-        ctx.options = others[3:9]
+        ctx.options = others[3:10]
 
 
 def _check_differentiated_once() -> None:
@@ -295,7 +394,13 @@ class _EagerInfoNCE(torch.autograd.Function):
             grads = _backward(grad_loss, *inputs, *ctx.options)
         # The saved tensors themselves are handed out where nobody can need them again: it saves a
         # pass over memory, and its allocation.
-        elif _graph_is_kept() or torch.compiler.is_compiling() or grad_loss.item() != 1.0:
+        # On a GPU nobody waits to read what they are multiplied by.
+        elif (
+            grad_loss.is_cuda
+            or _graph_is_kept()
+            or torch.compiler.is_compiling()
+            or grad_loss.item() != 1.0
+        ):
             grads = [None if grad is None else grad * grad_loss for grad in grads]
         return *grads, None
 
@@ -304,17 +409,18 @@ class _EagerInfoNCE(torch.autograd.Function):
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def _info_nce_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+def _info_nce_op(*arguments: Any) -> tuple[Tensor, ...]:
     loss, grads = _forward(*arguments)
-    return loss, *_without_none(grads)
+    return loss, *_without_none(grads, loss)
 
 
-def _info_nce_backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-    return _without_none(_backward(*arguments))
+def _info_nce_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
+    grad_losses, *rest = arguments
+    return _without_none(_backward(grad_losses, *rest), grad_losses)
 
 
 def _info_nce_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    queries, dtype, need_grad, reduction = (arguments[i] for i in (0, 9, 10, 13))
+    queries, dtype, need_grad, reduction = (arguments[i] for i in (0, 9, 10, 14))
     shape = queries.shape[:1] if reduction == "none" else ()
     loss = queries.new_empty(shape, dtype=_accumulator(dtype))
     return loss, *_empty_gradients(
@@ -342,11 +448,11 @@ def _dispatched_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor |
             grad_loss, *ctx.saved_tensors, *ctx.options
         )
     needed = (grad if need else None for grad, need in zip(grads, ctx.need_grad, strict=True))
-    return *needed, *[None] * 10
+    return *needed, *[None] * 11
 
 
-def _without_none(grads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(0) if grad is None else grad for grad in grads)
+def _without_none(grads: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(like.new_empty(0, dtype=torch.float32) if grad is None else grad for grad in grads)
 
 
 def _empty_gradients(
@@ -356,7 +462,7 @@ def _empty_gradients(
     assert queries is not None
     dtypes = (*[_accumulator(dtype)] * 3, torch.float64)
     return tuple(
-        queries.new_empty(x.shape, dtype=grad_dtype)
+        x.new_empty(x.shape, dtype=grad_dtype)
         if needed and x is not None
         else queries.new_empty(0, dtype=torch.float32)
         for x, grad_dtype, needed in zip(inputs, dtypes, need_grad, strict=True)
@@ -368,10 +474,11 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 for _name, _implementation in (
-    ("info_nce", _info_nce_cpu),
-    ("info_nce_backward", _info_nce_backward_cpu),
+    ("info_nce", _info_nce_op),
+    ("info_nce_backward", _info_nce_backward_op),
 ):
-    _library.impl(_name, _implementation, "CPU")  # type: ignore[no-untyped-call]
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _implementation, _key)  # type: ignore[no-untyped-call]
 torch.library.register_fake("simtile::info_nce", _info_nce_fake, lib=_library)
 torch.library.register_fake("simtile::info_nce_backward", _info_nce_backward_fake, lib=_library)
 torch.library.register_autograd(

@@ -1,0 +1,509 @@
+"""InfoNCE in Triton: tiles of similarities, and their gradients as matrix products.
+
+The formulas, the byte and operation counts and the reasons for this division are in README.md,
+section Triton. Row-wise facts first, then the kernels in the order in which they run:
+
+    prepare          rows to padded operands scaled by a power of two, and their norms
+    scores           a tile of logits -> its exponentials, row maxima, row sums, the positive's logit
+    own_scores       logits of a query's own hard negatives
+    row_losses       tile sums of a row -> its loss, and a factor for each of its tiles
+    coefficients     exponentials -> coefficients of the gradient, in place
+    product          coefficients times operands: a gradient, each output tile owned by one program
+    own_gradients    what a query's own negatives add to its gradient, and their own
+    finish           the gradient of a normalised row -> that of the row
+
+Every output element is written by one program, so there are no atomics and the same inputs give the
+same bits. Operands are padded with zeros to whole tiles: no kernel masks inside its loop over the
+dimensions. Addresses are 64-bit. Sizes and the presence of masks are plain arguments that are never
+specialised; a kernel is compiled anew only for another element type, precision or D <= 64.
+"""
+
+import triton
+import triton.language as tl
+
+# torch.nn.functional.normalize divides a shorter vector by this.
+NORM_FLOOR = tl.constexpr(1e-12)
+# A row below the floor is scaled by 2^40, which is 1.0995 / NORM_FLOOR: its direction keeps its
+# length (at most 1) to within 1.1, and the factor that is left is near 1.
+FLOOR_SCALE = tl.constexpr(2.0**40)
+
+_SIZES = [
+    "row0",
+    "rows",
+    "candidates",
+    "documents",
+    "dim",
+    "tiles",
+    "has_targets",
+    "has_ids",
+    "own",
+    "normalize",
+    "accumulate",
+    "inner_size",
+    "out_rows",
+]
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr, EMULATE: tl.constexpr):
+    """float32 to an element type, to nearest even; Triton's interpreter truncates to bfloat16."""
+    if EMULATE and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, rounded, x)
+    return x.to(dtype)
+
+
+@triton.jit
+def dot(a, b, sums, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
+    """sums + a @ b in float32; the interpreter cannot multiply bfloat16."""
+    if EMULATE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def exponent(largest):
+    """Biased exponent of a float32 >= 0, within what `power` can invert."""
+    biased = (largest.to(tl.uint32, bitcast=True) >> 23).to(tl.int32)
+    return tl.minimum(tl.maximum(biased, 1), 253)
+
+
+@triton.jit
+def power(biased):
+    """2^(127 - biased): what brings a number with this biased exponent to [1, 2)."""
+    return ((254 - biased) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0 with full relative accuracy: log itself has an absolute error near 1."""
+    z = x / (2.0 + x)
+    z2 = z * z
+    series = 1.0 / 15.0 + z2 * (1.0 / 17.0)
+    series = 1.0 / 13.0 + z2 * series
+    series = 1.0 / 11.0 + z2 * series
+    series = 1.0 / 9.0 + z2 * series
+    series = 1.0 / 7.0 + z2 * series
+    series = 1.0 / 5.0 + z2 * series
+    series = 1.0 / 3.0 + z2 * series
+    return tl.where(x < 1.0, 2.0 * z + 2.0 * z * z2 * series, tl.log(1.0 + x))
+
+
+@triton.jit
+def grouped(pid, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Tile of a program: GROUP tiles down, then to the right, so that neighbours share operands."""
+    first = pid // (GROUP * tiles_n) * GROUP
+    height = tl.minimum(tiles_m - first, GROUP)
+    within = pid % (GROUP * tiles_n)
+    return first + within % height, within // height
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "inner"])
+def prepare(
+    x,  # [rows / inner, inner, dim], any strides
+    stride_0,
+    stride_1,
+    stride_d,
+    inner,
+    rows,
+    dim,
+    normalize,
+    operand,  # [padded rows, operand_stride]: x times a power of two, zeros around it
+    operand_stride,
+    factor,  # [padded rows]: unit vector = operand row * factor (x itself without normalize)
+    inverse,  # [padded rows]: 1 / max(norm, floor)
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    source = x + row // inner * stride_0 + row % inner * stride_1
+    there = row < rows
+
+    # Sum of squares of the row times power(top): top is the exponent of its largest element so far.
+    top = exponent(tl.full((), 0.0, tl.float32))
+    squares = 0.0
+    for start in range(0, dim, BLOCK):
+        inside = (start + columns < dim) & there
+        values = tl.load(source + (start + columns).to(tl.int64) * stride_d, mask=inside, other=0.0)
+        values = values.to(tl.float32)
+        grown = tl.maximum(top, exponent(tl.max(tl.abs(values), 0)))
+        down = power(grown) / power(top)
+        scaled = values * power(grown)
+        squares = squares * (down * down) + tl.sum(scaled * scaled, 0)
+        top = grown
+    scaled_norm = tl.sqrt(squares)
+    norm = scaled_norm / power(top)
+    floored = norm <= NORM_FLOOR
+    scale = tl.where(floored, FLOOR_SCALE, power(top))
+    unit = 1.0 / tl.where(floored, NORM_FLOOR * FLOOR_SCALE, scaled_norm)
+    scale = tl.where(normalize != 0, scale, 1.0)
+    unit = tl.where(normalize != 0, unit, 1.0)
+    tl.store(factor + row, tl.where(there, unit, 1.0))
+    tl.store(inverse + row, unit * scale)
+    for start in range(0, operand_stride, BLOCK):
+        inside = (start + columns < dim) & there
+        values = tl.load(source + (start + columns).to(tl.int64) * stride_d, mask=inside, other=0.0)
+        values = (values.to(tl.float32) * scale).to(operand.dtype.element_ty)
+        tl.store(
+            operand + row * operand_stride + start + columns,
+            values,
+            mask=start + columns < operand_stride,
+        )
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def scores(
+    queries,  # operands [padded rows, operand_stride]
+    query_factor,
+    candidates_operand,  # documents, then hard negatives
+    candidate_factor,
+    temperature,  # one float32
+    targets,  # int64 [rows], read if has_targets
+    query_ids,  # int64, read if has_ids
+    document_ids,
+    exponentials,  # [rows of the chunk, score_stride]: E_SCALE exp(s - maximum of the tile's row)
+    score_stride,
+    tile_max,  # [rows of the chunk, tiles]; without the positive, as the next two
+    tile_sum,  # sum of e = exp(s - max)
+    tile_weighted,  # sum of e (s - max)
+    positive,  # [rows]: logit of the query's own document
+    row0,  # first row of the chunk
+    rows,
+    candidates,
+    documents,
+    dim,
+    operand_stride,
+    tiles,
+    has_targets,
+    has_ids,
+    STORE: tl.constexpr,  # whether gradients follow
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    E_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    tiles_m = tl.num_programs(0) // tiles
+    tile_m, tile_n = grouped(tl.program_id(0), tiles_m, tiles, GROUP)
+    local = (tile_m * BM + tl.arange(0, BM)).to(tl.int64)
+    row = row0 + local
+    column = (tile_n * BN + tl.arange(0, BN)).to(tl.int64)
+    k = tl.arange(0, BK)
+
+    q = queries + row[:, None] * operand_stride + k[None, :]  # [BM, BK]
+    c = candidates_operand + column[:, None] * operand_stride + k[None, :]  # [BN, BK]
+    sums = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, dim, BK):
+        sums = dot(tl.load(q + start), tl.trans(tl.load(c + start)), sums, PRECISION, EMULATE)
+
+    row_there = row < rows
+    query_scale = tl.load(query_factor + row) / tl.load(temperature)
+    logits = sums * query_scale[:, None] * tl.load(candidate_factor + column)[None, :]
+
+    target = tl.load(targets + row, mask=row_there & (has_targets != 0), other=0)
+    target = tl.where(has_targets != 0, target, row)
+    is_target = column[None, :] == target[:, None]  # [BM, BN]
+    # The positive's logit comes from the same sums as the others.
+    of_target = tl.sum(tl.where(is_target, logits, 0.0), 1)
+    first = tile_n * BN
+    tl.store(positive + row, of_target, mask=row_there & (target >= first) & (target < first + BN))
+
+    padding = tl.where(column < candidates, 0.0, float("-inf"))
+    shifted = tl.where(is_target, float("-inf"), logits + padding[None, :])
+    if has_ids != 0:
+        query_id = tl.load(query_ids + row, mask=row_there, other=0)
+        document_id = tl.load(document_ids + column, mask=column < documents, other=0)
+        is_same = (query_id[:, None] == document_id[None, :]) & (column < documents)[None, :]
+        shifted = tl.where(is_same, float("-inf"), shifted)
+    largest = tl.max(shifted, 1)
+    shifted -= tl.where(largest == float("-inf"), 0.0, largest)[:, None]
+    e = tl.exp(shifted)
+    at = local * tiles + tile_n
+    tl.store(tile_max + at, largest, mask=row_there)
+    tl.store(tile_sum + at, tl.sum(e, 1), mask=row_there)
+    # Clipped, so that a candidate that is left out adds 0, not 0 times infinity.
+    tl.store(tile_weighted + at, tl.sum(e * tl.maximum(shifted, -1e30), 1), mask=row_there)
+    if STORE:
+        # Rows beyond the last are all zeros: their exponentials are finite, and multiplied by 0.
+        place = exponentials + local[:, None] * score_stride + column[None, :]
+        tl.store(place, narrow(e * E_SCALE, exponentials.dtype.element_ty, EMULATE))
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def own_scores(
+    queries,
+    query_factor,
+    negatives,  # operands [rows * own, operand_stride]
+    negative_factor,
+    temperature,
+    logits,  # float32 [rows, own]
+    own,
+    dim,
+    operand_stride,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    d = tl.arange(0, BLOCK_D)
+    negative = row * own + k
+    sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        inside = start + d < dim
+        q = tl.load(queries + row * operand_stride + start + d, mask=inside, other=0.0)
+        n = tl.load(
+            negatives + negative[:, None] * operand_stride + start + d[None, :],
+            mask=(k < own)[:, None] & inside[None, :],
+            other=0.0,
+        )
+        sums += n.to(tl.float32) * q.to(tl.float32)[None, :]
+    query_scale = tl.load(query_factor + row) / tl.load(temperature)
+    scale = query_scale * tl.load(negative_factor + negative, mask=k < own, other=0.0)
+    tl.store(logits + negative, tl.sum(sums, 1) * scale, mask=k < own)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def row_losses(
+    tile_max,  # [rows of the chunk, tiles]; with GRAD, factors of the coefficients on return
+    tile_sum,
+    tile_weighted,
+    positive,
+    own_logits,  # [rows, own]; with GRAD, coefficients on return
+    query_factor,
+    temperature,
+    targets,
+    row_weights,  # float32 [rows], at most 1 in size
+    losses,  # float32 [rows]
+    positive_coefficient,  # [rows]
+    temperature_gradient,  # [rows]: a row's share of it
+    row0,
+    rows,
+    documents,
+    tiles,
+    own,
+    has_targets,
+    GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    E_SCALE: tl.constexpr,
+):
+    local = tl.program_id(0).to(tl.int64)
+    row = row0 + local
+    lane = tl.arange(0, BLOCK)
+    maxima = tile_max + local * tiles
+    own_row = own_logits + row * own
+    target = tl.load(targets + row, mask=has_targets != 0, other=0)
+    target = tl.where(has_targets != 0, target, row)
+    # A target that is no document has no logit.
+    target_there = (target >= 0) & (target < documents)
+    positive_logit = tl.load(positive + row, mask=target_there, other=float("nan"))
+
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for start in range(0, tiles, BLOCK):
+        inside = start + lane < tiles
+        value = tl.load(maxima + start + lane, mask=inside, other=float("-inf"))
+        highest = tl.maximum(highest, value)
+    for start in range(0, own, BLOCK):
+        inside = start + lane < own
+        value = tl.load(own_row + start + lane, mask=inside, other=float("-inf"))
+        highest = tl.maximum(highest, value)
+    others_max = tl.max(highest, 0)
+    largest = tl.maximum(others_max, positive_logit)
+
+    rest_parts = tl.zeros((BLOCK,), tl.float32)
+    weighted_parts = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, tiles, BLOCK):
+        inside = start + lane < tiles
+        value = tl.load(maxima + start + lane, mask=inside, other=float("-inf"))
+        sums = tl.load(tile_sum + local * tiles + start + lane, mask=inside, other=0.0)
+        weighted = tl.load(tile_weighted + local * tiles + start + lane, mask=inside, other=0.0)
+        shift = tl.where(value == float("-inf"), 0.0, value - largest)
+        rest_parts += sums * tl.exp(shift)
+        weighted_parts += (weighted + sums * shift) * tl.exp(shift)
+    for start in range(0, own, BLOCK):
+        inside = start + lane < own
+        value = tl.load(own_row + start + lane, mask=inside, other=0.0)
+        e = tl.where(inside, tl.exp(value - largest), 0.0)
+        rest_parts += e
+        weighted_parts += tl.where(inside, e * (value - largest), 0.0)
+    rest = tl.sum(rest_parts, 0)
+    weighted_rest = tl.sum(weighted_parts, 0)
+
+    # rest is exact to its last digit when the positive is the largest; else it is at least 1.
+    below = positive_logit - largest
+    total = rest + tl.exp(below)
+    loss = tl.where(positive_logit >= others_max, log1p(rest), tl.log(total) - below)
+    tl.store(losses + row, loss)
+    if GRAD:
+        tau = tl.load(temperature)
+        weight = tl.load(row_weights + row)
+        scale = weight * tl.load(query_factor + row)
+        share = rest / total  # of all candidates but the positive: 1 - p without cancellation
+        tl.store(positive_coefficient + row, -share * scale * E_SCALE)
+        # The sum over the others of p (s - positive's s); nothing, not 0 * inf, without others.
+        moved = weighted_rest / total - tl.where(rest == 0.0, 0.0, share * below)
+        tl.store(temperature_gradient + row, -weight * moved / tau)
+        for start in range(0, tiles, BLOCK):
+            inside = start + lane < tiles
+            value = tl.load(maxima + start + lane, mask=inside, other=float("-inf"))
+            shift = tl.where(value == float("-inf"), 0.0, value - largest)
+            tl.store(maxima + start + lane, tl.exp(shift) / total * scale, mask=inside)
+        for start in range(0, own, BLOCK):
+            inside = start + lane < own
+            value = tl.load(own_row + start + lane, mask=inside, other=0.0)
+            tl.store(own_row + start + lane, tl.exp(value - largest) / total * weight, mask=inside)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def coefficients(
+    exponentials,  # [rows of the chunk, score_stride]
+    result,  # the same memory as elements of the operands' type
+    score_stride,
+    factors,  # [rows of the chunk, tiles], from row_losses
+    positive_coefficient,
+    candidate_factor,
+    targets,
+    row0,
+    rows,
+    tiles,
+    has_targets,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    tile_n = tl.program_id(0) % tiles
+    local = (tl.program_id(0) // tiles * BM + tl.arange(0, BM)).to(tl.int64)
+    row = row0 + local
+    column = (tile_n * BN + tl.arange(0, BN)).to(tl.int64)
+    row_there = row < rows
+    target = tl.load(targets + row, mask=row_there & (has_targets != 0), other=-1)
+    target = tl.where(has_targets != 0, target, row)
+    factor = tl.load(factors + local * tiles + tile_n, mask=row_there, other=0.0)
+    of_positive = tl.load(positive_coefficient + row, mask=row_there, other=0.0)
+    at = local[:, None] * score_stride + column[None, :]
+    values = tl.load(exponentials + at).to(tl.float32) * factor[:, None]
+    values = tl.where(column[None, :] == target[:, None], of_positive[:, None], values)
+    values *= tl.load(candidate_factor + column)[None, :]
+    tl.store(result + at, narrow(values, result.dtype.element_ty, EMULATE))
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def product(
+    matrix,  # coefficients: [out_rows, inner], or [inner, out_rows] if TRANSPOSED
+    matrix_stride,
+    operand,  # [inner, operand_stride]
+    operand_stride,
+    row_factor,  # [out_rows]: is in the coefficients and does not belong there
+    temperature,
+    total,  # one float32: multiplies all
+    out,  # float32 [out_rows, operand_stride]
+    out_rows,
+    inner_size,
+    dim,
+    accumulate,  # add to what `out` holds
+    TRANSPOSED: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    E_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    tiles_d = tl.cdiv(dim, BD)
+    tile_m, tile_d = grouped(tl.program_id(0), tl.num_programs(0) // tiles_d, tiles_d, GROUP)
+    row = (tile_m * BM + tl.arange(0, BM)).to(tl.int64)
+    d = tile_d * BD + tl.arange(0, BD)
+    k = tl.arange(0, BK).to(tl.int64)
+    x = operand + k[:, None] * operand_stride + d[None, :]  # [BK, BD]
+    sums = tl.zeros((BM, BD), tl.float32)
+    if TRANSPOSED:
+        a = matrix + k[:, None] * matrix_stride + row[None, :]  # [BK, BM]
+        for _ in range(0, inner_size, BK):
+            sums = dot(tl.trans(tl.load(a)), tl.load(x), sums, PRECISION, EMULATE)
+            a += BK * matrix_stride
+            x += BK * operand_stride
+    else:
+        a = matrix + row[:, None] * matrix_stride + k[None, :]  # [BM, BK]
+        for _ in range(0, inner_size, BK):
+            sums = dot(tl.load(a), tl.load(x), sums, PRECISION, EMULATE)
+            a += BK
+            x += BK * operand_stride
+    row_there = row < out_rows
+    scale = tl.load(total) / (tl.load(temperature) * E_SCALE)
+    sums *= (scale / tl.load(row_factor + row, mask=row_there, other=1.0))[:, None]
+    place = out + row[:, None] * operand_stride + d[None, :]
+    if accumulate != 0:
+        sums += tl.load(place, mask=row_there[:, None], other=0.0)
+    tl.store(place, sums, mask=row_there[:, None])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def own_gradients(
+    queries,
+    query_factor,
+    negatives,
+    negative_factor,
+    operand_stride,
+    own_coefficients,  # [rows, own]
+    temperature,
+    total,
+    grad_queries,  # float32 [rows, operand_stride], added to if wanted
+    grad_negatives,  # float32 [rows * own, operand_stride], if wanted
+    own,
+    dim,
+    QUERIES: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = d < dim
+    scale = tl.load(total) / tl.load(temperature)
+    q = tl.load(queries + row * operand_stride + d, mask=inside, other=0.0).to(tl.float32)
+    q *= tl.load(query_factor + row)
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for k in range(0, own):
+        negative = row * own + k
+        coefficient = tl.load(own_coefficients + negative)
+        if NEGATIVES:
+            place = grad_negatives + negative * operand_stride + d
+            tl.store(place, q * (coefficient * scale), mask=inside)
+        if QUERIES:
+            n = tl.load(negatives + negative * operand_stride + d, mask=inside, other=0.0)
+            sums += n.to(tl.float32) * (coefficient * tl.load(negative_factor + negative))
+    if QUERIES:
+        place = grad_queries + row * operand_stride + d
+        tl.store(place, tl.load(place, mask=inside, other=0.0) + sums * scale, mask=inside)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def finish(
+    grad,  # float32 [rows, operand_stride]: of the unit vectors; on return of the rows
+    operand,
+    operand_stride,
+    factor,
+    inverse,
+    dim,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    unit = tl.load(factor + row)
+    scale = tl.load(inverse + row)
+    along_parts = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, dim, BLOCK):
+        inside = start + columns < dim
+        u = tl.load(operand + row * operand_stride + start + columns, mask=inside, other=0.0)
+        g = tl.load(grad + row * operand_stride + start + columns, mask=inside, other=0.0)
+        along_parts += u.to(tl.float32) * unit * g
+    # A row at or below the floor was divided by a constant.
+    along = tl.where(scale >= 1.0 / NORM_FLOOR, 0.0, tl.sum(along_parts, 0))
+    for start in range(0, dim, BLOCK):
+        inside = start + columns < dim
+        u = tl.load(operand + row * operand_stride + start + columns, mask=inside, other=0.0)
+        g = tl.load(grad + row * operand_stride + start + columns, mask=inside, other=0.0)
+        result = (g - u.to(tl.float32) * unit * along) * scale
+        tl.store(grad + row * operand_stride + start + columns, result, mask=inside)

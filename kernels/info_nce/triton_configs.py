@@ -1,0 +1,256 @@
+"""The pinned tile shapes of triton.py, one row a family of GPUs, and what is compiled ahead of time.
+
+Nothing here imports torch or needs a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from simtile.kernels.info_nce import triton as kernels
+
+# Operands are padded with zeros to whole tiles: every side of a tile below divides these.
+ROW_PADDING = 256
+DIM_PADDING = 128
+NARROW_DIM = 64  # up to here a row is padded to this only
+
+# Exponentials that are kept in 16 bits are multiplied by 2^12 first: at most 4096, and what a
+# float16 then loses at its lower end, 2^-37, is far below a rounding of the sum it belongs to.
+HALF_SCALE = 4096.0
+
+FAMILIES = ("sm80", "sm90", "sm100", "sm120", "gfx942")
+PRECISIONS = ("ieee", "tf32", "tf32x3")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Tile(NamedTuple):
+    """A tile of an output, the step through the inner dimension, and how it is run."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+
+class Config(NamedTuple):
+    """Tile shapes of the two kinds of matrix products: scores, and gradients."""
+
+    scores: Tile
+    product: Tile
+
+
+# Chosen by compiling ahead of time, not by timing: no GPU has run them. Each is the largest tile
+# whose sums and epilogue stay in registers (docs/gpu-report.md has the counts; 128 x 256 spills
+# everywhere) and whose stages fit the shared memory of a block: 163 KiB on sm80, 227 on sm90 and
+# sm100, 99 on sm120 and on the sm86 and sm89 that use its row, 64 on gfx942. Float32 "ieee" has no
+# matrix unit on NVIDIA, so its tile is what 255 registers hold; "tf32x3" keeps two parts of each
+# operand. On gfx942 wider scores spill scalar registers; it has no tf32x3.
+_WIDE = Tile(128, 128, 64, 8, 3)
+_DEEP = Tile(128, 128, 64, 8, 4)
+_TF32 = Tile(128, 128, 32, 8, 3)
+_TF32X3 = Tile(128, 64, 32, 8, 3)
+_IEEE = Tile(64, 64, 32, 8, 3)
+CONFIGS: dict[str, dict[str, Config]] = {
+    "sm80": {
+        "half": Config(_WIDE, _WIDE),
+        "tf32": Config(_TF32, _TF32),
+        "tf32x3": Config(_TF32X3, _TF32X3),
+        "ieee": Config(_IEEE, _IEEE),
+    },
+    "sm90": {
+        "half": Config(_DEEP, _DEEP),
+        "tf32": Config(_TF32, _TF32),
+        "tf32x3": Config(_TF32X3, _TF32X3),
+        "ieee": Config(_IEEE, _IEEE),
+    },
+    "sm100": {
+        "half": Config(_DEEP, _DEEP),
+        "tf32": Config(_TF32, _TF32),
+        "tf32x3": Config(_TF32X3, _TF32X3),
+        "ieee": Config(_IEEE, _IEEE),
+    },
+    "sm120": {
+        "half": Config(_WIDE, _WIDE),
+        "tf32": Config(_TF32, _TF32),
+        "tf32x3": Config(_TF32X3, _TF32X3),
+        "ieee": Config(_IEEE, _IEEE),
+    },
+    "gfx942": {
+        "half": Config(Tile(128, 64, 64, 8, 2), Tile(128, 128, 64, 8, 2)),
+        "tf32": Config(Tile(128, 64, 32, 8, 2), Tile(128, 128, 32, 8, 2)),
+        "ieee": Config(_IEEE, _IEEE),
+    },
+}
+# Neighbouring programs take tiles of 8 rows of tiles before they move right: what L2 holds of the
+# operands then serves 8 times as many tiles.
+GROUP = 8
+COEFFICIENT_ROWS = 32  # of a tile of `coefficients`; its columns are those of the scores
+ROW_BLOCK = 128  # tiles that a warp of `row_losses` reads at once
+OWN_BLOCK = 16  # negatives, and
+OWN_DIMS = 128  # dimensions, of a step of own_scores
+WIDEST_ROW = 4096  # elements of a row that prepare, finish and own_gradients read at once
+
+
+def config(family: str, dtype: str, precision: str) -> Config:
+    """The pinned tiles; KeyError where a family has none."""
+    return CONFIGS[family][precision if dtype == "float32" else "half"]
+
+
+def operand_stride(dim: int) -> int:
+    """Elements of a padded row."""
+    return NARROW_DIM if dim <= NARROW_DIM else -(-dim // DIM_PADDING) * DIM_PADDING
+
+
+def padded_rows(rows: int) -> int:
+    return -(-rows // ROW_PADDING) * ROW_PADDING
+
+
+def row_block(dim: int) -> int:
+    """Elements that a program reads of a row at once: a power of two."""
+    return min(1 << (operand_stride(dim) - 1).bit_length(), WIDEST_ROW)
+
+
+def exponential_scale(dtype: str) -> float:
+    return 1.0 if dtype == "float32" else HALF_SCALE
+
+
+def score_options(tile: Tile, dtype: str, precision: str, store: bool) -> dict[str, Any]:
+    return {
+        "STORE": store,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.inner,
+        "GROUP": GROUP,
+        "E_SCALE": exponential_scale(dtype),
+        "PRECISION": precision if dtype == "float32" else "ieee",
+    }
+
+
+def product_options(
+    tile: Tile, dtype: str, precision: str, dim: int, transposed: bool
+) -> dict[str, Any]:
+    return {
+        "TRANSPOSED": transposed,
+        "BM": tile.rows,
+        "BD": min(tile.columns, operand_stride(dim)),
+        "BK": tile.inner,
+        "GROUP": GROUP,
+        "E_SCALE": exponential_scale(dtype),
+        "PRECISION": precision if dtype == "float32" else "ieee",
+    }
+
+
+class Variant(NamedTuple):
+    """A kernel as it is compiled ahead of time for one family."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    dtype: str
+    expects: str | None  # "mma": a matrix instruction; "fma": float32 on no matrix unit; or None
+    divisible: tuple[str, ...]  # arguments that are multiples of 16: all pointers, and strides
+
+
+_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+# Arguments that are not float32 pointers or int32: operands have the element type of the case.
+_OPERANDS = {"x", "operand", "queries", "candidates_operand", "negatives", "matrix", "result"}
+_FLOATS = {
+    "factor",
+    "inverse",
+    "query_factor",
+    "candidate_factor",
+    "negative_factor",
+    "row_factor",
+    "temperature",
+    "total",
+    "tile_max",
+    "tile_sum",
+    "tile_weighted",
+    "positive",
+    "factors",
+    "positive_coefficient",
+    "logits",
+    "own_logits",
+    "own_coefficients",
+    "row_weights",
+    "losses",
+    "temperature_gradient",
+    "out",
+    "grad",
+    "grad_queries",
+    "grad_negatives",
+}
+_INTEGERS = {"targets", "query_ids", "document_ids"}
+_STRIDES = {"operand_stride", "score_stride", "matrix_stride"}
+
+
+def _variant(
+    name: str,
+    kernel: Any,
+    dtype: str,
+    constexprs: dict[str, Any],
+    warps: int,
+    stages: int = 1,
+    expects: str | None = None,
+) -> Variant:
+    kinds = {
+        **dict.fromkeys(_OPERANDS, _POINTERS[dtype]),
+        **dict.fromkeys(_FLOATS, "*fp32"),
+        **dict.fromkeys(_INTEGERS, "*i64"),
+        "exponentials": "*fp32" if dtype == "float32" else "*fp16",
+    }
+    names = [parameter.name for parameter in kernel.params]
+    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
+    divisible = tuple(n for n in names if signature[n].startswith("*") or n in _STRIDES)
+    return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
+
+
+def variants(family: str, dim: int = 768) -> Iterator[Variant]:
+    """Every kernel in every element type and precision, as it runs on one family of GPUs."""
+    for dtype in DTYPES:
+        block = {"BLOCK": row_block(dim)}
+        scale = exponential_scale(dtype)
+        yield _variant(f"prepare[{dtype}]", kernels.prepare, dtype, block, 4)
+        yield _variant(f"finish[{dtype}]", kernels.finish, dtype, block, 4)
+        own = {"BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
+        yield _variant(f"own_scores[{dtype}]", kernels.own_scores, dtype, own, 4)
+        both = {"QUERIES": True, "NEGATIVES": True, **block}
+        yield _variant(f"own_gradients[{dtype}]", kernels.own_gradients, dtype, both, 4)
+        options = {"GRAD": True, "BLOCK": ROW_BLOCK, "E_SCALE": scale}
+        yield _variant(f"row_losses[{dtype}]", kernels.row_losses, dtype, options, 1)
+        precisions = PRECISIONS if dtype == "float32" else ("ieee",)
+        for precision in precisions:
+            if dtype == "float32" and precision not in CONFIGS[family]:
+                continue
+            tiles = config(family, dtype, precision)
+            of = f"{dtype}, {precision}" if dtype == "float32" else dtype
+            on_matrix_unit = dtype != "float32" or precision != "ieee" or family == "gfx942"
+            expects = "mma" if on_matrix_unit else "fma"
+            for store in (False, True):
+                yield _variant(
+                    f"scores[{of}{', gradients' if store else ''}]",
+                    kernels.scores,
+                    dtype,
+                    {**score_options(tiles.scores, dtype, precision, store), "EMULATE": False},
+                    tiles.scores.warps,
+                    tiles.scores.stages,
+                    expects,
+                )
+            columns = {"BM": COEFFICIENT_ROWS, "BN": tiles.scores.columns, "EMULATE": False}
+            yield _variant(f"coefficients[{of}]", kernels.coefficients, dtype, columns, 4)
+            for transposed in (False, True):
+                options = product_options(tiles.product, dtype, precision, dim, transposed)
+                yield _variant(
+                    f"product[{of}, {'documents' if transposed else 'queries'}]",
+                    kernels.product,
+                    dtype,
+                    {**options, "EMULATE": False},
+                    tiles.product.warps,
+                    tiles.product.stages,
+                    expects,
+                )
