@@ -32,6 +32,9 @@ EXTRAS = {
     "bench": ["demo", "bench"],
 }
 TORCH = {"train": ["torch"], "test": ["torch", "triton"], "bench": ["torch"]}
+# The CUDA module for one architecture: its PTX runs on newer ones as well, and six take six times
+# as long. SIMTILE_CUDA_ARCHITECTURES=all compiles what a release has, SIMTILE_CUDA=OFF none of it.
+CUDA = {"SIMTILE_CUDA": "AUTO", "SIMTILE_CUDA_ARCHITECTURES": "80"}
 PIP_PROGRESS = r"^(Collecting \S+|Processing \S+|Installing collected packages)"
 SIZES = {
     "torch": "0.2 GB, or several GB where pip takes the build with the CUDA libraries",
@@ -164,14 +167,25 @@ def requirements_of(extras: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def cuda_compilers() -> list[str]:
+    """Where cmake/cuda.cmake looks: another compiler, or one at last, makes another build."""
+    found = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    installed = [
+        Path("/usr/local/cuda/bin/nvcc"),
+        *VENV.glob("lib/*/site-packages/nvidia/*/bin/nvcc"),
+    ]
+    return [str(path) for path in found if path] + [str(p) for p in installed if p.exists()]
+
+
 def build() -> None:
     native = [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml"]
-    for pattern in ("cmake/*", "csrc/**/*", "kernels/**/*.hpp"):
+    for pattern in ("cmake/*", "csrc/**/*", "kernels/**/*.hpp", "kernels/**/*.cuh"):
         native += [path for path in ROOT.glob(pattern) if path.is_file()]
     # An editable install knows the modules that existed when it was made.
     modules = [str(p.relative_to(ROOT)) for p in ROOT.glob("python/**/*.py")]
     modules += [str(p.relative_to(ROOT)) for p in ROOT.glob("kernels/**/*.py")]
-    wanted = digest(native, *sorted(modules))
+    cuda = {name: os.environ.get(name, value) for name, value in CUDA.items()}
+    wanted = digest(native, *sorted(modules), *cuda.values(), *cuda_compilers())
     if up_to_date("build", wanted):
         return
     say("Compiling simtile: one kernel library for each ISA level")
@@ -180,6 +194,7 @@ def build() -> None:
         "--no-build-isolation",
         "--no-deps",
         "--config-settings=build-dir=build/editable",
+        *(f"--config-settings=cmake.define.{name}={value}" for name, value in cuda.items()),
         "--editable",
         ".",
         progress=r"\[\d+/\d+\] .*",

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
-mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp')
+mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu' '*.cuh')
 
 if [[ "${1:-}" == --fix ]]; then
   "$bin/ruff" check --quiet --fix-only .

@@ -59,17 +59,12 @@ InfoNceForwardArgs arguments(int64_t rows, int64_t documents, int64_t negatives,
   return args;
 }
 
-int64_t workspace_bytes(const InfoNceForwardArgs& args, int device) {
-  return info_nce_workspace_bytes(args, device_facts(device));
-}
-
-void run(const InfoNceForwardArgs& args, int device, Address stream, Address workspace, int64_t size) {
+void run(const InfoNceForwardArgs& args, int device, Address stream) {
   require_memory("losses", reinterpret_cast<Address>(args.losses), true);
   const Device facts = device_facts(device);
-  require_workspace(workspace, size, info_nce_workspace_bytes(args, facts));
   const py::gil_scoped_release release;
   const DeviceGuard guard(device);
-  queue_info_nce(args, facts, as_pointer<void>(workspace), as_stream(stream));
+  queue_info_nce(args, facts, as_stream(stream));
 }
 
 }  // namespace
@@ -82,9 +77,7 @@ void register_info_nce(py::module_& m) {
            py::arg("temperature_data"), py::arg("temperature"), py::arg("normalize"), py::arg("own_negatives"),
            py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"), py::arg("losses"), py::arg("row_maxima"),
            py::arg("row_log_sums"));
-  m.def("info_nce_workspace_bytes", &workspace_bytes, py::arg("args"), py::arg("device"));
-  m.def("info_nce_forward", &run, py::arg("args"), py::arg("device"), py::arg("stream"), py::arg("workspace"),
-        py::arg("workspace_bytes"));
+  m.def("info_nce_forward", &run, py::arg("args"), py::arg("device"), py::arg("stream"));
 }
 
 }  // namespace simtile::cuda

@@ -1,5 +1,5 @@
-// The operations that nvcc compiles, for the bindings that it does not: one .cu file each. The workspace is
-// workspace_bytes of device memory, aligned to 256 bytes.
+// The operations that nvcc compiles, for the bindings that it does not: one .cu file each. A workspace is as
+// much device memory as its function says, aligned to 256 bytes.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,7 +15,6 @@ namespace simtile::cuda {
 int64_t topk_workspace_bytes(const TopkArgs& args, const Device& device);
 void queue_topk(const TopkArgs& args, const Device& device, void* workspace, cudaStream_t stream);
 
-int64_t info_nce_workspace_bytes(const InfoNceForwardArgs& args, const Device& device);
-void queue_info_nce(const InfoNceForwardArgs& args, const Device& device, void* workspace, cudaStream_t stream);
+void queue_info_nce(const InfoNceForwardArgs& args, const Device& device, cudaStream_t stream);
 
 }  // namespace simtile::cuda

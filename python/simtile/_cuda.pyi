@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import typing
+
+__all__: list[str] = [
+    "InfoNceForwardArgs",
+    "TopkArgs",
+    "architectures",
+    "device_count",
+    "device_info",
+    "device_of",
+    "driver_version",
+    "info_nce_forward",
+    "runtime_version",
+    "topk",
+    "topk_workspace_bytes",
+    "wait_for_stream",
+]
+
+class InfoNceForwardArgs:
+    def __init__(
+        self,
+        *,
+        rows: typing.SupportsInt | typing.SupportsIndex,
+        documents: typing.SupportsInt | typing.SupportsIndex,
+        negatives: typing.SupportsInt | typing.SupportsIndex,
+        dimensions: typing.SupportsInt | typing.SupportsIndex,
+        queries_data: typing.SupportsInt | typing.SupportsIndex,
+        queries_stride: typing.SupportsInt | typing.SupportsIndex,
+        documents_data: typing.SupportsInt | typing.SupportsIndex,
+        documents_stride: typing.SupportsInt | typing.SupportsIndex,
+        negatives_data: typing.SupportsInt | typing.SupportsIndex,
+        negatives_stride: typing.SupportsInt | typing.SupportsIndex,
+        temperature_data: typing.SupportsInt | typing.SupportsIndex,
+        temperature: typing.SupportsFloat | typing.SupportsIndex,
+        normalize: bool,
+        own_negatives: bool,
+        targets: typing.SupportsInt | typing.SupportsIndex,
+        query_ids: typing.SupportsInt | typing.SupportsIndex,
+        document_ids: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+        row_maxima: typing.SupportsInt | typing.SupportsIndex,
+        row_log_sums: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+class TopkArgs:
+    def __init__(
+        self,
+        *,
+        metric: str,
+        queries: typing.SupportsInt | typing.SupportsIndex,
+        documents: typing.SupportsInt | typing.SupportsIndex,
+        row_bytes: typing.SupportsInt | typing.SupportsIndex,
+        queries_data: typing.SupportsInt | typing.SupportsIndex,
+        queries_stride: typing.SupportsInt | typing.SupportsIndex,
+        documents_data: typing.SupportsInt | typing.SupportsIndex,
+        documents_stride: typing.SupportsInt | typing.SupportsIndex,
+        query_scales: typing.SupportsInt | typing.SupportsIndex,
+        document_scales: typing.SupportsInt | typing.SupportsIndex,
+        allow: typing.SupportsInt | typing.SupportsIndex,
+        allow_stride: typing.SupportsInt | typing.SupportsIndex,
+        k: typing.SupportsInt | typing.SupportsIndex,
+        scores: typing.SupportsInt | typing.SupportsIndex,
+        ids: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+def architectures() -> list[str]: ...
+def device_count() -> int: ...
+def device_info(device: typing.SupportsInt | typing.SupportsIndex) -> dict[str, typing.Any]: ...
+def device_of(pointer: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+def driver_version() -> int: ...
+def info_nce_forward(
+    args: InfoNceForwardArgs,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def runtime_version() -> int: ...
+def topk(
+    args: TopkArgs,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.SupportsInt | typing.SupportsIndex,
+    workspace_bytes: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def topk_workspace_bytes(
+    args: TopkArgs, device: typing.SupportsInt | typing.SupportsIndex
+) -> int: ...
+def wait_for_stream(
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    other: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+
+__version__: str
