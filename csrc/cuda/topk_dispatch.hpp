@@ -50,8 +50,10 @@ inline int load_bytes(const TopkArgs& args) {
 struct Plan {
   ScanArgs scan;  // without what changes from pass to pass
   bool mma;
-  int load_bytes;
-  int warps;  // of a scanning block
+  int load_bytes;   // the template arguments of topk_scan: BYTES,
+  int lanes;        // LANES,
+  int kernel_tile;  // and TILE, at least scan.tile
+  int warps;        // of a scanning block
   int64_t shared_bytes;
   int merge_warps;
   int64_t merge_shared_bytes;
@@ -86,6 +88,19 @@ inline void fit(Plan& plan, const TopkArgs& args, const Device& device) {
                               " bytes of shared memory a block; this device allows " + std::to_string(limit));
 }
 
+// The instance of topk_scan. A tile of one query has its own: with one eighth of the sums, more warps fit a multiprocessor.
+// Where loads are narrow, they and not the registers are the limit. Lanes that share a document: as many as it has pieces
+// of 16 bytes, so that short rows leave few of them idle.
+inline void choose_kernel(Plan& plan) {
+  plan.kernel_tile = plan.load_bytes == 16 && plan.scan.tile == 1 ? 1 : scan_tile;
+  plan.lanes = 8;
+  if (plan.scan.kind != ScoreKind::distance || plan.load_bytes < 16) return;
+  if (plan.scan.row_bytes <= 32)
+    plan.lanes = 2;
+  else if (plan.scan.row_bytes <= 64)
+    plan.lanes = 4;
+}
+
 inline ListShape list_shape(int64_t keys) {
   int capacity = warp_size;
   while (capacity < keys) capacity *= 2;
@@ -116,6 +131,7 @@ inline Plan plan(const TopkArgs& args, const Device& device) {
               : args.scaled()                    ? ScoreKind::scaled_dot
                                                  : ScoreKind::dot;
   if (args.queries > 0) fit(plan, args, device);
+  choose_kernel(plan);
 
   scan.tiles = static_cast<int>(args.queries > 0 ? ceil_div(args.queries, scan.tile) : 0);
   if (scan.tiles > 0 && args.documents > 0) {
@@ -139,27 +155,26 @@ inline Plan plan(const TopkArgs& args, const Device& device) {
 
 using ScanKernel = void (*)(ScanArgs);
 
-// A tile of one query has its own instance: with one eighth of the sums more warps fit a multiprocessor. Where loads are
-// narrow, they and not the registers are the limit.
 template <class Metric, int LANES>
 ScanKernel wide_kernel(int tile) {
   return tile == 1 ? topk_scan<Metric, 16, LANES, 1> : topk_scan<Metric, 16, LANES, scan_tile>;
 }
 
-// Lanes that share a document: as many as it has pieces of 16 bytes, so that short rows leave few of them idle.
+template <class Metric>
+ScanKernel narrow_kernel(int load_bytes) {
+  return load_bytes == 1 ? topk_scan<Metric, 1, 8, scan_tile> : topk_scan<Metric, 4, 8, scan_tile>;
+}
+
 inline ScanKernel scan_kernel(const Plan& plan) {
   if (plan.mma) return topk_scan_mma;
-  const int tile = plan.scan.tile;
-  if (plan.scan.kind == ScoreKind::distance) {
-    if (plan.load_bytes == 1) return topk_scan<Hamming, 1, 8, scan_tile>;
-    if (plan.load_bytes == 4) return topk_scan<Hamming, 4, 8, scan_tile>;
-    if (plan.scan.row_bytes <= 32) return wide_kernel<Hamming, 2>(tile);
-    if (plan.scan.row_bytes <= 64) return wide_kernel<Hamming, 4>(tile);
-    return wide_kernel<Hamming, 8>(tile);
+  const bool hamming = plan.scan.kind == ScoreKind::distance;
+  if (plan.load_bytes < 16) {
+    return hamming ? narrow_kernel<Hamming>(plan.load_bytes) : narrow_kernel<Int8Dot>(plan.load_bytes);
   }
-  if (plan.load_bytes == 1) return topk_scan<Int8Dot, 1, 8, scan_tile>;
-  if (plan.load_bytes == 4) return topk_scan<Int8Dot, 4, 8, scan_tile>;
-  return wide_kernel<Int8Dot, 8>(tile);
+  if (!hamming) return wide_kernel<Int8Dot, 8>(plan.kernel_tile);
+  if (plan.lanes == 2) return wide_kernel<Hamming, 2>(plan.kernel_tile);
+  if (plan.lanes == 4) return wide_kernel<Hamming, 4>(plan.kernel_tile);
+  return wide_kernel<Hamming, 8>(plan.kernel_tile);
 }
 
 }  // namespace topk

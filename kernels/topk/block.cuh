@@ -70,17 +70,20 @@ __device__ inline ScanBlock begin_scan(const ScanArgs& args, int rows) {
   block.scales = reinterpret_cast<float*>(block.queries + rows * args.query_pitch);
 
   for (int q = 0; q < args.tile; ++q) clear_list(block.own_lists + q * args.list.keys(), args.list);
-  for (int row = 0; row < rows; ++row) {
-    const uint8_t* from = args.queries + (block.first_query + row) * args.queries_stride;
-    uint8_t* to = block.queries + row * args.query_pitch;
-    for (int offset = thread * BYTES; offset < args.query_pitch; offset += threads * BYTES) {
-      Piece<BYTES> piece = {};
-      if (row < block.tile && offset + BYTES <= args.row_bytes) {
-        load(piece, from + offset);
-        store(piece, to + offset);
-      } else {
-        for (int b = offset; b < offset + BYTES; ++b) to[b] = row < block.tile && b < args.row_bytes ? from[b] : 0;
-      }
+  const int pieces = args.query_pitch / BYTES;
+#pragma unroll 1
+  for (int piece_index = thread; piece_index < rows * pieces; piece_index += threads) {
+    const int row = piece_index / pieces, offset = piece_index % pieces * BYTES;
+    const uint8_t* from = args.queries + (block.first_query + row) * args.queries_stride + offset;
+    uint8_t* to = block.queries + row * args.query_pitch + offset;
+    const int left = row < block.tile ? args.row_bytes - offset : 0;
+    Piece<BYTES> piece;
+    if (left >= BYTES) {
+      load(piece, from);
+      store(piece, to);
+    } else {
+#pragma unroll 1
+      for (int b = 0; b < BYTES; ++b) to[b] = b < left ? from[b] : 0;
     }
   }
   if (thread < rows) {

@@ -16,10 +16,11 @@ __device__ inline void add_scores(int (&sums)[TILE][LANES], const uint8_t* row, 
 #pragma unroll 1
   for (int offset = begin + lane_in_document * BYTES; offset < end; offset += LANES * BYTES) {
     Piece<BYTES> documents[LANES];
+    const uint8_t* from = row + offset;
 #pragma unroll
-    for (int p = 0; p < LANES; ++p) {
+    for (int p = 0; p < LANES; ++p, from += pass_stride) {
       documents[p] = {};
-      if (wanted >> warp_size / LANES * p & 1) load(documents[p], row + p * pass_stride + offset);
+      if (wanted >> warp_size / LANES * p & 1) load(documents[p], from);
     }
 #pragma unroll
     for (int q = 0; q < TILE; ++q) {
@@ -79,7 +80,7 @@ __device__ inline unsigned ordered_score(int sum, const ScanArgs& args, float qu
 }
 
 template <class Metric, int BYTES, int LANES, int TILE>
-__global__ void __launch_bounds__(scan_warps* warp_size) topk_scan(const ScanArgs args) {
+__global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1 ? 5 : 3) topk_scan(const ScanArgs args) {
   const ScanBlock block = begin_scan<BYTES>(args, args.tile);
   constexpr int documents_per_pass = warp_size / LANES;
   const int lane = lane_index(), group = lane / LANES;
@@ -92,13 +93,15 @@ __global__ void __launch_bounds__(scan_warps* warp_size) topk_scan(const ScanArg
   for (int q = 0; q < TILE; ++q) threshold[q] = static_cast<unsigned>(no_key >> 32);
   int buffered = 0;  // lane q: keys in the buffer of query q
 
-  for (int64_t base = block.begin + block.warp * warp_size; base < block.end; base += block.warps * warp_size) {
+  int64_t base = block.begin + block.warp * warp_size;
+  const int64_t step = block.warps * warp_size, row_step = step * args.documents_stride;
+  const uint8_t* row = args.documents + (base + group) * args.documents_stride;
+  for (; base < block.end; base += step, row += row_step) {
     const bool usable = base + lane < block.end && (!args.allow_all || args.allow_all[base + lane]);
     const unsigned wanted = __ballot_sync(full_warp, usable);
     if (wanted == 0) continue;
 
     int sums[TILE][LANES] = {};
-    const uint8_t* row = args.documents + (base + group) * args.documents_stride;
     add_scores<Metric, BYTES>(sums, row, pass_stride, wanted >> group, args, block, 0, whole_pieces);
     if constexpr (BYTES > 1) {
       add_scores<Metric, 1>(sums, row, pass_stride, wanted >> group, args, block, whole_pieces, args.row_bytes);

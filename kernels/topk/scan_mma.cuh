@@ -26,11 +26,11 @@ __device__ inline void add_products(int (&sums)[mma_tiles][4], const uint8_t* ro
 #pragma unroll 2
   for (int offset = 0; offset < args.row_bytes; offset += mma_step_bytes) {
     Piece<16> documents[mma_tiles], low, high;
+    const uint8_t* from = row + offset + column;
 #pragma unroll
-    for (int tile = 0; tile < mma_tiles; ++tile) {
+    for (int tile = 0; tile < mma_tiles; ++tile, from += tile_stride) {
       documents[tile] = {};
-      const bool inside = offset + column < args.row_bytes && wanted >> mma_columns * tile & 1;
-      if (inside) load(documents[tile], row + tile * tile_stride + offset + column);
+      if (offset + column < args.row_bytes && wanted >> mma_columns * tile & 1) load(documents[tile], from);
     }
     load(low, low_query + offset);
     load(high, high_query + offset);
@@ -47,7 +47,7 @@ __device__ inline void add_products(int (&sums)[mma_tiles][4], const uint8_t* ro
 }
 
 // Needs row_bytes in whole pieces of 16, everything aligned to 16, query_pitch a multiple of 64.
-static __global__ void __launch_bounds__(scan_warps* warp_size) topk_scan_mma(const ScanArgs args) {
+static __global__ void __launch_bounds__(scan_warps* warp_size, 3) topk_scan_mma(const ScanArgs args) {
   const ScanBlock block = begin_scan<16>(args, mma_rows);
   const int lane = lane_index(), group = lane / 4;
   const float low_scale = block.scales[group], high_scale = block.scales[group + 8];
@@ -56,13 +56,16 @@ static __global__ void __launch_bounds__(scan_warps* warp_size) topk_scan_mma(co
   unsigned low_threshold = group < block.tile ? none : 0, high_threshold = group + 8 < block.tile ? none : 0;
   int buffered = 0;  // keys in the two buffers, the second times 65536
 
-  for (int64_t base = block.begin + block.warp * warp_size; base < block.end; base += block.warps * warp_size) {
+  int64_t base = block.begin + block.warp * warp_size;
+  const int64_t step = block.warps * warp_size, row_step = step * args.documents_stride;
+  const uint8_t* row = args.documents + (base + group) * args.documents_stride;
+  for (; base < block.end; base += step, row += row_step) {
     const bool usable = base + lane < block.end && (!args.allow_all || args.allow_all[base + lane]);
     const unsigned wanted = __ballot_sync(full_warp, usable);
     if (wanted == 0) continue;
 
     int sums[mma_tiles][4] = {};
-    add_products(sums, args.documents + (base + group) * args.documents_stride, wanted >> group, args, block);
+    add_products(sums, row, wanted >> group, args, block);
 
     const float lane_scale = args.document_scales && usable ? args.document_scales[base + lane] : 1.0f;
     unsigned taken = 0;  // bit 4 * tile + i

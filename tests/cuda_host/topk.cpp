@@ -42,6 +42,28 @@ TopkArgs arguments(const std::string& metric, const py::array& queries, const py
 
 Device device(int multiprocessors) { return {multiprocessors, 99 << 10, 80}; }
 
+// What would be launched, for those who run the kernels elsewhere: (kernel, grid, block, shared bytes, argument).
+struct Recorder {
+  std::string scan;
+  py::list& launches;
+
+  template <class Args>
+  void operator()(void (*)(Args), dim3 grid, dim3 block, size_t shared_bytes, Args args) const {
+    const bool scans = std::is_same_v<Args, simtile::cuda::topk::ScanArgs>;
+    const py::bytes argument(reinterpret_cast<const char*>(&args), sizeof args);
+    launches.append(py::make_tuple(scans ? scan : "topk_merge", grid.x, block.x, shared_bytes, argument));
+  }
+};
+
+// A part of the mangled name that no other kernel has.
+std::string scan_name(const TopkArgs& args, const Device& on) {
+  const simtile::cuda::topk::Plan plan = simtile::cuda::topk::plan(args, on);
+  if (plan.mma) return "topk_scan_mma";
+  std::string name = args.metric == TopkMetric::hamming ? "Hamming" : "Int8Dot";
+  for (const int value : {plan.load_bytes, plan.lanes, plan.kernel_tile}) name += "ELi" + std::to_string(value);
+  return name + "E";
+}
+
 }  // namespace
 
 PYBIND11_MODULE(simtile_cuda_host_topk, module) {
@@ -69,4 +91,21 @@ PYBIND11_MODULE(simtile_cuda_host_topk, module) {
       py::arg("query_scales").noconvert(), py::arg("document_scales").noconvert(), py::arg("allow").noconvert(),
       py::arg("multiprocessors"), py::arg("scores").noconvert(), py::arg("ids").noconvert(),
       py::arg("workspace").noconvert(), py::arg("order"));
+  module.def(
+      "launches",
+      [](const std::string& metric, const py::array& queries, const py::array& documents, int64_t k,
+         const Floats& query_scales, const Floats& document_scales, const std::optional<py::array>& allow,
+         int multiprocessors, py::array& scores, py::array_t<int64_t>& ids, py::array& workspace) {
+        TopkArgs args = arguments(metric, queries, documents, k, query_scales, document_scales, allow);
+        args.scores = scores.mutable_data();
+        args.ids = ids.mutable_data();
+        py::list launches;
+        const Device on = device(multiprocessors);
+        simtile::cuda::run(args, on, workspace.mutable_data(), Recorder{scan_name(args, on), launches});
+        return launches;
+      },
+      py::arg("metric"), py::arg("queries").noconvert(), py::arg("documents").noconvert(), py::arg("k"),
+      py::arg("query_scales").noconvert(), py::arg("document_scales").noconvert(), py::arg("allow").noconvert(),
+      py::arg("multiprocessors"), py::arg("scores").noconvert(), py::arg("ids").noconvert(),
+      py::arg("workspace").noconvert());
 }

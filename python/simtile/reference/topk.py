@@ -109,8 +109,9 @@ def select(
 def allowed(allow: Mask | None, query: int, documents: int) -> list[int]:
     if allow is None:
         return list(range(documents))
-    first = allow[query] if len(allow) and isinstance(allow[0], Sequence) else allow
-    return [j for j in range(documents) if first[j]]
+    own = [row for row in allow if isinstance(row, Sequence)]  # none where it is one mask for all
+    mask = own[query] if own else allow
+    return [j for j in range(documents) if mask[j]]
 
 
 def distance(a: Codes, b: Codes) -> int:

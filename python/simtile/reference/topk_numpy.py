@@ -53,7 +53,7 @@ def int8_topk(
 
 def best(scores: Array, k: int, allow: Array | None, worst: Any) -> tuple[Array, Array]:
     """The k smallest of every row that are allowed and not NaN, ties to the lowest column."""
-    queries, documents = scores.shape
+    queries = len(scores)
     usable = ~np.isnan(scores)
     if allow is not None:
         usable &= allow.astype(bool)
