@@ -62,7 +62,9 @@ def load(name: str, *, mutation: Mutation | None = None, sanitize: bool = False)
     the environment, the process must have been started with libasan in LD_PRELOAD.
     """
     library = compile_module(name, mutation, sanitize or sanitized())
-    module_name = f"simtile_cuda_host_{name}"
+    # pybind11 gives the module that it made before when it is asked for the same full name again:
+    # a mutant would silently be the original.
+    module_name = f"{library.stem}.simtile_cuda_host_{name}"
     loader = importlib.machinery.ExtensionFileLoader(module_name, str(library))
     spec = importlib.util.spec_from_file_location(module_name, library, loader=loader)
     assert spec is not None

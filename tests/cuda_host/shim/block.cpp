@@ -209,17 +209,20 @@ bool Block::arrive(const char* operation, unsigned mask, Source source, const vo
   if (mask & ~warp.present)
     fail("the mask names lanes that the block does not have: " + lanes_text(mask & ~warp.present));
   if (mask & warp.exited) fail("the mask names lanes that have returned: " + lanes_text(mask & warp.exited));
-  for (int i = 0; i < warp_size; ++i) {
-    if (!(warp.waiting >> i & 1)) continue;
+  unsigned arrived = bit;
+  for (unsigned rest = warp.waiting & mask; rest; rest &= rest - 1) {
+    const int i = __builtin_ctz(rest);
     const Thread& other = lane(i);
-    if (!(mask >> i & 1) && !(other.mask & bit)) continue;
-    if (other.mask != mask)
+    if (other.mask == mask) {
+      if (std::strcmp(other.operation, operation) != 0 || !(other.source == source))
+        fail("different collectives meet: lane " + std::to_string(i) + " waits in " + place(other));
+      arrived |= 1u << i;
+    } else if (other.mask & bit) {
+      // Each waits for the other. A lane that waits for others first may still come here.
       fail("lanes meet with different masks: lane " + std::to_string(i) + " waits in " + place(other));
-    if (std::strcmp(other.operation, operation) != 0 || !(other.source == source))
-      fail("different collectives meet: lane " + std::to_string(i) + " waits in " + place(other));
-    if (mask >> i & 1) break;  // those of one mask have been compared with one another
+    }
   }
-  if (((warp.waiting | bit) & mask) == mask) return true;
+  if (arrived == mask) return true;
   warp.waiting |= bit;
   wait(State::at_collective);
   return false;
@@ -263,11 +266,15 @@ std::string Block::deadlock() const {
   int told = 0;
   for (const Thread& thread : threads_) {
     if (thread.state != State::at_collective) continue;
-    const unsigned missing = thread.mask & ~warps_[size_t(thread.number / warp_size)].waiting;
-    if (!missing) continue;
+    unsigned missing = thread.mask;
+    for (int lane = 0; lane < warp_size; ++lane) {
+      if (!(missing >> lane & 1)) continue;
+      const Thread& other = threads_[size_t(thread.number / warp_size * warp_size + lane)];
+      if (other.state == State::at_collective && other.mask == thread.mask) missing &= ~(1u << lane);
+    }
     const Thread& other = threads_[size_t(thread.number / warp_size * warp_size + __builtin_ctz(missing))];
     text += " " + name(thread) + " waits in " + place(thread) + " for lanes " + lanes_text(missing) +
-            ", of which the first " + (other.state == State::at_barrier ? "waits in " : "is in ") + place(other) + ";";
+            ", of which the first waits in " + place(other) + ";";
     if (++told == 2) break;
   }
   return text;

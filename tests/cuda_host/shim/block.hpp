@@ -69,7 +69,7 @@ class Block {
   void barrier(Source source);
 
   void issue_copy(void* shared, const void* global, int valid_bytes, Source source, const void* place);
-  void finish_copies(size_t left, const void* place);
+  void finish_copies(size_t left);
 
   // A load or store by kernel code at the code address `place`; `aligned`: it needs an address divisible by its size.
   void access(uintptr_t address, size_t bytes, bool write, bool aligned, const void* place);

@@ -18,7 +18,7 @@ void Block::issue_copy(void* shared, const void* global, int valid_bytes, Source
 }
 
 // All but the last `left` committed groups.
-void Block::finish_copies(size_t left, const void* place) {
+void Block::finish_copies(size_t left) {
   Thread& thread = *current_;
   if (thread.committed.size() <= left) return;
   const size_t groups = thread.committed.size() - left, count = thread.committed[groups - 1];
@@ -26,7 +26,7 @@ void Block::finish_copies(size_t left, const void* place) {
     const AsyncCopy& copy = thread.copies[i];
     std::memset(copy.shared, 0, 16);
     std::memcpy(copy.shared, copy.global, size_t(copy.valid_bytes));
-    memory_.copy_done(thread.number, copy.shared, place);
+    memory_.copy_done(thread.number, copy.shared);
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + ptrdiff_t(count));
   thread.committed.erase(thread.committed.begin(), thread.committed.begin() + ptrdiff_t(groups));
@@ -42,6 +42,6 @@ void commit_copies() {
   thread.committed.push_back(thread.copies.size());
 }
 
-void wait_for_copies(int left) { running_block().finish_copies(size_t(left), __builtin_return_address(0)); }
+void wait_for_copies(int left) { running_block().finish_copies(size_t(left)); }
 
 }  // namespace cuda_host

@@ -111,11 +111,11 @@ std::string MemoryCheck::copy_issued(int thread, const void* address, const void
   return {};
 }
 
-void MemoryCheck::copy_done(int thread, const void* address, const void* place) {
+void MemoryCheck::copy_done(int thread, const void* address) {
   Byte* found = find(address, 16);
   for (int i = 0; i < 16; ++i) {
     found[i].content = Content::written;
-    found[i].write = {clocks.now(thread), thread, place};
+    found[i].write.time = clocks.now(thread);
   }
 }
 
@@ -126,19 +126,18 @@ std::string source_of(const void* place) {
   // A return address belongs to the instruction before it.
   const uintptr_t inside = reinterpret_cast<uintptr_t>(place) - reinterpret_cast<uintptr_t>(info.dli_fbase) - 1;
   std::snprintf(offset, sizeof offset, "0x%zx", size_t(inside));
-  std::string text;
+  std::string text, before;
   const std::string command = std::string("addr2line -i -e '") + info.dli_fname + "' " + offset + " 2>/dev/null";
   if (FILE* pipe = popen(command.c_str(), "r")) {
     char line[512];
     while (std::fgets(line, sizeof line, pipe)) {
-      std::string each = line;
-      each.erase(std::min(each.find('\n'), each.find(" (")));  // " (discriminator 2)"
-      if (each.rfind("./", 0) == 0) each.erase(0, 2);
-      if (text.empty()) {
-        text = each;
-      } else {
-        text += ", inlined at " + each;
-      }
+      std::string frame = line;
+      frame.erase(std::min(frame.find('\n'), frame.find(" (")));  // " (discriminator 2)"
+      if (frame.rfind("./", 0) == 0) frame.erase(0, 2);
+      // The shim's own headers tell nobody anything.
+      if (frame == before || frame.find("cuda_host/ptx_host.hpp") != std::string::npos) continue;
+      before = frame;
+      text += text.empty() ? frame : ", inlined at " + frame;
     }
     pclose(pipe);
   }

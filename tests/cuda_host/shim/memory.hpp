@@ -49,7 +49,7 @@ class MemoryCheck {
   std::string access(int thread, const void* address, size_t bytes, bool write, const void* place);
   // A cp.async of 16 bytes was issued, and later waited for.
   std::string copy_issued(int thread, const void* address, const void* place);
-  void copy_done(int thread, const void* address, const void* place);
+  void copy_done(int thread, const void* address);
 
  private:
   struct Access {
