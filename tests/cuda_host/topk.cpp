@@ -78,6 +78,18 @@ PYBIND11_MODULE(simtile_cuda_host_topk, module) {
       py::arg("metric"), py::arg("queries").noconvert(), py::arg("documents").noconvert(), py::arg("k"),
       py::arg("query_scales"), py::arg("document_scales"), py::arg("allow"), py::arg("multiprocessors"));
   module.def(
+      "division",
+      [](const std::string& metric, const py::array& queries, const py::array& documents, int64_t k,
+         const Floats& query_scales, const Floats& document_scales, const std::optional<py::array>& allow,
+         int multiprocessors) {
+        const auto plan = simtile::cuda::topk::plan(
+            arguments(metric, queries, documents, k, query_scales, document_scales, allow), device(multiprocessors));
+        return py::make_tuple(plan.scan.tile, plan.scan.splits);
+      },
+      "Queries of a block, splits of the documents.", py::arg("metric"), py::arg("queries").noconvert(),
+      py::arg("documents").noconvert(), py::arg("k"), py::arg("query_scales"), py::arg("document_scales"),
+      py::arg("allow"), py::arg("multiprocessors"));
+  module.def(
       "run",
       [](const std::string& metric, const py::array& queries, const py::array& documents, int64_t k,
          const Floats& query_scales, const Floats& document_scales, const std::optional<py::array>& allow,
