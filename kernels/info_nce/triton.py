@@ -4,7 +4,7 @@ The formulas, the byte and operation counts and the reasons for this division ar
 section Triton. Row-wise facts first, then the kernels in the order in which they run:
 
     prepare          rows to padded operands scaled by a power of two, and their norms
-    scores           a tile of logits -> its exponentials, row maxima, row sums, the positive's logit
+    scores           a tile of logits -> exponentials, row maxima and sums, the positive's logit
     own_scores       logits of a query's own hard negatives
     row_losses       tile sums of a row -> its loss, and a factor for each of its tiles
     coefficients     exponentials -> coefficients of the gradient, in place
@@ -77,7 +77,7 @@ def power(biased):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x >= 0 with full relative accuracy: log itself has an absolute error near 1."""
+    """log(1 + x) for x >= 0 to the last digits, which log itself loses near 1."""
     z = x / (2.0 + x)
     z2 = z * z
     series = 1.0 / 15.0 + z2 * (1.0 / 17.0)
@@ -465,7 +465,7 @@ def own_gradients(
     q = tl.load(queries + row * operand_stride + d, mask=inside, other=0.0).to(tl.float32)
     q *= tl.load(query_factor + row)
     sums = tl.zeros((BLOCK,), tl.float32)
-    for k in range(0, own):
+    for k in range(own):
         negative = row * own + k
         coefficient = tl.load(own_coefficients + negative)
         if NEGATIVES:

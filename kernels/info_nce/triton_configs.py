@@ -1,4 +1,4 @@
-"""The pinned tile shapes of triton.py, one row a family of GPUs, and what is compiled ahead of time.
+"""The pinned tile shapes of triton.py by family of GPUs, and what is compiled ahead of time.
 
 Nothing here imports torch or needs a driver.
 """

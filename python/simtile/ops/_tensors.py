@@ -59,7 +59,7 @@ def are_plain(*values: object) -> bool:
 def check_devices(
     queries: Tensor, vectors: dict[str, Tensor | None], others: dict[str, object]
 ) -> None:
-    """Raise unless all are on the device of the queries; `others` may be on the CPU beside a GPU."""
+    """Raise unless all are where the queries are; `others` may be on the CPU beside a GPU."""
     device = queries.device
     for name, tensor in {**vectors, **others}.items():
         if not isinstance(tensor, Tensor) or tensor.device == device:
@@ -67,5 +67,6 @@ def check_devices(
         if name in others and tensor.device.type == "cpu":
             continue
         raise ValueError(
-            f"{name}: found a tensor on {tensor.device}, expected {device} because queries are there"
+            f"{name}: found a tensor on {tensor.device}, expected {device} because queries are "
+            "there"
         )

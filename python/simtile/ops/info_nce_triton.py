@@ -8,9 +8,8 @@ result NaN where it is wrong.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton

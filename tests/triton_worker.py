@@ -1,0 +1,106 @@
+"""A process in which Triton's kernels run in its interpreter, on the CPU.
+
+TRITON_INTERPRET must be set before Triton is imported, and then holds for the whole process; the
+tests themselves need the compiler. `Interpreter` starts the process and hands it calls.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+class Interpreter:
+    """Calls `function(*arguments)` of this file in the worker, which is started when first used."""
+
+    def __init__(self):
+        self.process = None
+
+    def __call__(self, function, *arguments):
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", __file__],
+                env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=Path(__file__).parent,
+            )
+            atexit.register(self.close)
+        pickle.dump((function.__name__, arguments), self.process.stdin)
+        self.process.stdin.flush()
+        failure, result = pickle.load(self.process.stdout)
+        if failure is not None:
+            raise RuntimeError(f"in the process of the interpreter:\n{failure}")
+        return result
+
+    def close(self):
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait(20)
+            self.process.stdout.close()
+            self.process = None
+
+
+def info_nce(arrays, dtype, options, need, small_tiles):
+    """`ops.info_nce_triton.run` on arrays; outputs and workspaces are full of NaN before."""
+    import torch
+    from simtile.kernels.info_nce import triton_configs as configs
+
+    from simtile.ops import info_nce_triton
+
+    def as_tensor(x):
+        if x is None or not isinstance(x, np.ndarray):
+            return x
+        if x.dtype.name == "bfloat16":
+            return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(x)
+
+    def poisoned(*shape, **how):
+        x = empty(*shape, **how)
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    assert info_nce_triton.INTERPRETED
+    tiles, padding, empty = None, configs.ROW_PADDING, torch.empty
+    if small_tiles:  # the pinned ones are slow here: several tiles a side want small ones
+        tile = configs.Tile(32, 64, 32, 1, 1)
+        tiles, configs.ROW_PADDING = configs.Config(tile, tile), 64
+    torch.empty = poisoned
+    try:
+        result = info_nce_triton.run(
+            *map(as_tensor, arrays),
+            dtype=getattr(torch, dtype),
+            need_grad=need,
+            tiles=tiles,
+            **{name: as_tensor(x) for name, x in options.items()},
+        )
+    finally:
+        torch.empty, configs.ROW_PADDING = empty, padding
+    return [None if x is None else x.numpy() for x in result]
+
+
+def main():
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what is printed must not mix with the answers
+    while True:
+        try:
+            name, arguments = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            answer = None, globals()[name](*arguments)
+        except Exception:
+            import traceback
+
+            answer = traceback.format_exc(), None
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
