@@ -18,6 +18,7 @@ class Variant(NamedTuple):
     num_stages: int
     dtype: str
     expects: str | None
+    divisible: tuple[str, ...]
 
 
 @triton.jit
@@ -30,10 +31,11 @@ def scores(q, d, out, N: tl.constexpr, K: tl.constexpr):
 
 
 def variants(family: str) -> Iterator[Variant]:
-    signature = {"q": "*bf16:16", "d": "*bf16:16", "out": "*fp32:16"}
+    signature = {"q": "*bf16", "d": "*bf16", "out": "*fp32"}
     sizes = {"N": 64, "K": 64}
-    yield Variant("fits", scores, signature, sizes, 4, 2, "bfloat16", "mma")
+    yield Variant("fits", scores, signature, sizes, 4, 2, "bfloat16", "mma", tuple(signature))
     if family == "sm80":
-        signature = {**signature, "q": "*fp32:16", "d": "*fp32:16"}
+        signature = {**signature, "q": "*fp32", "d": "*fp32"}
         # a tile's accumulators alone are 512 registers of each of 32 threads
-        yield Variant("spills", scores, signature, {"N": 128, "K": 16}, 1, 2, "float32", "fma")
+        sizes = {"N": 128, "K": 16}
+        yield Variant("spills", scores, signature, sizes, 1, 2, "float32", "fma", tuple(signature))

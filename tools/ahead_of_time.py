@@ -116,12 +116,13 @@ def compile_triton(
         },
     )
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    with _triton_cache():
+    with triton_cache():
         return triton.compile(source, target=target, options=options)
 
 
 @contextmanager
-def _triton_cache() -> Iterator[None]:
+def triton_cache() -> Iterator[None]:
+    """Triton's cache is build/triton meanwhile."""
     before = os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = str(TRITON_CACHE)
     try:

@@ -1,7 +1,8 @@
 """Triton kernels of the GPU report: the variants that an operation has, and one of them compiled.
 
 variants(family) of kernels/<operation>/triton*.py yields them: name, kernel, signature, constexprs,
-num_warps, num_stages, dtype, and what is expected of the machine code (see `meant`).
+num_warps, num_stages, dtype, what is expected of the machine code (see `meant`), and the arguments
+that 16 divides.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ def jobs(files: Mapping[str, Path] | None = None) -> list[Job]:
 
 def rows(job: Job) -> list[Json]:
     variant = _variants(Path(job.file), job.arch)[job.index]
+    types = {
+        name: f"{kind}:16" if name in variant.divisible else kind
+        for name, kind in variant.signature.items()
+        if name not in variant.constexprs
+    }
     compiled = ahead_of_time.compile_triton(
         variant.kernel,
-        variant.signature,
+        types,
         variant.constexprs,
         job.arch,
         num_warps=variant.num_warps,
