@@ -2,6 +2,7 @@
 // `launch` is called as launch(kernel, grid, block, dynamic_shared_bytes, arguments...).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -61,15 +62,18 @@ inline std::size_t state_bytes(int row_tiles) {
 
 // False if not all dimensions of the rows fit shared memory; a slice of them is then planned.
 inline bool plan_shared(const InfoNceForwardArgs& args, const Device& device, int row_tiles, Plan& plan) {
-  const int64_t row_bytes = 16 * row_tiles * static_cast<int64_t>(sizeof(__nv_bfloat16));
-  const int64_t room = static_cast<int64_t>(device.shared_bytes_per_block - state_bytes(row_tiles)) / row_bytes;
-  const bool all = staged_pitch(args.dimensions) <= room;
-  const int64_t steps =
-      all ? (args.dimensions + kStep - 1) / kStep : (room / kStep - 1) / 2 * 2 + 1;  // odd, as pitches are
+  const int64_t pairs = 8 * row_tiles, step_bytes = staged_pitch(1) - staged_pitch(0);
+  const int64_t room =
+      (static_cast<int64_t>(device.shared_bytes_per_block) - static_cast<int64_t>(state_bytes(row_tiles))) / pairs;
+  const int64_t all = (args.dimensions + kStep - 1) / kStep, fit = (room - staged_pitch(0)) / step_bytes;
+  if (fit < 1)
+    throw std::invalid_argument("info_nce: a device with " + std::to_string(device.shared_bytes_per_block) +
+                                " bytes of shared memory a block; expected at least 8192");
+  const int64_t steps = std::min(all, fit);
   plan.row_tiles = row_tiles;
   plan.slice = static_cast<int>(steps * kStep);
-  plan.shared_bytes = state_bytes(row_tiles) + static_cast<std::size_t>(row_bytes * staged_pitch(plan.slice));
-  return all;
+  plan.shared_bytes = state_bytes(row_tiles) + static_cast<std::size_t>(pairs * staged_pitch(steps));
+  return steps == all;
 }
 
 inline Plan plan(const InfoNceForwardArgs& args, const Device& device) {
@@ -79,9 +83,9 @@ inline Plan plan(const InfoNceForwardArgs& args, const Device& device) {
                  is_aligned(args.documents_data, args.documents_stride, args.documents) &&
                  is_aligned(args.negatives_data, args.negatives_stride, args.rows * args.negatives);
   const int64_t candidates = args.documents + (args.own_negatives ? 16 : args.rows) * args.negatives;
-  plan.column_tiles = plan.aligned && candidates <= few_candidates ? 1 : 4;
+  plan.column_tiles = !plan.aligned ? 2 : candidates <= few_candidates ? 1 : 4;
   // 32 rows halve what is read of the candidates and what their norms cost, once such blocks occupy every multiprocessor.
-  const bool many_rows = plan.aligned && plan.column_tiles == 4 && (args.rows + 31) / 32 >= device.multiprocessors;
+  const bool many_rows = plan.column_tiles == 4 && (args.rows + 31) / 32 >= device.multiprocessors;
   if (!(many_rows && plan_shared(args, device, 2, plan))) plan_shared(args, device, 1, plan);
   return plan;
 }
@@ -90,7 +94,7 @@ using Kernel = void (*)(InfoNceForwardArgs, float, int);
 
 template <bool kNormalize>
 Kernel kernel(const Plan& plan) {
-  if (!plan.aligned) return info_nce_forward<1, 4, false, kNormalize>;
+  if (!plan.aligned) return info_nce_forward<1, 2, false, kNormalize>;
   if (plan.column_tiles == 1) return info_nce_forward<1, 1, true, kNormalize>;
   return plan.row_tiles == 1 ? info_nce_forward<1, 4, true, kNormalize> : info_nce_forward<2, 4, true, kNormalize>;
 }

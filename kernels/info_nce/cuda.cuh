@@ -36,11 +36,9 @@ struct RowState {
   float positive[kWarps][kRows];
 };
 
-// Elements from one staged row to the next: an odd number of 64 bytes, so that the two rows that eight lanes read at once lie in
-// different banks.
-__host__ __device__ constexpr int64_t staged_pitch(int64_t dimensions) {
-  return ((dimensions + kStep - 1) / kStep | 1) * kStep;
-}
+// Rows r and r + 8 of a tile are staged as a pair, word by word in turn: 16 bytes are then a fragment of an mma as it is. The bytes
+// from one pair to the next: 16 more than whole steps, so that the two pairs that eight lanes read at once use different banks.
+__host__ __device__ constexpr int64_t staged_pitch(int64_t steps) { return 4 * kStep * steps + 16; }
 
 // Σ of a row's squares, scaled, on all lanes of the warp.
 template <bool kAligned>
@@ -72,10 +70,11 @@ __device__ __forceinline__ void prepare_rows(const InfoNceForwardArgs& args, con
     const bool exists = row < queries.count;
     float shrink = 1, stage = 1, factor = inverse_temperature;
     if (kNormalize && exists) {
-      float squares = query_squares<kAligned>(queries.row(row), queries.dimensions, 1, lane);
-      if (!(squares < kLargeSquares)) {
-        shrink = kShrink;
-        squares = query_squares<kAligned>(queries.row(row), queries.dimensions, kShrink, lane);
+      float squares = 0;
+#pragma unroll 1
+      for (;; shrink = kShrink) {
+        squares = query_squares<kAligned>(queries.row(row), queries.dimensions, shrink, lane);
+        if (squares < kLargeSquares || shrink != 1) break;
       }
       const Norm norm = {shrink, sqrtf(squares)};
       // kStagedNorm over the power of two at or below the norm
@@ -96,63 +95,81 @@ __device__ __forceinline__ void prepare_rows(const InfoNceForwardArgs& args, con
 // Rows of queries from dimension `begin` on into shared memory, with zeros behind the last up to whole steps.
 template <int kRows, bool kAligned>
 __device__ __forceinline__ void stage_queries(const Matrix& queries, const RowState<kRows>& state, int begin,
-                                              int dimensions, int pitch, __nv_bfloat16* staged) {
+                                              int dimensions, int pitch, unsigned char* staged) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int padded = (dimensions + kStep - 1) / kStep * kStep;
-  for (int r = warp; r < kRows; r += kWarps) {
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + r;
-    const int count = row < queries.count ? dimensions : 0;
-    const __nv_bfloat16* source = queries.data + (count ? row * queries.stride + begin : 0);
-    __nv_bfloat16* target = staged + r * pitch;
-    const float shrink = state.shrink[r], stage = state.stage[r];
+  for (int pair = warp; pair < kRows / 2; pair += kWarps) {
+    const __nv_bfloat16* source[2];
+    int count[2];
+    float shrink[2], stage[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int r = pair / 8 * 16 + 8 * half + pair % 8;
+      const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + r;
+      count[half] = row < queries.count ? dimensions : 0;
+      source[half] = count[half] ? queries.row(row) + begin : nullptr;
+      shrink[half] = state.shrink[r];
+      stage[half] = state.stage[r];
+    }
     // The factors are powers of two: what is cut off is zero, but for elements far below the row's norm.
-    const auto scaled = [&](float value) { return __float_as_uint(value * shrink * stage); };
+    const auto scaled = [&](float value, int half) { return __float_as_uint(value * shrink[half] * stage[half]); };
     if constexpr (kAligned) {
-      const auto both = [&](uint32_t word) {
-        return scaled(low_half(word)) >> 16 | (scaled(high_half(word)) & 0xffff0000u);
+      const auto both = [&](uint32_t word, int half) {
+        return scaled(low_half(word), half) >> 16 | (scaled(high_half(word), half) & 0xffff0000u);
       };
       for (int k = 8 * lane; k < padded; k += 256) {
-        const uint4 chunk = k < count ? __ldg(reinterpret_cast<const uint4*>(source + k)) : make_uint4(0, 0, 0, 0);
-        *reinterpret_cast<uint4*>(target + k) = make_uint4(both(chunk.x), both(chunk.y), both(chunk.z), both(chunk.w));
+        uint4 chunk[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          chunk[half] =
+              k < count[half] ? __ldg(reinterpret_cast<const uint4*>(source[half] + k)) : make_uint4(0, 0, 0, 0);
+        uint4* const target = reinterpret_cast<uint4*>(staged + pair * pitch + 4 * k);
+        const auto &upper = chunk[0], &lower = chunk[1];
+        target[0] = make_uint4(both(upper.x, 0), both(lower.x, 1), both(upper.y, 0), both(lower.y, 1));
+        target[1] = make_uint4(both(upper.z, 0), both(lower.z, 1), both(upper.w, 0), both(lower.w, 1));
       }
     } else {
       for (int k = lane; k < padded; k += 32)
-        target[k] = __ushort_as_bfloat16(
-            static_cast<unsigned short>(scaled(k < count ? __bfloat162float(source[k]) : 0.0f) >> 16));
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          *reinterpret_cast<unsigned short*>(staged + pair * pitch + k / 2 * 8 + half * 4 + k % 2 * 2) =
+              static_cast<unsigned short>(scaled(k < count[half] ? __bfloat162float(source[half][k]) : 0.0f, half) >>
+                                          16);
     }
   }
 }
 
 // Adds the product of the staged rows with columns of candidates, from dimension `begin` to `end`, and the columns' squares.
 template <int kRowTiles, int kColumnTiles, bool kNormalize, class Reader>
-__device__ __forceinline__ void multiply(const __nv_bfloat16* staged, int pitch, Reader (&columns)[kColumnTiles],
+__device__ __forceinline__ void multiply(const unsigned char* staged, int pitch, Reader (&columns)[kColumnTiles],
                                          int begin, int end, float (&products)[kRowTiles][kColumnTiles][4],
                                          float (&squares)[kColumnTiles][2]) {
   const int lane = threadIdx.x % 32;
-  const __nv_bfloat16* fragment = staged + lane / 4 * pitch + 8 * (lane % 4);
+  const unsigned char* fragment = staged + lane / 4 * pitch + 32 * (lane % 4);
+  for (int k = begin; k < end; k += kStep, fragment += 4 * kStep) {
+    uint32_t a[kRowTiles][2][4];
 #pragma unroll
-  for (int n = 0; n < kColumnTiles; n++) columns[n].seek(begin);
-  for (int k = begin; k < end; k += kStep, fragment += kStep) {
-    uint4 b[kColumnTiles];
+    for (int m = 0; m < kRowTiles; m++)
 #pragma unroll
-    for (int n = 0; n < kColumnTiles; n++) b[n] = columns[n].step(k);
-#pragma unroll
-    for (int m = 0; m < kRowTiles; m++) {
-      const uint4 upper = *reinterpret_cast<const uint4*>(fragment + 16 * m * pitch);
-      const uint4 lower = *reinterpret_cast<const uint4*>(fragment + (16 * m + 8) * pitch);
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; n++) {
-        mma_m16n8k16_bf16(products[m][n], {upper.x, lower.x, upper.y, lower.y}, {b[n].x, b[n].y});
-        mma_m16n8k16_bf16(products[m][n], {upper.z, lower.z, upper.w, lower.w}, {b[n].z, b[n].w});
+      for (int i = 0; i < 2; i++) {
+        const uint4 words = *reinterpret_cast<const uint4*>(fragment + 8 * m * pitch + 16 * i);
+        a[m][i][0] = words.x, a[m][i][1] = words.y, a[m][i][2] = words.z, a[m][i][3] = words.w;
       }
-    }
-    if constexpr (kNormalize) {
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; n++)
-        for (const uint32_t word : {b[n].x, b[n].y, b[n].z, b[n].w}) {
+    for (int n = 0; n < kColumnTiles; n++) {
+      const uint4 b = columns[n].fragment(k);
+#pragma unroll
+      for (int m = 0; m < kRowTiles; m++) {
+        mma_m16n8k16_bf16(products[m][n], a[m][0], {b.x, b.y});
+        mma_m16n8k16_bf16(products[m][n], a[m][1], {b.z, b.w});
+      }
+      if constexpr (kNormalize) {
+        for (const uint32_t word : {b.x, b.y, b.z, b.w}) {
           squares[n][0] = fmaf(low_half(word), low_half(word), squares[n][0]);
           squares[n][1] = fmaf(high_half(word), high_half(word), squares[n][1]);
         }
+      }
+      columns[n].advance(k);
     }
   }
 }
@@ -243,11 +260,11 @@ __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 2 : 1)
   constexpr int kRows = 16 * kRowTiles, kColumns = 8 * kColumnTiles;
   SIMTILE_DYNAMIC_SHARED(unsigned char, shared);
   RowState<kRows>& state = *reinterpret_cast<RowState<kRows>*>(shared);
-  __nv_bfloat16* const staged = reinterpret_cast<__nv_bfloat16*>(shared + sizeof(RowState<kRows>));
+  unsigned char* const staged = shared + sizeof(RowState<kRows>);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRows;
-  const int dimensions = static_cast<int>(args.dimensions), pitch = static_cast<int>(staged_pitch(slice));
+  const int dimensions = static_cast<int>(args.dimensions), pitch = static_cast<int>(staged_pitch(slice / kStep));
   const auto bf16 = [](const void* data) { return static_cast<const __nv_bfloat16*>(data); };
   const Matrix queries = {bf16(args.queries_data), args.queries_stride, args.rows, dimensions};
   const Matrix documents = {bf16(args.documents_data), args.documents_stride, args.documents, dimensions};
@@ -260,9 +277,6 @@ __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 2 : 1)
   const int64_t groups = document_groups + (negatives.count + kColumns - 1) / kColumns;
 
   prepare_rows<kRows, kAligned, kNormalize>(args, queries, inverse_temperature, state);
-  __syncthreads();  // the rows' scales
-  if (slice >= dimensions) stage_queries<kRows, kAligned>(queries, state, 0, dimensions, pitch, staged);
-  __syncthreads();  // the staged rows
 
   Seen seen[kRowTiles][2];  // of rows lane / 4 and 8 below in each tile
   for (int64_t first_group = 0; first_group < groups; first_group += kWarps) {
@@ -280,10 +294,10 @@ __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 2 : 1)
     float squares[kColumnTiles][2] = {};
     for (int begin = 0; begin < dimensions; begin += slice) {
       const int count = min(slice, dimensions - begin);
-      if (slice < dimensions) {
-        __syncthreads();  // no warp still needs the slice before
+      if (first_group == 0 || slice < dimensions) {
+        __syncthreads();  // the rows' scales are known, and no warp still needs the slice before
         stage_queries<kRows, kAligned>(queries, state, begin, count, pitch, staged);
-        __syncthreads();
+        __syncthreads();  // the staged rows
       }
       if (group < groups)
         multiply<kRowTiles, kColumnTiles, kNormalize>(staged, pitch, columns, begin, begin + count, products, squares);

@@ -26,22 +26,19 @@ struct Matrix {
 __device__ __forceinline__ float low_half(uint32_t word) { return __uint_as_float(word << 16); }
 __device__ __forceinline__ float high_half(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
 
-// The eight candidates of one column tile, a row to each group of four lanes. Zeros stand for what a row does not have.
-// Both readers load one step ahead of the product.
+// A row for each group of four lanes, step after step: what one of the eight columns of an mma is multiplied with. Zeros stand for
+// what a row does not have. Both readers hold what the next step needs, so that its load runs beside this step's product.
 class AlignedReader {  // rows of which the address divides by 16, and D by 8
  public:
   __device__ __forceinline__ void open(const Matrix& matrix, int64_t row, int lane) {
     place_ = 8 * (lane % 4);
     end_ = row < matrix.count ? matrix.dimensions : 0;
-    data_ = row < matrix.count ? matrix.row(row) : matrix.data;
+    data_ = row < matrix.count ? matrix.row(row) : nullptr;
+    held_ = load(0);
   }
-  __device__ __forceinline__ void seek(int dimension) { ahead_ = load(dimension); }
-  // The step at `dimension`; steps come in order after a seek.
-  __device__ __forceinline__ uint4 step(int dimension) {
-    const uint4 now = ahead_;
-    ahead_ = load(dimension + kStep);
-    return now;
-  }
+  __device__ __forceinline__ uint4 fragment(int /*dimension*/) const { return held_; }
+  // From the step at `dimension` to the one after it.
+  __device__ __forceinline__ void advance(int dimension) { held_ = load(dimension + kStep); }
 
  private:
   __device__ __forceinline__ uint4 load(int dimension) const {
@@ -51,7 +48,7 @@ class AlignedReader {  // rows of which the address divides by 16, and D by 8
 
   const __nv_bfloat16* data_;
   int place_, end_;
-  uint4 ahead_;
+  uint4 held_;
 };
 
 // Any row. Lanes load aligned chunks of 16 bytes from the last multiple of 32 bytes at or before the row on, pass them to their
@@ -60,20 +57,22 @@ class ShiftedReader {
  public:
   __device__ __forceinline__ void open(const Matrix& matrix, int64_t row, int lane) {
     lane_ = lane;
-    const bool exists = row < matrix.count;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(exists ? matrix.row(row) : matrix.data);
-    shift_ = exists ? static_cast<int>(address % 32) / 2 : 0;
-    start_ = address - address % 32;
-    end_ = exists ? matrix.dimensions : 0;
-    lowest_ = reinterpret_cast<uintptr_t>(matrix.data);
-    highest_ = reinterpret_cast<uintptr_t>(matrix.row(matrix.count - 1) + matrix.dimensions);
+    shift_ = end_ = 0;
+    start_ = lowest_ = highest_ = 0;
+    if (row < matrix.count) {
+      const uintptr_t address = reinterpret_cast<uintptr_t>(matrix.row(row));
+      shift_ = static_cast<int>(address % 32) / 2;
+      start_ = address - address % 32;
+      end_ = matrix.dimensions;
+      lowest_ = reinterpret_cast<uintptr_t>(matrix.data);
+      highest_ = reinterpret_cast<uintptr_t>(matrix.row(matrix.count - 1) + matrix.dimensions);
+    }
+    held_ = load(0);
+    next_ = load(kStep);
   }
-  __device__ __forceinline__ void seek(int dimension) { ahead_ = load(dimension); }
-  __device__ __forceinline__ uint4 step(int dimension) {
-    const uint4 now = ahead_;
-    ahead_ = load(dimension + kStep);
+  __device__ __forceinline__ uint4 fragment(int dimension) const {
     const int chunks = shift_ / 8;  // 0 or 1
-    const uint4 first = from_lane(now, ahead_, chunks), second = from_lane(now, ahead_, chunks + 1);
+    const uint4 first = from_lane(chunks), second = from_lane(chunks + 1);
     uint32_t words[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
     const int shift = shift_ % 8;
 #pragma unroll
@@ -88,12 +87,16 @@ class ShiftedReader {
     for (int i = 0; i < 4; i++) words[i] = left > 2 * i + 1 ? words[i] : left > 2 * i ? words[i] & 0xffffu : 0;
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
+  __device__ __forceinline__ void advance(int dimension) {
+    held_ = next_;
+    next_ = load(dimension + 2 * kStep);
+  }
 
  private:
   // The chunk that lies `distance` lanes on, in the next step's chunks if that is beyond the row's four lanes.
-  __device__ __forceinline__ uint4 from_lane(const uint4& now, const uint4& next, int distance) const {
+  __device__ __forceinline__ uint4 from_lane(int distance) const {
     const int t = lane_ % 4, source = (lane_ & ~3) + (t + distance) % 4;
-    const uint4 given = t < distance ? next : now;
+    const uint4 given = t < distance ? next_ : held_;
     return make_uint4(__shfl_sync(kAllLanes, given.x, source), __shfl_sync(kAllLanes, given.y, source),
                       __shfl_sync(kAllLanes, given.z, source), __shfl_sync(kAllLanes, given.w, source));
   }
@@ -116,7 +119,7 @@ class ShiftedReader {
 
   uintptr_t start_, lowest_, highest_;
   int lane_, shift_, end_;
-  uint4 ahead_;
+  uint4 held_, next_;
 };
 
 // A squared norm of at least this, or NaN, may have lost everything to overflow: it is taken again of a row times kShrink, which is
@@ -138,6 +141,7 @@ struct Norm {
 // One thread's sum of squares over a whole row, for the rare row that kLargeSquares speaks of.
 __device__ __forceinline__ float shrunk_squares(const __nv_bfloat16* row, int dimensions) {
   float sum = 0;
+#pragma unroll 1
   for (int k = 0; k < dimensions; k++) {
     const float value = __bfloat162float(row[k]) * kShrink;
     sum = fmaf(value, value, sum);
