@@ -21,7 +21,7 @@ MATRIX = re.compile(r"(?:[A-Z0-9]*MMA|V_MFMA\w*)(?:\.|$)")
 # cuobjdump -sass: the address, perhaps a predicate, the opcode with its modifiers
 SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-# From sm_90 on, cuobjdump counts what the driver keeps for itself in every block.
+# From sm_90 on, cuobjdump counts what the driver keeps for itself in every block with shared memory.
 RESERVED_SHARED = 1024  # bytes
 LOCAL_WIDTH = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 
@@ -106,7 +106,7 @@ def of_cubin(cubin: bytes, cuobjdump: Path) -> dict[str, Code]:
                 # static local memory beside the stack; current compilers have none
                 **({"local_bytes": local} if local else {}),
             },
-            shared_static=shared - reserved,
+            shared_static=max(shared - reserved, 0),
             instructions=_characteristic(counted),
         )
     if not kernels:

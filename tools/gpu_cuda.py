@@ -18,7 +18,7 @@ import ahead_of_time
 import gpu_code
 from gpu_jobs import ROOT, SHARED_LIMIT, Job, Json, cuobjdump
 
-ARCHES = ("sm_80", "sm_90", "sm_100", "sm_120")
+ARCHES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 LAUNCHES = ROOT / "tools" / "gpu_launches"
 
 

@@ -16,6 +16,7 @@ Json = dict[str, Any]
 # per compute capability; AMD CDNA 3 ISA reference, LDS.
 SHARED_LIMIT = {
     "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
     "sm_90": 227 << 10,
     "sm_100": 227 << 10,
     "sm_120": 99 << 10,

@@ -1,6 +1,6 @@
 // Runs a dispatch without a device and prints what it would launch, one line a launch:
 //   architecture, address of the kernel's function on the host, threads of a block, bytes of dynamic shared memory
-// tools/gpu_kernels.py finds the kernel's name by its address.
+// tools/gpu_cuda.py finds the kernel's name by its address.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,6 +27,7 @@ struct RecordLaunch {
 template <typename Record>
 void for_each_architecture(const Record& record) {
   record(Device{108, 163 << 10, 80}, RecordLaunch{"sm_80"});    // A100
+  record(Device{84, 99 << 10, 86}, RecordLaunch{"sm_86"});      // GeForce RTX 3090 Ti
   record(Device{132, 227 << 10, 90}, RecordLaunch{"sm_90"});    // H100
   record(Device{148, 227 << 10, 100}, RecordLaunch{"sm_100"});  // B200
   record(Device{170, 99 << 10, 120}, RecordLaunch{"sm_120"});   // GeForce RTX 5090
