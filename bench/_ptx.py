@@ -22,8 +22,9 @@ Json = dict[str, Any]
 INTERPRETER = ("Module", "launch_triton", "stats", "aligned")
 SECTOR = 32  # bytes; what global memory moves at least
 
-# The requirements. Bytes are those that the kernel's instructions ask for: sectors moved in vain
-# are the load efficiency's business.
+# The requirements. Bytes are those that the kernel's instructions ask for, or those of the sectors
+# that they move where these are fewer: lanes that ask for the same bytes move them once. Sectors
+# moved in vain are the load efficiency's business.
 TRAFFIC_LIMIT = 1.15  # times the bytes of the kernel README's tile formula
 LOAD_EFFICIENCY = 0.80  # bytes asked for / bytes of the sectors moved
 FLOPS_LIMIT = 1.05  # times the algorithm's, its tiles padded
@@ -53,8 +54,11 @@ class Run:
     @property
     def traffic(self) -> float:
         """Bytes of global loads and stores, relative to the formula's."""
-        asked = self.counters["global_load_bytes"] + self.counters["global_store_bytes"]
-        return asked / self.expected_global_bytes
+        loads, stores = (
+            min(self.counters[f"global_{of}_bytes"], SECTOR * self.counters[f"global_{of}_sectors"])
+            for of in ("load", "store")
+        )
+        return (loads + stores) / self.expected_global_bytes
 
     @property
     def load_efficiency(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
-from tolerances import check_rounding
+from tolerances import CPU, allowed_error, check_rounding, largest_error
 
 from simtile import _core
 from simtile.reference import info_nce as lists
@@ -242,9 +242,26 @@ def run_plain(case):
     return losses.detach().double().numpy(), *grads, temperature.grad.item()
 
 
-def compared(case, result, expected=None):
+def largest_terms(case):
+    """What a gradient's row would be if one candidate had all of the probability."""
+    norms = [None if x is None else np.linalg.norm(wide(x), axis=-1) for x in case.inputs]
+    weight = 1.0 if case["row_weights"] is None else np.abs(case["row_weights"]).max()
+    if case.normalize:
+        scales = [None if x is None else 1.0 / np.maximum(x, 1e-12) for x in norms]
+    else:
+        q, *candidates = (None if x is None else x.max(initial=0.0) for x in norms)
+        other = max(x for x in candidates if x is not None)
+        scales = [
+            None if x is None else np.full(x.shape, length)
+            for x, length in zip(norms, (other, q, q), strict=True)
+        ]
+    return [None if x is None else x * weight / case.temperature for x in scales]
+
+
+def compared(case, result, expected=None, arithmetic=CPU):
     """What tolerances.py takes, for each output that is not None."""
     truth = run_oracle(case)
+    smallest = arithmetic.smallest.get(case.dtype, 0.0)
     expected = truth if expected is None else expected
     rows = (
         ("losses", expected.losses, np.ones(case.queries)),
@@ -257,12 +274,26 @@ def compared(case, result, expected=None):
     # that in a sum of n the roundings add up.
     terms = max(case.queries, case.documents + (case.negatives or 0) * case.queries)
     condition = (1.0 + truth.logit_scale) * (1.0 + terms / 200)
-    for ours, (name, value, scale) in zip(result, rows, strict=True):
+    largest = [0.0, *largest_terms(case), 0.0]
+    for ours, (name, value, scale), most in zip(result, rows, largest, strict=True):
         if ours is not None:
+            if smallest:
+                scale = np.maximum(scale, smallest * most)
             yield f"info_nce.{name}", ours, value, scale, case.dtype, condition
 
 
-def check_case(case, result, expected=None):
+def check_case(case, result, expected=None, arithmetic=CPU):
     """Compare losses and gradients with a reference, the oracle when not given."""
-    for comparison in compared(case, result, expected):
-        check_rounding(*comparison)
+    for comparison in compared(case, result, expected, arithmetic):
+        check_rounding(*comparison, arithmetic)
+
+
+def errors(case, result, arithmetic=CPU):
+    """The largest error of every output, relative to its scale, and what rounding explains."""
+    for name, value, expected, scale, dtype, condition in compared(
+        case, result, arithmetic=arithmetic
+    ):
+        yield (
+            largest_error(value, expected, scale, dtype),
+            allowed_error(name, dtype, condition, arithmetic),
+        )

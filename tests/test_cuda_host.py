@@ -1,9 +1,5 @@
 """The shim that runs CUDA kernels on the CPU: what it computes, and that it sees each mistake."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np

@@ -8,6 +8,8 @@ Errors are relative to the size of the terms that were added up (the caller's `s
 sum, which may have cancelled.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 # Unit roundoff: half the distance from 1 to the next number.
@@ -24,12 +26,32 @@ ROUNDOFFS = {
     "info_nce.grad_negatives": 24.0,
     "info_nce.grad_temperature": 16.0,
 }
-# Roundoffs of the element type on top: bfloat16 products need coefficients in bfloat16.
-COEFFICIENT_ROUNDOFFS = {
-    "info_nce.grad_queries": {"bfloat16": 1.25},
-    "info_nce.grad_documents": {"bfloat16": 1.25},
-    "info_nce.grad_negatives": {"bfloat16": 1.25},
+# Gradients that are products of coefficients and operands.
+PRODUCTS = ("info_nce.grad_queries", "info_nce.grad_documents", "info_nce.grad_negatives")
+
+
+class Arithmetic(NamedTuple):
+    """What a backend rounds besides its sums."""
+
+    # Roundoffs of the element type in the coefficients that are multiplied with the operands.
+    coefficients: dict[str, float] = {"bfloat16": 1.25}  # noqa: RUF012
+    # Unit roundoff of the operands of float32 products; each of two factors is rounded.
+    operands: float = 0.0
+    # By element type: terms below this share of the largest that there could be lose digits.
+    smallest: dict[str, float] = {}  # noqa: RUF012
+
+
+CPU = Arithmetic()
+# Exponentials are kept in float16, then coefficients in the element type.
+TRITON = Arithmetic(
+    {"bfloat16": 1.25, "float16": 2.25}, smallest={"bfloat16": 2.0**-24, "float16": 2.0**-24}
+)
+PRECISIONS = {
+    "ieee": TRITON,
+    "tf32": TRITON._replace(operands=2.0**-11),
+    "tf32x3": TRITON._replace(operands=2.0**-21),
 }
+
 # An error below this is a number that the result's type cannot hold.
 SMALLEST = {"float64": 1e-300, "float32": 1e-37}
 
@@ -48,15 +70,30 @@ def relative_errors(value, expected, scale, accumulator):
         return np.where(error < SMALLEST[accumulator], 0.0, error / scale)
 
 
-def check_rounding(name, value, expected, scale, dtype, condition):
+def allowed_error(name, dtype, condition, arithmetic):
+    """What rounding explains, relative to the scale."""
+    allowed = ROUNDOFFS[name] * ROUNDOFF[ACCUMULATOR.get(dtype, "float32")] * condition
+    if dtype == "float32":
+        allowed += 2.0 * arithmetic.operands * condition
+    if name in PRODUCTS:
+        allowed += arithmetic.coefficients.get(dtype, 0.0) * ROUNDOFF[dtype]
+    return allowed
+
+
+def largest_error(value, expected, scale, dtype):
+    """Of all elements, relative to the scale."""
+    return relative_errors(value, expected, scale, ACCUMULATOR.get(dtype, "float32")).max(
+        initial=0.0
+    )
+
+
+def check_rounding(name, value, expected, scale, dtype, condition, arithmetic=CPU):
     """Fail if an element of `value` is further from `expected` than rounding explains.
 
     `condition` is by how much the problem itself multiplies a rounding of its input.
     """
-    accumulator = ACCUMULATOR.get(dtype, "float32")
-    error = relative_errors(value, expected, scale, accumulator).max(initial=0.0)
-    allowed = ROUNDOFFS[name] * ROUNDOFF[accumulator] * condition
-    allowed += COEFFICIENT_ROUNDOFFS.get(name, {}).get(dtype, 0.0) * ROUNDOFF[dtype]
+    error = largest_error(value, expected, scale, dtype)
+    allowed = allowed_error(name, dtype, condition, arithmetic)
     assert error <= allowed, f"{name} ({dtype}): relative error {error:.3g}, allowed {allowed:.3g}"
 
 

@@ -47,8 +47,13 @@ class Interpreter:
             self.process = None
 
 
-def info_nce(arrays, dtype, options, need, small_tiles):
-    """`ops.info_nce_triton.run` on arrays; outputs and workspaces are full of NaN before."""
+def info_nce(
+    arrays, dtype, options, need, small_tiles=False, chunk_bytes=None, *, device="cpu", tiles=None
+):
+    """`ops.info_nce_triton.run` on arrays; outputs and workspaces are full of NaN before.
+
+    `small_tiles`: several of the pinned ones a side would be slow in the interpreter.
+    """
     import torch
     from simtile.kernels.info_nce import triton_configs as configs
 
@@ -58,19 +63,21 @@ def info_nce(arrays, dtype, options, need, small_tiles):
         if x is None or not isinstance(x, np.ndarray):
             return x
         if x.dtype.name == "bfloat16":
-            return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
-        return torch.from_numpy(x)
+            return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16).to(device)
+        return torch.from_numpy(x).to(device)
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
         return x.fill_(torch.nan) if x.is_floating_point() else x
 
-    assert info_nce_triton.INTERPRETED
-    tiles, padding, empty = None, configs.ROW_PADDING, torch.empty
-    if small_tiles:  # the pinned ones are slow here: several tiles a side want small ones
+    before = torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES
+    empty = torch.empty
+    torch.empty = poisoned
+    if small_tiles:
         tile = configs.Tile(32, 64, 32, 1, 1)
         tiles, configs.ROW_PADDING = configs.Config(tile, tile), 64
-    torch.empty = poisoned
+    if chunk_bytes is not None:
+        info_nce_triton.CHUNK_BYTES = chunk_bytes
     try:
         result = info_nce_triton.run(
             *map(as_tensor, arrays),
@@ -80,8 +87,8 @@ def info_nce(arrays, dtype, options, need, small_tiles):
             **{name: as_tensor(x) for name, x in options.items()},
         )
     finally:
-        torch.empty, configs.ROW_PADDING = empty, padding
-    return [None if x is None else x.numpy() for x in result]
+        torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES = before
+    return [None if x is None else x.numpy(force=True) for x in result]
 
 
 def main():

@@ -15,7 +15,8 @@ section Triton. Row-wise facts first, then the kernels in the order in which the
 Every output element is written by one program, so there are no atomics and the same inputs give the
 same bits. Operands are padded with zeros to whole tiles: no kernel masks inside its loop over the
 dimensions. Addresses are 64-bit. Sizes and the presence of masks are plain arguments that are never
-specialised; a kernel is compiled anew only for another element type, precision or D <= 64.
+specialised; a kernel is compiled anew only for another element type or precision, or for D that is
+at most 64 or no multiple of 16.
 """
 
 import triton
@@ -39,9 +40,12 @@ _SIZES = [
     "own",
     "normalize",
     "accumulate",
+    "inner",
     "inner_size",
     "out_rows",
 ]
+# Parts of larger arrays, or the caller's: where they begin compiles nothing anew.
+_UNALIGNED = ["factor", "inverse", "targets", "query_ids", "document_ids", "row_weights"]
 
 
 @triton.jit
@@ -99,7 +103,10 @@ def grouped(pid, tiles_m, tiles_n, GROUP: tl.constexpr):
     return first + within % height, within // height
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "inner"])
+@triton.jit(
+    do_not_specialize=[name for name in _SIZES if name != "dim"],
+    do_not_specialize_on_alignment=_UNALIGNED,
+)
 def prepare(
     x,  # [rows / inner, inner, dim], any strides
     stride_0,
@@ -133,9 +140,13 @@ def prepare(
         squares = squares * (down * down) + tl.sum(scaled * scaled, 0)
         top = grown
     scaled_norm = tl.sqrt(squares)
-    norm = scaled_norm / power(top)
-    floored = norm <= NORM_FLOOR
-    scale = tl.where(floored, FLOOR_SCALE, power(top))
+    floored = scaled_norm / power(top) <= NORM_FLOOR
+    # The operand's norm is in [1, 2), if a power of two can do that: coefficients, which hold the
+    # factors of two rows, then stay near the probabilities, where float16 has its digits.
+    longer = tl.maximum(exponent(scaled_norm), 127) - 127
+    scale = power(tl.minimum(top + longer, 253))
+    scaled_norm *= scale / power(top)
+    scale = tl.where(floored, FLOOR_SCALE, scale)
     unit = 1.0 / tl.where(floored, NORM_FLOOR * FLOOR_SCALE, scaled_norm)
     scale = tl.where(normalize != 0, scale, 1.0)
     unit = tl.where(normalize != 0, unit, 1.0)
@@ -152,7 +163,7 @@ def prepare(
         )
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def scores(
     queries,  # operands [padded rows, operand_stride]
     query_factor,
@@ -232,7 +243,7 @@ def scores(
         tl.store(place, narrow(e * E_SCALE, exponentials.dtype.element_ty, EMULATE))
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def own_scores(
     queries,
     query_factor,
@@ -241,7 +252,6 @@ def own_scores(
     temperature,
     logits,  # float32 [rows, own]
     own,
-    dim,
     operand_stride,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -251,8 +261,8 @@ def own_scores(
     d = tl.arange(0, BLOCK_D)
     negative = row * own + k
     sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
-    for start in range(0, dim, BLOCK_D):
-        inside = start + d < dim
+    for start in range(0, operand_stride, BLOCK_D):
+        inside = start + d < operand_stride
         q = tl.load(queries + row * operand_stride + start + d, mask=inside, other=0.0)
         n = tl.load(
             negatives + negative[:, None] * operand_stride + start + d[None, :],
@@ -265,7 +275,7 @@ def own_scores(
     tl.store(logits + negative, tl.sum(sums, 1) * scale, mask=k < own)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def row_losses(
     tile_max,  # [rows of the chunk, tiles]; with GRAD, factors of the coefficients on return
     tile_sum,
@@ -356,7 +366,7 @@ def row_losses(
             tl.store(own_row + start + lane, tl.exp(value - largest) / total * weight, mask=inside)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def coefficients(
     exponentials,  # [rows of the chunk, score_stride]
     result,  # the same memory as elements of the operands' type
@@ -389,7 +399,7 @@ def coefficients(
     tl.store(result + at, narrow(values, result.dtype.element_ty, EMULATE))
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def product(
     matrix,  # coefficients: [out_rows, inner], or [inner, out_rows] if TRANSPOSED
     matrix_stride,
@@ -440,7 +450,7 @@ def product(
     tl.store(place, sums, mask=row_there[:, None])
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def own_gradients(
     queries,
     query_factor,
@@ -453,14 +463,13 @@ def own_gradients(
     grad_queries,  # float32 [rows, operand_stride], added to if wanted
     grad_negatives,  # float32 [rows * own, operand_stride], if wanted
     own,
-    dim,
     QUERIES: tl.constexpr,
     NEGATIVES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = d < dim
+    inside = d < operand_stride
     scale = tl.load(total) / tl.load(temperature)
     q = tl.load(queries + row * operand_stride + d, mask=inside, other=0.0).to(tl.float32)
     q *= tl.load(query_factor + row)
@@ -479,14 +488,13 @@ def own_gradients(
         tl.store(place, tl.load(place, mask=inside, other=0.0) + sums * scale, mask=inside)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def finish(
     grad,  # float32 [rows, operand_stride]: of the unit vectors; on return of the rows
     operand,
     operand_stride,
     factor,
     inverse,
-    dim,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -494,15 +502,15 @@ def finish(
     unit = tl.load(factor + row)
     scale = tl.load(inverse + row)
     along_parts = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, dim, BLOCK):
-        inside = start + columns < dim
+    for start in range(0, operand_stride, BLOCK):
+        inside = start + columns < operand_stride
         u = tl.load(operand + row * operand_stride + start + columns, mask=inside, other=0.0)
         g = tl.load(grad + row * operand_stride + start + columns, mask=inside, other=0.0)
         along_parts += u.to(tl.float32) * unit * g
     # A row at or below the floor was divided by a constant.
     along = tl.where(scale >= 1.0 / NORM_FLOOR, 0.0, tl.sum(along_parts, 0))
-    for start in range(0, dim, BLOCK):
-        inside = start + columns < dim
+    for start in range(0, operand_stride, BLOCK):
+        inside = start + columns < operand_stride
         u = tl.load(operand + row * operand_stride + start + columns, mask=inside, other=0.0)
         g = tl.load(grad + row * operand_stride + start + columns, mask=inside, other=0.0)
         result = (g - u.to(tl.float32) * unit * along) * scale

@@ -15,9 +15,10 @@ ROW_PADDING = 256
 DIM_PADDING = 128
 NARROW_DIM = 64  # up to here a row is padded to this only
 
-# Exponentials that are kept in 16 bits are multiplied by 2^12 first: at most 4096, and what a
-# float16 then loses at its lower end, 2^-37, is far below a rounding of the sum it belongs to.
-HALF_SCALE = 4096.0
+# Exponentials and coefficients that are kept in 16 bits are multiplied by 2^15, and are then at most
+# that. What a float16 loses at its lower end, 2^-40, is far below a rounding of a sum of ordinary
+# size; README.md says who notices.
+HALF_SCALE = 32768.0
 
 FAMILIES = ("sm80", "sm90", "sm100", "sm120", "gfx942")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -87,10 +88,13 @@ CONFIGS: dict[str, dict[str, Config]] = {
 # operands then serves 8 times as many tiles.
 GROUP = 8
 COEFFICIENT_ROWS = 32  # of a tile of `coefficients`; its columns are those of the scores
-ROW_BLOCK = 128  # tiles that a warp of `row_losses` reads at once
+TILE_BLOCK = 128  # tiles that a warp of `row_losses` reads at once
 OWN_BLOCK = 16  # negatives, and
 OWN_DIMS = 128  # dimensions, of a step of own_scores
-WIDEST_ROW = 4096  # elements of a row that prepare, finish and own_gradients read at once
+# Elements of a row that are read at once, 4 to a thread: 8 or 16 bytes, so that the sectors that a
+# warp asks for are full. Of rows that are not aligned, which threads read one by one, fewer.
+ROW_BLOCK = 1024
+RAGGED_BLOCK = 256
 
 
 def config(family: str, dtype: str, precision: str) -> Config:
@@ -107,9 +111,19 @@ def padded_rows(rows: int) -> int:
     return -(-rows // ROW_PADDING) * ROW_PADDING
 
 
-def row_block(dim: int) -> int:
-    """Elements that a program reads of a row at once: a power of two."""
-    return min(1 << (operand_stride(dim) - 1).bit_length(), WIDEST_ROW)
+class RowBlock(NamedTuple):
+    elements: int
+    warps: int
+
+
+def row_block(dim: int, aligned: bool = True) -> RowBlock:
+    """How prepare, finish and own_gradients go through a row."""
+    whole = 1 << (operand_stride(dim) - 1).bit_length()
+    if not aligned:
+        elements = min(whole, RAGGED_BLOCK)
+        return RowBlock(elements, elements // 32)
+    elements = min(whole, ROW_BLOCK)
+    return RowBlock(elements, max(1, elements // 128))
 
 
 def exponential_scale(dtype: str) -> float:
@@ -153,7 +167,7 @@ class Variant(NamedTuple):
     num_stages: int
     dtype: str
     expects: str | None  # "mma": a matrix instruction; "fma": float32 on no matrix unit; or None
-    divisible: tuple[str, ...]  # arguments that are multiples of 16: all pointers, and strides
+    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
 
 
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -186,7 +200,7 @@ _FLOATS = {
     "grad_negatives",
 }
 _INTEGERS = {"targets", "query_ids", "document_ids"}
-_STRIDES = {"operand_stride", "score_stride", "matrix_stride"}
+_STRIDES = {"operand_stride", "score_stride", "matrix_stride", "stride_0"}
 
 
 def _variant(
@@ -206,22 +220,27 @@ def _variant(
     }
     names = [parameter.name for parameter in kernel.params]
     signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    divisible = tuple(n for n in names if signature[n].startswith("*") or n in _STRIDES)
+    unaligned = kernel.do_not_specialize_on_alignment
+    divisible = tuple(
+        n for n in names if n in _STRIDES or (signature[n].startswith("*") and n not in unaligned)
+    )
     return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
 
 
 def variants(family: str, dim: int = 768) -> Iterator[Variant]:
     """Every kernel in every element type and precision, as it runs on one family of GPUs."""
     for dtype in DTYPES:
-        block = {"BLOCK": row_block(dim)}
+        elements, warps = row_block(dim)
+        block = {"BLOCK": elements}
         scale = exponential_scale(dtype)
-        yield _variant(f"prepare[{dtype}]", kernels.prepare, dtype, block, 4)
-        yield _variant(f"finish[{dtype}]", kernels.finish, dtype, block, 4)
+        dense = {"stride_d": 1, **block}
+        yield _variant(f"prepare[{dtype}]", kernels.prepare, dtype, dense, warps)
+        yield _variant(f"finish[{dtype}]", kernels.finish, dtype, block, warps)
         own = {"BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
         yield _variant(f"own_scores[{dtype}]", kernels.own_scores, dtype, own, 4)
         both = {"QUERIES": True, "NEGATIVES": True, **block}
-        yield _variant(f"own_gradients[{dtype}]", kernels.own_gradients, dtype, both, 4)
-        options = {"GRAD": True, "BLOCK": ROW_BLOCK, "E_SCALE": scale}
+        yield _variant(f"own_gradients[{dtype}]", kernels.own_gradients, dtype, both, warps)
+        options = {"GRAD": True, "BLOCK": TILE_BLOCK, "E_SCALE": scale}
         yield _variant(f"row_losses[{dtype}]", kernels.row_losses, dtype, options, 1)
         precisions = PRECISIONS if dtype == "float32" else ("ieee",)
         for precision in precisions:

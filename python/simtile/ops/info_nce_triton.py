@@ -98,6 +98,12 @@ class _Call:
         """Fill `programs` rows: those of x [rows, D] or [N, K, D], then zeros."""
         inner = x.shape[1] if x.ndim == 3 else 1
         strides = x.stride() if x.ndim == 3 else (x.stride(0), 0, x.stride(1))
+        aligned = (
+            x.data_ptr() % 16 == 0
+            and strides[2] == 1
+            and not any(size % 16 for size in (*strides[:2], self.dim))
+        )
+        block = configs.row_block(self.dim, aligned)
         kernels.prepare[(programs,)](
             x,
             *strides,
@@ -109,8 +115,8 @@ class _Call:
             self.stride,
             into.factor,
             into.inverse,
-            BLOCK=self.block,
-            num_warps=4,
+            BLOCK=block.elements,
+            num_warps=block.warps,
         )
 
     def prepared(self, *parts: Tensor) -> _Rows:
@@ -135,9 +141,8 @@ class _Call:
                 self.stride,
                 rows.factor,
                 rows.inverse,
-                self.dim,
-                BLOCK=self.block,
-                num_warps=4,
+                BLOCK=self.block.elements,
+                num_warps=self.block.warps,
             )
         return grad if self.stride == self.dim else grad[:, : self.dim].contiguous()
 
@@ -170,7 +175,7 @@ def run(
     if tiles is None:
         tiles = _pinned(device, name, precision)
     call = _Call(dtype, queries.shape[1], normalize, device, precision, tiles)
-    with contextlib.nullcontext() if INTERPRETED else torch.cuda.device(device):
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         return _run(
             call,
             queries.detach(),
@@ -220,7 +225,6 @@ def _run(
             temperature,
             own_logits,
             own,
-            call.dim,
             call.stride,
             BLOCK_K=configs.OWN_BLOCK,
             BLOCK_D=configs.OWN_DIMS,
@@ -257,7 +261,8 @@ def _run(
     shape = (chunk, columns) if products else (0, columns)
     exponentials = torch.empty(shape, dtype=kept, device=call.device)
     coefficients = exponentials.view(call.dtype)
-    indices = [x if x is not None else losses for x in (targets, query_ids, document_ids)]
+    absent = torch.empty(1, dtype=torch.int64, device=call.device)
+    indices = [absent if x is None else x for x in (targets, query_ids, document_ids)]
     has_targets, has_ids = int(targets is not None), int(query_ids is not None)
     emulate = {"EMULATE": INTERPRETED}
 
@@ -307,7 +312,7 @@ def _run(
             own,
             has_targets,
             GRAD=gradients,
-            BLOCK=configs.ROW_BLOCK,
+            BLOCK=configs.TILE_BLOCK,
             E_SCALE=configs.exponential_scale(call.name),
             num_warps=1,
         )
@@ -362,7 +367,7 @@ def _run(
 
     grad_own = call.floats(n * own, call.stride) if own and need_negatives else None
     if own and (grad_own is not None or grad_queries is not None):
-        kernels.own_gradients[(n, triton.cdiv(call.dim, call.block))](
+        kernels.own_gradients[(n, triton.cdiv(call.stride, call.block.elements))](
             q.operand,
             q.factor,
             own_rows.operand,
@@ -374,11 +379,10 @@ def _run(
             losses if grad_queries is None else grad_queries,
             losses if grad_own is None else grad_own,
             own,
-            call.dim,
             QUERIES=grad_queries is not None,
             NEGATIVES=grad_own is not None,
-            BLOCK=call.block,
-            num_warps=4,
+            BLOCK=call.block.elements,
+            num_warps=call.block.warps,
         )
 
     grad_documents = grad_negatives = None

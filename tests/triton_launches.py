@@ -1,0 +1,82 @@
+"""Launches of Triton kernels seen as a GPU would get them, without one.
+
+Host code runs as it is, on tensors of the CPU; what it would launch is handed to a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+
+class Launch(NamedTuple):
+    """One launch: what Triton would compile for it, and what it would pass."""
+
+    kernel: triton.JITFunction
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # without those that are compiled in
+    signature: dict[str, str]
+    constexprs: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]  # num_warps, num_stages
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+    @property
+    def key(self) -> str:
+        """Equal for launches of the same machine code."""
+        parts = (self.signature, self.constexprs, self.attributes, self.options)
+        return f"{self.name} {parts}"
+
+    def compile(self, arch: int) -> Any:
+        """The kernel for sm_`arch`, as `launch` of a GPU of that kind would compile it."""
+        source = ASTSource(self.kernel, self.signature, self.constexprs, self.attributes)
+        target = GPUTarget("cuda", arch, 32)
+        options = make_backend(target).parse_options(dict(self.options))
+        return triton.compile(source, target=target, options=options.__dict__)
+
+
+class _Intercepted:
+    """In the place of a kernel: kernel[grid](…)."""
+
+    def __init__(self, kernel: triton.JITFunction, do: Callable[[Launch], None]):
+        self.kernel, self.do = kernel, do
+        self.backend = make_backend(GPUTarget("cuda", 80, 32))
+        self.bind = create_function_from_signature(kernel.signature, kernel.params, self.backend)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            bound, specialization, options = self.bind(*args, **kwargs)
+            _, signature, constexprs, attributes = self.kernel._pack_args(
+                self.backend, kwargs, bound, specialization, options
+            )
+            passed = {n: x for n, x in bound.items() if signature[n] != "constexpr"}
+            self.do(Launch(self.kernel, grid, passed, signature, constexprs, attributes, options))
+
+        return launch
+
+
+@contextmanager
+def intercepted(host: Any, do: Callable[[Launch], None]) -> Iterator[None]:
+    """Within it, `host` launching a kernel of its `kernels` is `do(launch)`."""
+    module = host.kernels
+    host.kernels = SimpleNamespace(
+        **{
+            name: _Intercepted(kernel, do)
+            for name, kernel in vars(module).items()
+            if isinstance(kernel, triton.JITFunction)
+        }
+    )
+    try:
+        yield
+    finally:
+        host.kernels = module
