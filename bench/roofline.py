@@ -1,0 +1,351 @@
+"""How long the GPU kernels should take by arithmetic alone: `python bench/roofline.py [--check]`.
+
+Writes docs/roofline.md from the published peaks of four chips and from what the kernels multiply
+and move. Nothing is measured. --check writes nothing and fails when the page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tables
+from _chips import (
+    BESIDE,
+    CHIPS,
+    DP4A_PER_CLOCK,
+    EXP_PER_CLOCK,
+    POPC_PER_CLOCK,
+    PUBLISHED,
+    Chip,
+)
+from simtile.kernels.info_nce import triton_configs as configs
+
+from simtile.ops import info_nce_triton
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "roofline.md"
+
+
+# Blocks of `scores` and `product` on one multiprocessor: docs/gpu-report.md, registers x threads.
+# Nothing else runs while a block of `scores` takes exponentials.
+BLOCKS = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """All launches of one kernel in one call."""
+
+    kernel: str
+    operations: float  # of the matrix unit
+    bytes: float  # between memory and L2
+    exponentials: float = 0
+    blocks: int | None = None  # of a launch; None where they are many and short
+
+    def matrix_seconds(self, chip: Chip) -> float:
+        """With multiprocessors that have nothing to do in a launch's last wave of blocks."""
+        if self.blocks is None:
+            return self.operations / chip.bf16
+        slots = chip.multiprocessors * BLOCKS
+        waves = -(-self.blocks // slots)
+        return self.operations / chip.bf16 * waves * slots / self.blocks
+
+    def seconds(self, chip: Chip) -> float:
+        exponentials = self.exponentials / chip.per_second(EXP_PER_CLOCK)
+        return max(self.matrix_seconds(chip) + exponentials, self.bytes / chip.bandwidth)
+
+    def memory_bound(self, chip: Chip) -> bool:
+        return self.seconds(chip) == self.bytes / chip.bandwidth
+
+
+def chunk_rows(n: int, family: str, size: int = 2) -> int:
+    """Rows of queries whose coefficients are in memory at once, as info_nce_triton chooses them."""
+    tiles = configs.config(family, "bfloat16", "ieee").scores
+    return info_nce_triton._chunk_rows(
+        n, configs.padded_rows(n) * size, -(-n // tiles.columns), True
+    )
+
+
+def info_nce(n: int, d: int, family: str, size: int = 2) -> list[Step]:
+    """Forward and backward of N queries and N documents in 16 bits, kernel by kernel.
+
+    Memory moves what is larger than L2: the buffer of coefficients, which is read and written
+    whole; operands once for every group of tiles of rows that passes over them. Tiles that run
+    side by side share the rest in L2.
+    """
+    scores, product = configs.config(family, "bfloat16", "ieee")
+    stride = configs.operand_stride(d)
+    rows = chunk_rows(n, family, size)
+    chunks = -(-n // rows)
+    tiles = -(-n // scores.columns)
+    groups = chunks * -(-rows // (scores.rows * configs.GROUP))
+    pairs = n * configs.padded_rows(n)
+    operand = n * stride * size
+    gradient = n * stride * 4
+    across = -(-d // product.columns)
+    flops = 2.0 * n * n * d
+    return [
+        # inputs read, operands written, of both sides
+        Step("prepare", 0, 2 * (n * d * size + operand)),
+        # exponentials written; documents by group, queries once; three facts of a row and tile
+        Step(
+            "scores",
+            flops,
+            pairs * size + groups * operand + operand + 12 * n * tiles,
+            n * n,
+            -(-rows // scores.rows) * tiles,
+        ),
+        # those facts read, a factor written
+        Step("row_losses", 0, 16 * n * tiles),
+        # exponentials to coefficients in place
+        Step("coefficients", 0, 2 * pairs * size + 4 * n * tiles),
+        # coefficients read, documents once a chunk, the gradient written
+        Step(
+            "product, queries",
+            flops,
+            pairs * size + chunks * operand + gradient,
+            blocks=-(-rows // product.rows) * across,
+        ),
+        # coefficients and queries read; the gradient written, from the second chunk on read too
+        Step(
+            "product, documents",
+            flops,
+            pairs * size + operand + (2 * chunks - 1) * gradient,
+            blocks=-(-n // product.rows) * across,
+        ),
+        # gradients read and written, operands read, of both sides
+        Step("finish", 0, 2 * (2 * gradient + operand)),
+    ]
+
+
+def recompute(n: int, d: int) -> list[Step]:
+    """Without a buffer: each side's owner multiplies the scores again, 10 N² D.
+
+    Operands from L2 and multiprocessors never idle, which is more than such a kernel gets.
+    """
+    return [Step("recompute", 10.0 * n * n * d, 0, 3 * n * n)]
+
+
+def seconds(steps: list[Step], chip: Chip) -> float:
+    return sum(step.seconds(chip) for step in steps)
+
+
+def buffers(n: int, d: int, family: str, size: int = 2) -> int:
+    """Bytes beyond the inputs: operands, one chunk's coefficients and facts, float32 gradients."""
+    stride, rows = configs.operand_stride(d), chunk_rows(n, family, size)
+    tiles = -(-n // configs.config(family, "bfloat16", "ieee").scores.columns)
+    return 2 * n * stride * (size + 4) + rows * (configs.padded_rows(n) * size + 12 * tiles)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One query against all documents."""
+
+    what: str
+    documents: int
+    row_bytes: int
+    per_clock: int  # of the instruction that takes 4 bytes of a row
+
+    @property
+    def bytes(self) -> int:
+        return self.documents * self.row_bytes
+
+    def arithmetic_seconds(self, chip: Chip) -> float:
+        return self.bytes / 4 / chip.per_second(self.per_clock)
+
+    def seconds(self, chip: Chip) -> float:
+        return max(self.bytes / chip.bandwidth, self.arithmetic_seconds(chip))
+
+
+SEARCHES = (
+    Search("Hamming, 1M × 1024 bits", 10**6, 128, POPC_PER_CLOCK),
+    Search("Hamming, 100M × 768 bits", 10**8, 96, POPC_PER_CLOCK),
+    Search("int8, 1M × 768", 10**6, 768, DP4A_PER_CLOCK),
+    Search("int8, 10M × 768", 10**7, 768, DP4A_PER_CLOCK),
+)
+
+
+N, D = 65536, 768
+
+
+HEAD = """# What the GPU kernels could reach
+
+**Predicted, not measured.** No kernel of simtile has run on a GPU. Written by
+`python bench/roofline.py` from published peaks and from what the kernels multiply and move; a real
+kernel is slower than this, and only a measurement says by how much. 100 % is every peak at once,
+50 % half of each.
+
+## Chips
+
+Without sparsity. Triton's kernels use `wgmma` on sm_90 and `tcgen05` on sm_100; the CUDA kernels
+are written with `mma.sync`, whose ceiling on these chips is lower: on sm_90 about 63 % of the peak
+on average (Luo et al. 2024, arXiv:2402.13499); for sm_100 no figure is published that we know."""
+
+INFO_NCE = f"""## info_nce in Triton, bfloat16, N = M = {N}, D = {D}, forward and backward
+
+6 N² D operations: scores once, two gradient products; the coefficients of a chunk of rows go
+through memory between them (`bench/roofline.py` has each kernel's bytes, as code; what tiles that
+run side by side share is taken to come from L2). A kernel takes as long as the slower of its
+arithmetic and its bytes, and one kernel runs after the other. `scores` takes N² exponentials at
+{EXP_PER_CLOCK} a clock and multiprocessor while its matrix unit waits, because one block fills a
+multiprocessor. A launch's last wave of blocks may leave multiprocessors idle: that is in its time.
+**m**: memory bounds it."""
+
+TOTALS = """The same beside its bare 6 N² D, and beside the other way to need no N² memory: each
+gradient's owner multiplies the scores again, 10 N² D and 3 N² exponentials, here with no cost for
+memory and no idle multiprocessor."""
+
+FORWARD = """The forward alone in CUDA, one launch of `mma.sync`, 2 N² D operations:"""
+
+PEERS = """## Published by others
+
+Their authors' figures, on their machines, beside what is predicted here for the same N and D, or
+D = 768 where none is said. Other losses do other work: both directions need a second softmax, the
+sigmoid loss none."""
+
+TOPK = """## Top-k, one query
+
+Every document's code is read once; the lists of k = 10 candidates that the parts of the corpus
+leave are under a thousandth of it. Latencies of the two launches are not in it. The last column:
+how many queries at a time read the documents once until the population counts, or the products of
+four bytes, take longer than the memory."""
+
+
+def page() -> str:
+    parts = [HEAD, chips(), INFO_NCE, kernels(), TOTALS, totals(), FORWARD, forward()]
+    parts += [PEERS, published(), TOPK, searches()]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def chips() -> str:
+    rows = [
+        [
+            chip.name,
+            *(f"{tables.digits(rate / 1e12)}" for rate in (chip.bf16, chip.tf32, chip.int8)),
+            "not known"
+            if chip.mma_sync is None
+            else tables.digits(chip.bf16 * chip.mma_sync / 1e12),
+            f"{chip.bandwidth / 1e12:.2f}",
+            str(chip.multiprocessors),
+            chip.source,
+        ]
+        for chip in CHIPS
+    ]
+    header = ["chip", "bf16, T/s", "tf32, T/s", "int8, T/s", "bf16 by mma.sync, T/s"]
+    return tables.table([*header, "memory, TB/s", "multiprocessors", "source"], rows)
+
+
+def kernels() -> str:
+    rows = []
+    by_chip = [info_nce(N, D, chip.family) for chip in CHIPS]
+    for steps in zip(*by_chip, strict=True):
+        first = steps[0]
+        row = [
+            f"`{first.kernel}`",
+            f"{first.operations / N / N / D:.0f} N² D" * bool(first.operations),
+        ]
+        row.append(f"{first.bytes / 1e9:.1f} GB")
+        if len({step.bytes for step in steps}) > 1:
+            raise AssertionError("bytes depend on the chip: show them by chip")
+        for chip, step in zip(CHIPS, steps, strict=True):
+            row.append(f"{step.seconds(chip) * 1e3:.1f} ms" + " **m**" * step.memory_bound(chip))
+        rows.append(row)
+    return tables.table(["100 %", "operations", "memory", *(chip.name for chip in CHIPS)], rows)
+
+
+def totals() -> str:
+    def row(title: str, of: Callable[[Chip], str]) -> list[str]:
+        return [title, *(of(chip) for chip in CHIPS)]
+
+    def ours(chip: Chip) -> float:
+        return seconds(info_nce(N, D, chip.family), chip)
+
+    def again(chip: Chip) -> float:
+        return seconds(recompute(N, D), chip)
+
+    rows = [
+        row("6 N² D at the bf16 peak", lambda chip: _ms(6.0 * N * N * D / chip.bf16)),
+        row("**simtile, 100 %**", lambda chip: f"**{_ms(ours(chip))}**"),
+        row("**simtile, 50 %**", lambda chip: f"**{_ms(2 * ours(chip))}**"),
+        row("recompute, 100 %", lambda chip: _ms(again(chip))),
+        row("recompute, 50 %", lambda chip: _ms(2 * again(chip))),
+        row("rows of a chunk", lambda chip: str(chunk_rows(N, chip.family))),
+        row("memory beyond the inputs", lambda chip: f"{buffers(N, D, chip.family) / 1e9:.2f} GB"),
+    ]
+    return tables.table(["predicted", *(chip.name for chip in CHIPS)], rows)
+
+
+def forward() -> str:
+    rows = []
+    for share in (1, 2):
+        row = [f"{100 // share} %"]
+        for chip in CHIPS:
+            ceiling = chip.mma_sync and 2.0 * N * N * D / (chip.bf16 * chip.mma_sync) * share
+            row.append(_ms(ceiling) if ceiling else "not known")
+        rows.append(row)
+    return tables.table(["of the mma.sync ceiling", *(chip.name for chip in CHIPS)], rows)
+
+
+def published() -> str:
+    rows = []
+    for entry in PUBLISHED:
+        chip = next(chip for chip in CHIPS if chip.name == BESIDE[entry.gpu])
+        d = entry.d or D
+        full = seconds(info_nce(entry.n, d, chip.family), chip)
+        rows.append(
+            [
+                entry.library,
+                entry.loss,
+                entry.gpu,
+                str(entry.n),
+                "not said" if entry.d is None else str(entry.d),
+                entry.time,
+                entry.memory,
+                f"{_ms(full)} … {_ms(2 * full)}",
+                f"{chip.name}, D = {d}",
+                f"{buffers(entry.n, d, chip.family) / 1e9:.2f} GB",
+            ]
+        )
+    header = ["published", "loss", "GPU", "N", "D", "time", "memory"]
+    ours = ["simtile's info_nce, 100 % … 50 %, predicted", "for", "memory"]
+    return tables.table([*header, *ours], rows)
+
+
+def searches() -> str:
+    rows = []
+    for search in SEARCHES:
+        row = [search.what, f"{search.bytes / 1e9:.3g} GB"]
+        for chip in CHIPS:
+            full = search.seconds(chip)
+            row.append(f"{tables.seconds(full)} … {tables.seconds(2 * full)}")
+        ratios = [search.bytes / chip.bandwidth / search.arithmetic_seconds(chip) for chip in CHIPS]
+        row.append(f"{min(ratios):.1f} … {max(ratios):.1f}")
+        rows.append(row)
+    names = [chip.name for chip in CHIPS]
+    return tables.table(["100 % … 50 %, predicted", "memory", *names, "queries"], rows)
+
+
+def _ms(value: float) -> str:
+    return f"{value * 1e3:.1f} ms"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Predict the GPU kernels' times from peaks.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
+    made = page()
+    if parser.parse_args().check:
+        if not PAGE.is_file() or PAGE.read_text() != made:
+            print(f"{PAGE}: stale, run python bench/roofline.py", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(made)
+    print(f"stored in {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
