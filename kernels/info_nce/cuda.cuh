@@ -27,7 +27,7 @@ constexpr float kStagedNorm = 0x1p-20f;
 // Beside the staged queries in shared memory. Floats of rows are per warp where warps leave what they found.
 template <int kRows>
 struct RowState {
-  int64_t target[kRows];
+  int64_t target[kRows];  // -1: there is none
   int64_t query_id[kRows];
   float shrink[kRows], stage[kRows];  // the row is staged times both, powers of two
   float factor[kRows];  // what turns a product of the staged row and a candidate into a logit, but for the latter's
@@ -87,7 +87,8 @@ __device__ __forceinline__ void prepare_rows(const InfoNceForwardArgs& args, con
     state.shrink[r] = shrink;
     state.stage[r] = stage;
     state.factor[r] = factor;
-    state.target[r] = !exists ? -1 : args.targets ? args.targets[row] : row;
+    const int64_t target = !exists ? -1 : args.targets ? args.targets[row] : row;
+    state.target[r] = target >= 0 && target < args.documents ? target : -1;
     state.query_id[r] = exists && args.query_ids ? args.query_ids[row] : 0;
   }
 }
@@ -364,9 +365,8 @@ __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 2 : 1)
   Seen row;
   for (int w = 0; w < kWarps; w++) row.merge({state.maximum[w][r], state.others[w][r], state.positive[w][r]});
   const float x = row.positive - row.maximum;
-  const bool exists = state.target[r] >= 0 && state.target[r] < documents.count;
   // Both keep the digits of a small loss: the positive is then the maximum, x = 0, and the sum begins with the others.
-  const float log_sum = exists ? log1pf(row.others + expm1f(x)) : NAN;
+  const float log_sum = state.target[r] >= 0 ? log1pf(row.others + expm1f(x)) : NAN;
   args.losses[first_row + r] = log_sum - x;
   if (args.row_maxima) args.row_maxima[first_row + r] = row.maximum;
   if (args.row_log_sums) args.row_log_sums[first_row + r] = log_sum;
