@@ -5,9 +5,9 @@ A region of Markdown is made from the JSON files in bench/results and written be
     <!-- bench:begin NAME [MACHINE] -->
     <!-- bench:end -->
 
-NAME is a key of REGIONS; MACHINE a folder of bench/results, needed when several machines have the
-file. Counts of the PTX interpreter are of no machine: they lie in bench/results/ptx. With --check
-nothing is written and the exit code is 1 if a region is stale.
+NAME is a key of REGIONS or FOLDER_REGIONS; MACHINE a folder of bench/results, needed when several
+machines have the file. Counts of the PTX interpreter are of no machine: they lie in
+bench/results/ptx. With --check nothing is written and the exit code is 1 if a region is stale.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
 import tables  # noqa: E402
 
@@ -39,6 +40,9 @@ def entry(name: str) -> Callable[[Json], str]:
 
 
 PTX_KERNELS = ("topk", "info_nce_triton", "info_nce_cuda")
+
+# Regions of several files: what makes markdown of the results' folder
+FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {"gpu_status": gpu_status.markdown}
 
 # name of the region: (results file, what makes markdown of it)
 REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
@@ -81,8 +85,14 @@ def render(text: str, results: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         begin, name, machine, _, end = match.groups()
+        if name in FOLDER_REGIONS:
+            try:
+                return begin + FOLDER_REGIONS[name](results) + end
+            except FileNotFoundError as error:
+                raise Problem(f"region {name!r}: no {error.filename}") from error
         if name not in REGIONS:
-            raise Problem(f"unknown region {name!r}; there are: {', '.join(REGIONS)}")
+            known = ", ".join([*REGIONS, *FOLDER_REGIONS])
+            raise Problem(f"unknown region {name!r}; there are: {known}")
         bench, markdown = REGIONS[name]
         loaded = load(bench, machine, results)
         try:

@@ -1,0 +1,131 @@
+"""What has been done with each GPU kernel, from what is stored: a table for the README.
+
+Compiled: bench/results/gpu_report.json. PTX: bench/results/ptx. Run on a GPU: the reports that
+`simtile doctor --output FILE` wrote on machines with one, kept in bench/results/doctor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gpu_report
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+
+import tables  # noqa: E402
+
+Json = dict[str, Any]
+
+# The test that runs all kernels of an operation on the CPU, in `make test`.
+TESTS = {
+    ("info_nce", "triton"): "tests/test_info_nce_backends.py",
+    ("info_nce", "cuda"): "tests/test_info_nce_cuda_host.py",
+    ("topk", "cuda"): "tests/test_topk.py",
+}
+# A file of bench/results/ptx, and how a run in it names a kernel, where not by its name: a run of
+# top-k is a whole call, named by its scan, and every call ends with the merge.
+PTX: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
+    ("info_nce", "triton"): ("info_nce_triton", {}),
+    ("info_nce", "cuda"): ("info_nce_cuda", {}),
+    ("topk", "cuda"): (
+        "topk",
+        {"topk_scan": r"topk_scan\b|Hamming|Int8Dot", "topk_merge": ""},
+    ),
+}
+# What `simtile doctor` calls the operation of a kernel, by element type; other types: all of them.
+CHECKS: dict[str, dict[str, str]] = {
+    "info_nce": {"": "info_nce"},
+    "topk": {"bits": "hamming_topk", "int8": "int8_topk"},
+}
+
+NOTES = """“no” has not been done, “–” cannot be. A test file is run by `make test`. Within budget
+([all figures](docs/gpu-report.md)): no spills, fits the shared memory of a block, and multiplies
+with the instructions meant. PTX: executed by an interpreter on a CPU, compared with the reference.
+"""
+
+HEADER = [
+    "kernel",
+    "language",
+    "Triton's interpreter",
+    "CUDA on the CPU",
+    "compiled within budget",
+    "PTX executed",
+    "run on a GPU",
+]
+
+
+def markdown(results: Path, tests: Path = ROOT) -> str:
+    """A row for each kernel of gpu_report.json; "–" is what there cannot be."""
+    report: Json = json.loads((results / "gpu_report.json").read_text())
+    doctors = [json.loads(path.read_text()) for path in sorted((results / "doctor").glob("*.json"))]
+    rows = []
+    for source, half in report.items():
+        for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
+            test = TESTS[operation, source]
+            tested = f"`{test}`" if (tests / test).is_file() else "no"
+            file, named = PTX[operation, source]
+            path = results / "ptx" / f"{file}.json"
+            counts = json.loads(path.read_text()) if path.is_file() else {}
+            rows.append(
+                [
+                    f"{operation} `{kernel}`",
+                    gpu_report.gpu_page.LANGUAGES[source],
+                    tested if source == "triton" else "–",
+                    tested if source == "cuda" else "–",
+                    within_budget(compiled),
+                    executed(named.get(kernel, rf"{kernel}\b"), counts),
+                    on_hardware(operation, source, {row["dtype"] for row in compiled}, doctors),
+                ]
+            )
+    return f"{tables.table(HEADER, rows)}\n{NOTES}"
+
+
+def within_budget(compiled: Iterable[Json]) -> str:
+    """The architectures, and those where a variant spills, does not fit, or the like."""
+    good: dict[str, bool] = {}
+    for row in compiled:
+        good[row["arch"]] = good.get(row["arch"], True) and not gpu_report.faults(row)
+    order = [arch for arch in gpu_report.SHARED_LIMIT if arch in good]
+    bad = [arch for arch in order if not good[arch]]
+    listed = ", ".join(arch for arch in order if good[arch]) or "no"
+    return listed + f"; **not {', '.join(bad)}**" * bool(bad)
+
+
+def executed(named: str, counts: Mapping[str, Any]) -> str:
+    """Architectures whose PTX gave the oracle's result in every run of a complete file."""
+    if not counts or counts["failures"] or not counts["complete"]:
+        return "no"
+    arches = {run["arch"] for run in counts["runs"] if re.match(named, run["kernel"])}
+    return ", ".join(f"sm_{arch}" for arch in sorted(arches)) or "no"
+
+
+def on_hardware(operation: str, source: str, dtypes: Iterable[str], doctors: Sequence[Json]) -> str:
+    """Devices of stored doctor reports in which every check of this kernel's operation passed."""
+    names = CHECKS[operation]
+    wanted = {names[dtype] for dtype in dtypes if dtype in names} or set(names.values())
+    found = []
+    for doctor in doctors:
+        checks = [
+            check
+            for check in doctor["gpu"]["checks"]
+            if check["kernel"] in wanted and check["backend"] == source
+        ]
+        if {check["kernel"] for check in checks} != wanted:
+            continue
+        passed = all(check["status"] == "passed" for check in checks)
+        device = doctor["gpu"]["device"]
+        found.append(device if passed else f"**failed on {device}**")
+    return ", ".join(found) or "no"
+
+
+def _by_kernel(rows: Iterable[Json]) -> dict[tuple[str, str], list[Json]]:
+    groups: dict[tuple[str, str], list[Json]] = {}
+    for row in rows:
+        groups.setdefault((row["operation"], row["kernel"]), []).append(row)
+    return groups
