@@ -385,9 +385,9 @@ MUTANTS = [
         ),
         (
             "overflowing norms believed",
-            ROWS,
-            "kLargeSquares = 0x1p120f;",
-            "kLargeSquares = INFINITY;",
+            KERNEL,
+            "if (!(mine < kLargeSquares)) {",
+            "if (false) {",
         ),
         (
             "slice after the first begins with the second step",
@@ -408,10 +408,10 @@ MUTANTS = [
             "(t + distance) % 4;\n    const uint4 given = t <= distance",
         ),
         (
-            "unaligned rows called aligned",
+            "rows of half a chunk called aligned",
             DISPATCH,
-            "(count < 2 || stride % 8 == 0)",
-            "(count < 2 || stride % 4 == 0)",
+            "args.dimensions % 8 == 0 &&",
+            "args.dimensions % 4 == 0 &&",
         ),
     )
 ]
