@@ -7,9 +7,10 @@ the same for its kernels. A part that cannot be examined is reported and does no
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,9 +104,9 @@ def _cpu(result: Report, options: Options, screen: show.Screen) -> None:
         half["device"] = simtile.cpu_info()["level"]
         _run(half["checks"], cpu.checks(threads, quick=quick), screen)
         for timing in cpu.timings(threads, quick=quick):
-            with screen.busy(f"timing {timing.kernel} {timing.dtype} {timing.sizes}"):
+            with _measuring(result, timing.name, screen):
                 half["timings"].append(cpu.measure(timing, threads, quick=quick))
-        with screen.busy("measuring what this CPU reaches"):
+        with _measuring(result, "what this CPU reaches", screen):
             half["peaks"] += cpu.peaks(threads, quick=quick)
 
     _guard(half, "cpu", examine)
@@ -150,17 +151,11 @@ def _gpu(result: Report, options: Options, screen: show.Screen) -> None:
         half["device"] = device.description()
         result["not_checked"] += gpu.left_out(device, quick=options.quick)
         _run(half["checks"], gpu.checks(device, backends, quick=options.quick), screen)
-        with screen.busy("measuring what this GPU reaches"):
+        with _measuring(result, "what this GPU reaches", screen):
             half["peaks"] += device.peaks()
         for timing in gpu.timings(device, backends, quick=options.quick):
-            name = f"{timing.kernel} {timing.backend} {timing.dtype} {timing.sizes}"
-            with screen.busy(f"timing {name}"):
-                try:
-                    half["timings"].append(gpu.measure(device, timing, half["peaks"]))
-                except Exception as error:
-                    result["not_checked"].append(
-                        {"what": f"time of {name}", "why": describe(error)}
-                    )
+            with _measuring(result, timing.name, screen):
+                half["timings"].append(gpu.measure(device, timing, half["peaks"]))
 
     _guard(half, "gpu", examine)
     show.checks(screen, f"GPU, {half['device'] or 'unknown'}", half["checks"])
@@ -177,9 +172,18 @@ def _gpu_backends() -> dict[str, str]:
 
 def _run(results: list[CheckResult], checks: Sequence[Check], screen: show.Screen) -> None:
     for number, check in enumerate(checks):
-        name = f"{check.kernel} {check.backend} {check.dtype} {check.sizes}, {check.what}"
-        with screen.busy(f"check {number + 1} of {len(checks)}: {name}"):
+        with screen.busy(f"check {number + 1} of {len(checks)}: {check.name}"):
             results.append(run_check(check))
+
+
+@contextlib.contextmanager
+def _measuring(result: Report, what: str, screen: show.Screen) -> Iterator[None]:
+    """A measurement that cannot be made is missing, and no failure: checks are for those."""
+    try:
+        with screen.busy(f"timing {what}"):
+            yield
+    except Exception as error:
+        result["not_checked"].append({"what": f"time of {what}", "why": describe(error)})
 
 
 def _guard(half: Half, backend: str, examine: Callable[[], None]) -> None:

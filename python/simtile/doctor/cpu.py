@@ -101,37 +101,39 @@ def timings(threads: int, *, quick: bool) -> list[Timing]:
 
 
 def _timing(case: Case, dtype: str, threads: int) -> Timing:
-    inputs = make_inputs(case, dtype)
-    inputs = replace(inputs, values={})  # the float64 copies are large
-    elements = float(sum(x.size for x in inputs.stored.values()))
-    bytes_in = sum(x.nbytes for x in inputs.stored.values())
+    def prepare() -> Callable[[], object]:
+        inputs = replace(make_inputs(case, dtype), values={})  # without the large float64 copies
+        return lambda: run_cpu(case, inputs, dtype, threads)
+
+    size = 2 if dtype == "bfloat16" else 4  # bytes of an element; those of gradients have 4
     return Timing(
         "info_nce",
         "cpu",
         dtype,
         str(case),
         "forward + backward",
-        lambda: run_cpu(case, inputs, dtype, threads),
+        prepare,
         6.0 * case.queries * case.documents * case.dimensions,
-        bytes_in + 4.0 * elements,
+        (size + 4.0) * (case.queries + case.documents) * case.dimensions,
         *UNITS[_core.info_nce_arithmetic(dtype)],
     )
 
 
 def measure(timing: Timing, threads: int, *, quick: bool) -> TimingResult:
     """Time one call in turn with the peak of the unit it multiplies with."""
-    timing.call()
-    once = max(_elapsed(timing.call), 1e-9)
+    call = timing.prepare()
+    call()
+    once = max(_elapsed(call), 1e-9)
     inner = max(1, round(SHORTEST_SAMPLE / once))
     rounds = 3 if quick else int(np.clip(TIMED / (once * inner + PEAK_SAMPLE), 3, 11))
     samples, peaks = [], []
     for _ in range(rounds):
         peaks.append(_core.peak(timing.unit, threads, PEAK_SAMPLE))
         if once < LONGEST_WARM_UP:
-            timing.call()  # finds its data in the caches and its threads awake
+            call()  # finds its data in the caches and its threads awake
         start = time.perf_counter()
         for _ in range(inner):
-            timing.call()
+            call()
         samples.append((time.perf_counter() - start) / inner)
     rate = timing.operations / float(np.median(samples))
     share = timing.products * rate / float(np.median(peaks))

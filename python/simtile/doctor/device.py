@@ -16,13 +16,13 @@ from torch import Tensor
 from simtile.doctor.report import Peak
 from simtile.doctor.results import describe
 
-LEAST_FLUSH = (
-    512 << 20
-)  # bytes: also more than caches that torch does not tell of (MI300's 256 MiB)
+LEAST_FLUSH = 512 << 20  # bytes: more than caches torch does not tell of, as MI300's 256 MiB
 COPIED = 1 << 30  # bytes
 MATRIX = 8192  # rows and columns of the matrix products that peaks are measured with
 PEAK_REPEATS = 10
 
+# What cuBLAS multiplies with where that is more than mma.sync, by major compute capability.
+LIBRARY_UNITS = {9: ", by wgmma", 10: ", by tcgen05"}
 # Hopper's mma.sync, which cuBLAS does not use there: 62.9 % of the tensor cores' peak on average
 # (Luo et al. 2024, arXiv:2402.13499), that peak being these operations a clock and multiprocessor.
 MMA_SYNC_SHARE = 0.629
@@ -52,12 +52,16 @@ class TorchDevice:
         """10 · major + minor of an NVIDIA GPU: 80, 90, 120."""
         return int(10 * self.properties.major + self.properties.minor)
 
+    @property
+    def l2_bytes(self) -> int:
+        return int(getattr(self.properties, "L2_cache_size", 0))  # older torch does not tell
+
     def description(self) -> str:
         found = self.properties
         kind = f"sm_{self.capability}" if self.is_cuda else found.gcnArchName
         return (
             f"{found.name}, {kind}, {found.multi_processor_count} multiprocessors, "
-            f"{found.total_memory / 2**30:.0f} GiB, L2 {found.L2_cache_size / 2**20:.0f} MiB"
+            f"{found.total_memory / 2**30:.0f} GiB, L2 {self.l2_bytes / 2**20:.0f} MiB"
         )
 
     def free_bytes(self) -> int:
@@ -120,7 +124,7 @@ class TorchDevice:
 
     def _flush_buffer(self) -> Tensor:
         if self._flush is None:
-            size = max(2 * self.properties.L2_cache_size, LEAST_FLUSH)
+            size = max(2 * self.l2_bytes, LEAST_FLUSH)
             self._flush = torch.empty(size, dtype=torch.uint8, device=self.device)
             self._flush.zero_()
             times = [self._elapsed(self._flush.zero_) for _ in range(5)]
@@ -137,12 +141,14 @@ class TorchDevice:
             self._peak("memory copy", "bytes/s", f"Tensor.copy_ {copied}", self._copy, count),
             self._peak("memory read", "bytes/s", f"Tensor.sum {copied}", self._read, count),
         ]
+        generation = self.capability // 10 if self.is_cuda else 0
         library = "cuBLAS" if self.is_cuda else "hipBLASLt or rocBLAS"
         for name in ("float32", "tf32", "float16", "bfloat16", "int8"):
             function = "torch._int_mm" if name == "int8" else "torch.mm"
-            how = f"{function} of {MATRIX} x {MATRIX} ({library})"
+            unit = "" if name == "float32" else LIBRARY_UNITS.get(generation, "")
+            how = f"{function} of {MATRIX} x {MATRIX} ({library}{unit})"
             found.append(self._peak(f"{name} matmul", "operations/s", how, self._matmul, name))
-        if self.is_cuda and self.capability // 10 in (9, 10):
+        if generation in LIBRARY_UNITS:
             found += [self._mma_sync(name) for name in HOPPER_OPERATIONS]
         return found
 

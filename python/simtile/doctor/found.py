@@ -191,6 +191,8 @@ def why_no_triton() -> str:
     try:
         if load("triton") is None:
             return "triton is not installed: pip install 'simtile[gpu]'"
+        if os.environ.get("TRITON_INTERPRET", "0") != "0":
+            return "TRITON_INTERPRET is set: kernels would run in Python; unset it"
         return _too_old()
     except Exception as error:
         return describe(error)

@@ -5,7 +5,7 @@ No GPU has run these yet: they are tested on what stands in for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ LARGE = (
 REPEATED = Case(2001, 2010, 333, 1, ids=True, seed=12)
 REPEATS = 5
 TIMED = (Case(64, 64, 384), Case(1024, 1024, 384), Case(4096, 4096, 768))
+SEARCHED = (1_000_000, 100_000)  # documents of a timed search, the second with --quick
 TIMED_REPEATS = 21
 # bytes that a check beyond 2^31 needs free: its documents twice, for what is computed from them
 BEYOND_BYTES = 16 << 30
@@ -202,10 +203,10 @@ def _same_bits(device: TorchDevice, variant: Variant) -> Iterator[Comparison]:
     yield from differing_bits(call, REPEATS)
 
 
-def _beyond(device: TorchDevice, variant: Variant) -> Iterator[Comparison]:
+def _beyond(device: TorchDevice, variant: Variant, m: int = 2**21 + 3) -> Iterator[Comparison]:
     """Losses where the documents have more than 2^31 elements and the positives are the last."""
     torch.cuda.empty_cache()
-    n, m, dim, temperature = 4, 2**21 + 3, 1024, 0.2
+    n, dim, temperature = 4, 1024, 0.2
     shape = (m, dim)
     documents = torch.empty(shape, dtype=torch.bfloat16, device=device.device).normal_()
     queries = documents[-n:].clone()
@@ -246,54 +247,63 @@ def timings(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> lis
 
 
 def _step(device: TorchDevice, variant: Variant, case: Case) -> Timing:
-    inputs = info_nce.make_inputs(case, variant.dtype)
-    queries, documents = (device.upload(inputs.stored[x]) for x in ("queries", "documents"))
-    if variant.gradients:
-        queries, documents = queries.requires_grad_(), documents.requires_grad_()
-
-    def call() -> None:
-        queries.grad = documents.grad = None
-        loss = simtile.info_nce(
-            queries,
-            documents,
-            temperature=case.temperature,
-            reduction="mean" if variant.gradients else "none",
-            **_options(variant),
+    def prepare() -> Callable[[], None]:
+        stored = info_nce.make_inputs(case, variant.dtype).stored
+        queries, documents = (
+            device.upload(stored[name]).requires_grad_(variant.gradients)
+            for name in ("queries", "documents")
         )
-        if variant.gradients:
-            torch.autograd.backward(loss)
+
+        def call() -> None:
+            queries.grad = documents.grad = None
+            loss = simtile.info_nce(
+                queries,
+                documents,
+                temperature=case.temperature,
+                reduction="mean" if variant.gradients else "none",
+                **_options(variant),
+            )
+            if variant.gradients:
+                torch.autograd.backward(loss)
+
+        return call
 
     products = 3 if variant.gradients else 1  # similarities, and one for each gradient
-    stored = sum(x.nbytes for x in inputs.stored.values())
+    size = 4 if variant.dtype == "float32" else 2  # bytes of an element
+    stored = float(size * (case.queries + case.documents) * case.dimensions)
     return Timing(
         "info_nce",
         variant.backend,
         variant.label,
         str(case),
         "forward + backward" if variant.gradients else "forward",
-        call,
+        prepare,
         2.0 * products * case.queries * case.documents * case.dimensions,
-        stored * (2.0 if variant.gradients else 1.0),
+        2 * stored if variant.gradients else stored,
         variant.unit,
         variant.products,
     )
 
 
 def _search(device: TorchDevice, kind: str, queries: int, quick: bool) -> Timing:
-    width, count = (128 if kind == "hamming" else 768), (100_000 if quick else 1_000_000)
+    width, count = (128 if kind == "hamming" else 768), SEARCHED[quick]
     dtype = torch.uint8 if kind == "hamming" else torch.int8
     low, high = (0, 256) if kind == "hamming" else (-128, 128)
-    inputs = {
-        name: torch.randint(low, high, (rows, width), dtype=dtype, device=device.device)
-        for name, rows in (("queries", queries), ("documents", count))
-    }
+
+    def prepare() -> Callable[[], object]:
+        inputs = {
+            name: torch.randint(low, high, (rows, width), dtype=dtype, device=device.device)
+            for name, rows in (("queries", queries), ("documents", count))
+        }
+        return lambda: topk.run(kind, inputs, 10)
+
     return Timing(
         f"{kind}_topk",
         "cuda",
         "bits" if kind == "hamming" else "int8",
         f"{queries} x {count} x {width}, k = 10",
         "search",
-        lambda: topk.run(kind, inputs, 10),
+        prepare,
         2.0 * queries * count * width,
         float(count * width),
         "" if kind == "hamming" else "int8",
@@ -302,7 +312,7 @@ def _search(device: TorchDevice, kind: str, queries: int, quick: bool) -> Timing
 
 def measure(device: TorchDevice, timing: Timing, peaks: Sequence[Peak]) -> TimingResult:
     """Cold-cache times, and the shares of the peaks that bound the call."""
-    samples = device.seconds(timing.call, TIMED_REPEATS)
+    samples = device.seconds(timing.prepare(), TIMED_REPEATS)
     median = float(np.median(samples))
     shares: list[Share] = []
     bounds = {"memory read": (timing.traffic, 1)}

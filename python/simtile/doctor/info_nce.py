@@ -69,6 +69,7 @@ class Exact:
 
     values: dict[str, Array]
     scales: dict[str, Array]
+    largest: dict[str, Array]  # what a row of a gradient could be at most, for the same outputs
     condition: float
     root_mean_square: bool  # errors over the whole output, not of the worst element
 
@@ -170,7 +171,22 @@ def exact(case: Case, inputs: Inputs) -> Exact:
     # roundings of a long sum may add up.
     terms = max(case.queries, case.documents + case.negatives * case.queries)
     condition = (1.0 + oracle.logit_scale) * (1.0 + terms / 200)
-    return Exact(values, scales, condition, root_mean_square=False)
+    largest = _largest_terms(case, inputs)
+    return Exact(values, scales, largest, condition, root_mean_square=False)
+
+
+def _largest_terms(case: Case, inputs: Inputs) -> dict[str, Array]:
+    """Of each row of a gradient: the term if one candidate had all of the probability."""
+    norms = {name: np.linalg.norm(x, axis=-1) for name, x in inputs.values.items()}
+    if case.normalize:
+        terms = {name: 1.0 / np.maximum(x, 1e-12) for name, x in norms.items()}
+    else:
+        most = {name: x.max() for name, x in norms.items()}
+        query = most.pop("queries")
+        terms = {name: np.full(norms[name].shape, query) for name in most}
+        terms["queries"] = np.full(norms["queries"].shape, max(most.values()))
+    weight = 1.0 / (case.queries * case.temperature)
+    return {f"grad_{name}": (weight * x)[..., None] for name, x in terms.items()}
 
 
 def exact_by_cpu(case: Case, inputs: Inputs) -> Exact:
@@ -182,7 +198,7 @@ def exact_by_cpu(case: Case, inputs: Inputs) -> Exact:
     scales = {name: np.asarray(np.sqrt(np.square(x).mean())) for name, x in values.items()}
     scales["losses"] = np.asarray(1.0)
     largest = 1.0 if case.normalize else _largest_product(inputs)
-    return Exact(values, scales, 1.0 + largest / case.temperature, root_mean_square=True)
+    return Exact(values, scales, {}, 1.0 + largest / case.temperature, root_mean_square=True)
 
 
 def _largest_product(inputs: Inputs) -> float:
@@ -203,6 +219,7 @@ def compare(
     for name, found in outputs.items():
         output = name.rpartition(".")[2]  # "none.grad_queries" is compared as "grad_queries"
         value, scale = expected.values[output], expected.scales[output]
+        scale = np.maximum(scale, arithmetic.smallest * expected.largest.get(output, 0.0))
         if np.shape(found) != value.shape:
             raise RuntimeError(f"{name}: shape {np.shape(found)}, expected {value.shape}")
         difference = np.abs(np.asarray(found, np.float64) - value) - smallest

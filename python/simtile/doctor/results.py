@@ -42,6 +42,10 @@ class Check:
     what: str  # "values", "same bits", "beyond 2^31 elements"
     compare: Callable[[], Iterable[Comparison]]
 
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.backend} {self.dtype} {self.sizes}, {self.what}"
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -52,11 +56,15 @@ class Timing:
     dtype: str
     sizes: str
     what: str  # "forward + backward"
-    call: Callable[[], object]
+    prepare: Callable[[], Callable[[], object]]  # makes the inputs and gives the call
     operations: float  # multiplications and additions of the formula
     traffic: float  # bytes: inputs read once, outputs written once
     unit: str = ""  # the arithmetic peak that bounds it; "" if memory does
     products: int = 1  # of that unit for one multiply-add of the formula
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.backend} {self.dtype} {self.sizes}, {self.what}"
 
 
 def run_check(check: Check) -> CheckResult:

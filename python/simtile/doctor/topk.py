@@ -103,11 +103,12 @@ def values(device: TorchDevice, kind: str, case: Case) -> Iterator[Comparison]:
             yield Comparison(f"{name} that differ{turn}", int((ours != right).sum()), 0)
 
 
-def beyond_31_bits(device: TorchDevice, kind: str) -> Iterator[Comparison]:
+def beyond_31_bits(
+    device: TorchDevice, kind: str, count: int = 2**31 // 128 + 5
+) -> Iterator[Comparison]:
     """Documents of more than 2^31 bytes, the best of them the last but one."""
     torch.cuda.empty_cache()
     width = 128
-    count = 2**31 // width + 5
     low, high, dtype = (0, 256, torch.uint8) if kind == "hamming" else (-64, 64, torch.int8)
     documents = torch.randint(low, high, (count, width), dtype=dtype, device=device.device)
     query = torch.randint(low, high, (1, width), dtype=dtype, device=device.device)

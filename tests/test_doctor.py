@@ -1,0 +1,573 @@
+"""`simtile doctor`: its arithmetic, its report, and that nothing broken makes it crash."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tolerances
+
+import simtile
+from simtile import cli, doctor
+from simtile.doctor import cpu, found, info_nce, levels, limits, report, show
+from simtile.doctor.results import Check, Comparison, Timing, run_check, timing_result
+
+TINY = info_nce.Case(5, 6, 7, 1, ids=True)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Sizes and samples so small that a whole run takes no time."""
+    monkeypatch.setattr(info_nce, "SMALL", (TINY,))
+    monkeypatch.setattr(cpu, "SMALL", (TINY, info_nce.Case(1, 1, 1)))
+    for name in ("LARGE", "REPEATED", "STANDARD", "STANDARD_QUICK", "SMALL_STEP"):
+        monkeypatch.setattr(cpu, name, info_nce.Case(9, 11, 8))
+    monkeypatch.setattr(cpu, "PEAK_SAMPLE", 1e-3)
+    monkeypatch.setattr(cpu, "SHORTEST_SAMPLE", 1e-4)
+    monkeypatch.setattr(cpu, "TIMED", 1e-3)
+    # without "read", which fills memory larger than the caches
+    monkeypatch.setattr(simtile._core, "peak_kinds", lambda: ["fma_f32"])
+
+
+def check(compare):
+    return Check("kernel", "cpu", "float32", "7", "values", compare)
+
+
+def conforms(value, wanted, where="report"):
+    """Fail unless plain JSON data has the form of a TypedDict."""
+    if typing.is_typeddict(wanted):
+        assert isinstance(value, dict), where
+        hints = typing.get_type_hints(wanted)
+        assert value.keys() == hints.keys(), where
+        for key, hint in hints.items():
+            conforms(value[key], hint, f"{where}.{key}")
+    elif typing.get_origin(wanted) is list:
+        assert isinstance(value, list), where
+        for i, item in enumerate(value):
+            conforms(item, typing.get_args(wanted)[0], f"{where}[{i}]")
+    elif typing.get_origin(wanted) is dict:
+        assert isinstance(value, dict), where
+    elif typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        assert isinstance(value, typing.get_args(wanted)), where
+    elif wanted is float:
+        # nan and inf are strings, which JSON has
+        assert type(value) in (int, float) or value in ("nan", "inf", "-inf"), where
+    else:
+        assert type(value) is wanted, where
+
+
+def run_cli(tmp_path, capsys, *arguments):
+    """Exit status, what was printed, and the stored report."""
+    path = tmp_path / "report.json"
+    status = cli.main(["doctor", "--output", str(path), *arguments])
+    stored = json.loads(path.read_text())
+    conforms(stored, report.Report)
+    assert list(tmp_path.iterdir()) == [path]
+    return status, capsys.readouterr().out, stored
+
+
+# -- the whole command --
+
+
+def test_a_whole_run(small, tmp_path, capsys):
+    status, shown, stored = run_cli(tmp_path, capsys)
+    assert status == 0
+    assert stored["complete"]
+    assert stored["failures"] == []
+    assert stored["cpu"]["device"] == simtile.cpu_info()["level"]
+    assert {check["dtype"] for check in stored["cpu"]["checks"]} == set(limits.CPU)
+    whats = {check["what"] for check in stored["cpu"]["checks"]}
+    assert {"values", "same bits, 1 thread", "same bits, 2 threads"} <= whats
+    assert "beside the float64 kernel" in whats
+    assert len(stored["cpu"]["timings"]) == 3
+    assert all(timing["shares"][0]["share"] > 0 for timing in stored["cpu"]["timings"])
+    assert "checks passed" in shown
+    assert "info_nce  bfloat16" in shown
+    assert "fma_f32" in shown
+
+
+def test_one_wrong_result_fails(small, tmp_path, capsys, monkeypatch):
+    right = info_nce.run_cpu
+
+    def wrong(case, inputs, dtype, threads=0):
+        outputs = right(case, inputs, dtype, threads)
+        if dtype == "float16":
+            outputs["grad_documents"][1, 2] += 1e-3 * np.abs(outputs["grad_documents"]).max()
+        return outputs
+
+    monkeypatch.setattr(cpu, "run_cpu", wrong)
+    monkeypatch.setattr(cpu, "SMALL", (TINY,))
+    status, shown, stored = run_cli(tmp_path, capsys, "--quick")
+    assert status == 1
+    assert len(stored["failures"]) == 1
+    assert "info_nce cpu float16" in stored["failures"][0]
+    assert "grad_documents: error" in stored["failures"][0]
+    assert "FAILED info_nce cpu float16" in shown
+    assert f"of {len(stored['cpu']['checks'])} checks passed" in shown
+
+
+def test_results_that_change_between_calls_fail(small, tmp_path, capsys, monkeypatch):
+    right = info_nce.run_cpu
+    calls = iter(range(10**6))
+
+    def restless(case, inputs, dtype, threads=0):
+        outputs = right(case, inputs, dtype, threads)
+        outputs["losses"][0] += next(calls) * 2.0**-60
+        return outputs
+
+    monkeypatch.setattr(cpu, "run_cpu", restless)
+    status, _, stored = run_cli(tmp_path, capsys, "--quick")
+    assert status == 1
+    assert all("same bits" in failure for failure in stored["failures"])
+
+
+def test_a_part_that_cannot_run_is_a_failure(small, tmp_path, capsys, monkeypatch):
+    def broken(threads, *, quick):
+        raise MemoryError("no memory at all")
+
+    monkeypatch.setattr(cpu, "checks", broken)
+    status, shown, stored = run_cli(tmp_path, capsys, "--quick")
+    assert status == 1
+    assert "MemoryError: no memory at all" in stored["failures"][0]
+    assert "0 of 1 checks passed" in shown
+
+
+def test_a_time_that_cannot_be_taken_is_no_failure(small, tmp_path, capsys, monkeypatch):
+    def broken(kind, threads, seconds):
+        raise MemoryError("the buffer")
+
+    monkeypatch.setattr(simtile._core, "peak", broken)
+    status, shown, stored = run_cli(tmp_path, capsys, "--quick")
+    assert status == 0
+    assert stored["cpu"]["timings"] == []
+    assert sum("MemoryError: the buffer" in item["why"] for item in stored["not_checked"]) == 4
+    assert "time of what this CPU reaches: MemoryError" in shown
+
+
+def test_interrupted_it_keeps_what_it_has(small, tmp_path, capsys, monkeypatch):
+    def interrupted(timing, threads, *, quick):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu, "measure", interrupted)
+    status, _, stored = run_cli(tmp_path, capsys, "--quick")
+    assert status == 130
+    assert not stored["complete"]
+    assert len(stored["cpu"]["checks"]) > 4
+
+
+def test_without_output_nothing_is_written(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["doctor", "--quick"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_cannot_be_written_ends_it_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(found, "facts", lambda: pytest.fail("it began to work"))
+    for path in (tmp_path / "no such folder" / "report.json", tmp_path):
+        assert cli.main(["doctor", "--output", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"simtile: error: --output {path}: cannot write there (")
+
+
+def test_threads_reach_the_kernels(small, capsys, monkeypatch):
+    seen = set()
+    right = info_nce.run_cpu
+
+    def counting(case, inputs, dtype, threads=0):
+        seen.add(threads)
+        return right(case, inputs, dtype, threads)
+
+    monkeypatch.setattr(cpu, "run_cpu", counting)
+    assert cli.main(["doctor", "--quick", "--threads", "3"]) == 0
+    assert seen == {1, 2, 3}
+
+
+HALF_BROKEN = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        first = name.partition(".")[0]
+        if first in ("rich", "ml_dtypes", "matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if first in ("torch", "triton"):
+            raise BROKEN
+sys.meta_path.insert(0, Blocked())
+from simtile import _core, cli
+from simtile.doctor import cpu, info_nce
+cpu.SMALL = (info_nce.Case(5, 6, 7),)
+cpu.REPEATED = cpu.STANDARD_QUICK = cpu.SMALL_STEP = info_nce.Case(9, 11, 8)
+cpu.PEAK_SAMPLE = 1e-3
+_core.peak_kinds = lambda: ["fma_f32"]
+sys.exit(cli.main(["doctor", "--quick"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("ModuleNotFoundError(f'No module named {name!r}', name=name)", "not installed"),
+        ("OSError('libcudart.so.13: cannot open')", "failed: OSError: libcudart.so.13"),
+    ],
+)
+def test_numpy_is_enough(broken, said):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", HALF_BROKEN.replace("BROKEN", broken)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"  torch        {said}" in done.stdout
+    assert "backend 'triton':" in done.stdout
+
+
+def test_a_refused_level_is_reported(tmp_path):
+    path = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "simtile.cli", "doctor", "--quick", "--output", str(path)],
+        env={**os.environ, "SIMTILE_ISA": "avx9000"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    stored = json.loads(path.read_text())
+    assert "avx9000" in stored["failures"][0]
+    assert stored["environment"]["SIMTILE_ISA"] == "avx9000"
+
+
+@pytest.mark.deep
+def test_the_real_thing(tmp_path):
+    path = tmp_path / "report.json"
+    command = [sys.executable, "-m", "simtile.cli", "doctor", "--all-levels", "--output", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stored = json.loads(path.read_text())
+    conforms(stored, report.Report)
+    names = {level["level"] for level in stored["levels"]} | {stored["cpu"]["device"]}
+    assert names == set(simtile.cpu_info()["detected"])
+
+
+# -- levels --
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 4)", "ended by signal 4 (SIGILL)"),
+        ("raise SystemExit('no such level')", "exit status 1: no such level"),
+        ("print('{')", "JSONDecodeError"),
+        ("pass", "IndexError"),
+    ],
+)
+def test_a_level_whose_process_ends_is_one_failed_check(program, message, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{program}"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(levels.sys, "executable", str(python))
+    result = levels.run_level("avx2", 0, quick=True)
+    assert result["level"] == "avx2"
+    assert [check["status"] for check in result["checks"]] == ["failed"]
+    assert message in result["checks"][0]["message"]
+    conforms(result, report.LevelResult)
+
+
+def test_failures_of_a_level_count(small, tmp_path, capsys, monkeypatch):
+    detected = [simtile.cpu_info()["level"], "other"]
+    info = {**simtile.cpu_info(), "detected": detected}
+    monkeypatch.setattr(simtile, "cpu_info", lambda: info)
+    asked = []
+
+    def run_level(level, threads, *, quick):
+        asked.append(level)
+        failed = run_check(check(lambda: [Comparison("losses", 2.0, 1.0)]))
+        return {"level": level, "checks": [failed]}
+
+    monkeypatch.setattr(levels, "run_level", run_level)
+    status, shown, stored = run_cli(tmp_path, capsys, "--quick", "--all-levels")
+    assert status == 1
+    assert asked == ["other"]
+    assert stored["failures"] == [
+        "level other, kernel cpu float32 7, values: losses: error 2, allowed 1"
+    ]
+    assert "CPU, level other" in shown
+
+
+# -- a check --
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"), [(0.0, True), (1.0, True), (1.1, False), (np.nan, False), (np.inf, False)]
+)
+def test_a_check_passes_up_to_what_is_allowed(error, passes):
+    result = run_check(check(lambda: [Comparison("a", 0.0, 0.0), Comparison("b", error, 1.0)]))
+    assert (result["status"] == "passed") == passes
+    assert ("b: error" in result["message"]) != passes
+    conforms(json.loads(json.dumps(report._plain(result))), report.CheckResult)
+
+
+def test_a_check_that_raises_or_compares_nothing_fails():
+    def raising():
+        yield Comparison("a", 0.0, 0.0)
+        raise ValueError("two\nlines")
+
+    result = run_check(check(raising))
+    assert result["status"] == "failed"
+    assert result["message"].startswith("ValueError: two lines (test_doctor.py:")
+    assert "compared nothing" in run_check(check(list))["message"]
+
+
+def test_the_limits_are_those_of_the_tests():
+    assert limits.ROUNDOFF == tolerances.ROUNDOFF
+    for output, count in limits.ROUNDOFFS.items():
+        assert count == tolerances.ROUNDOFFS[f"info_nce.{output}"]
+    rows = [(dtype, dtype, limits.CPU[dtype], tolerances.CPU) for dtype in limits.CPU]
+    for precision, label in (("ieee", "float32"), ("tf32x3", "float32 (tf32x3)")):
+        ours, theirs = limits.GPU[label], tolerances.PRECISIONS[precision]
+        rows.append((label, "float32", ours, theirs))
+    for dtype in ("bfloat16", "float16"):
+        rows.append((dtype, dtype, limits.GPU[dtype], tolerances.TRITON))
+    for output in limits.ROUNDOFFS:
+        for label, dtype, ours, theirs in rows:
+            expected = tolerances.allowed_error(f"info_nce.{output}", dtype, 3.0, theirs)
+            assert limits.allowed(output, ours, 3.0) == pytest.approx(expected), label
+            assert ours.smallest == theirs.smallest.get(dtype, 0.0), label
+
+
+def test_units_are_those_of_the_benchmarks(monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "")  # which the benchmarks remove
+    import info_nce_compare
+
+    assert info_nce_compare.UNITS == cpu.UNITS
+
+
+@pytest.mark.parametrize("dtype", limits.CPU)
+def test_wrong_outputs_are_seen(dtype):
+    inputs = info_nce.make_inputs(TINY, dtype)
+    for reference in (info_nce.exact, info_nce.exact_by_cpu):
+        expected = reference(TINY, inputs)
+        outputs = info_nce.run_cpu(TINY, inputs, dtype)
+        assert set(outputs) == set(expected.values) == set(expected.scales)
+        assert all(c.ok for c in info_nce.compare(outputs, expected, limits.CPU[dtype]))
+        for name, value in outputs.items():
+            for bad in (np.nan, 1.05 * value + 0.05):
+                changed = {**outputs, name: np.broadcast_to(bad, value.shape)}
+                compared = info_nce.compare(changed, expected, limits.CPU[dtype])
+                assert [c.output for c in compared if not c.ok] == [name]
+        with pytest.raises(RuntimeError, match=r"losses: shape \(4,\), expected \(5,\)"):
+            list(info_nce.compare({"losses": np.zeros(4)}, expected, limits.CPU[dtype]))
+
+
+def test_bfloat16_is_rounded_to_nearest_even():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = np.random.default_rng(0).standard_normal(1000, np.float32)
+    x[:2] = [1 + 2.0**-8, 1 + 3 * 2.0**-8]  # ties
+    stored = info_nce._store(x, "bfloat16")
+    np.testing.assert_array_equal(stored.view(ml_dtypes.bfloat16), x.astype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(
+        info_nce._widen(stored), x.astype(ml_dtypes.bfloat16).astype(float)
+    )
+
+
+# -- the report --
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    path.write_text("before")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(report.OutputError, match="No space left"):
+        report.write(path, doctor._empty(doctor.Options()))
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_no_nan(tmp_path):
+    empty = doctor._empty(doctor.Options())
+    empty["cpu"]["checks"].append(run_check(check(lambda: [Comparison("a", np.nan, np.inf)])))
+    report.write(tmp_path / "report.json", empty)
+    text = (tmp_path / "report.json").read_text()
+    stored = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    conforms(stored, report.Report)
+    assert stored["cpu"]["checks"][0]["comparisons"][0] == {
+        "output": "a",
+        "error": "nan",
+        "allowed": "inf",
+    }
+
+
+def test_a_timing_has_its_rates():
+    timing = Timing("k", "cpu", "float32", "7", "forward", lambda: lambda: None, 12.0, 6.0)
+    result = timing_result(timing, [3.0, 1.0, 2.0, 2.0, 2.0], [])
+    assert (result["median"], result["spread"]) == (2.0, 0.0)
+    assert (result["operations_per_second"], result["bytes_per_second"]) == (6.0, 3.0)
+    assert timing_result(timing, [1.0], [])["spread"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0 B/s"), (999.4, "999 B/s"), (1234.0, "1.23 kB/s"), (4e12, "4 TB/s")]
+)
+def test_quantities(value, text):
+    assert show.quantity(value, "B/s") == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 us")]
+)
+def test_durations(value, text):
+    assert show.duration(value) == text
+
+
+def test_a_share_above_the_peak_is_explained(capsys):
+    timing = Timing("k", "cpu", "float32", "7", "forward", lambda: lambda: None, 12.0, 6.0)
+    shares = [{"of": "fma_f32", "products": 6, "share": 1.1}]
+    half = {
+        "device": "x",
+        "checks": [],
+        "peaks": [],
+        "timings": [timing_result(timing, [1], shares)],
+    }
+    show.speed(show.Plain(), half)
+    shown = capsys.readouterr().out
+    assert "fma_f32 110% at 6 products" in shown
+    assert "something else ran" in shown
+
+
+def test_rich_says_the_same(capsys):
+    console = pytest.importorskip("rich.console")
+    to = show.Rich(console.Console(width=20, highlight=False))
+    with to.busy("working"):
+        to.line("  [a] line that is longer than the console is wide", "failed")
+    assert "  [a] line that is longer than the console is wide\n" in capsys.readouterr().out
+
+
+# -- what is found --
+
+
+def test_every_probe_may_fail(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("broken")
+
+    for name in ("load", "_cpu_info", "_driver", "_cuda_module"):
+        monkeypatch.setattr(found, name, broken)
+    facts = found.facts()
+    failed = {fact["name"] for fact in facts if fact["error"]}
+    assert failed >= {"processor", "ISA level", "threads", "numpy", "torch", "triton", "driver"}
+    assert all(fact["error"].startswith("RuntimeError: broken") for fact in facts if fact["error"])
+    assert found.why_no_gpu().startswith("RuntimeError: broken")
+    assert found.why_no_triton().startswith("RuntimeError: broken")
+    assert found.why_no_cuda().startswith("RuntimeError: broken")
+
+
+def test_only_variables_that_matter_are_told(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("SOME_TOKEN", "secret")
+    told = found.environment()
+    assert told["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "SOME_TOKEN" not in told
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("echo 'NVIDIA H100, 580.1, 81559 MiB'", "nvidia-smi: NVIDIA H100, 580.1, 81559 MiB"),
+        (
+            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
+            "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch",
+        ),
+        ("exit 9", "nvidia-smi: exit status 9"),
+    ],
+)
+def test_what_nvidia_smi_says(body, said, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert said in found._driver()
+
+
+def fake_torch(monkeypatch, **cuda):
+    """A torch module with a `cuda` of one's own; "zeros" may raise."""
+    zeros = cuda.pop("zeros", lambda *a, **k: types.SimpleNamespace(device="cuda:0"))
+    torch = types.ModuleType("torch")
+    torch.__version__ = "9.9"
+    torch.version = types.SimpleNamespace(
+        cuda=cuda.pop("version", "13.0"), hip=cuda.pop("hip", None)
+    )
+    torch.cuda = types.SimpleNamespace(synchronize=lambda device: None, **cuda)
+    torch.zeros = zeros
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+
+def raises(error):
+    def function(*arguments, **options):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("cuda", "why"),
+    [
+        ({"is_available": lambda: True}, ""),
+        ({"version": None}, "torch 9.9 is built without CUDA and ROCm"),
+        (
+            {
+                "is_available": lambda: False,
+                "zeros": raises(RuntimeError("The NVIDIA driver on your system is too old")),
+            },
+            "RuntimeError: The NVIDIA driver on your system is too old",
+        ),
+        (
+            {"is_available": lambda: True, "zeros": raises(RuntimeError("CUDA error: unknown"))},
+            "RuntimeError: CUDA error: unknown",
+        ),
+        ({"is_available": lambda: False}, "torch.cuda.is_available() is False"),
+    ],
+)
+def test_why_there_is_no_gpu(cuda, why, monkeypatch):
+    fake_torch(monkeypatch, **cuda)
+    said = found.why_no_gpu()
+    assert said.startswith(why)
+    assert bool(said) == bool(why)
+
+
+def test_why_a_backend_cannot_run(monkeypatch):
+    monkeypatch.setattr(found, "load", lambda name: sys.modules.get(name))
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    gpu_info = {"error": None}
+    monkeypatch.setattr("simtile._gpu.gpu_info", lambda: gpu_info)
+
+    fake_torch(monkeypatch, get_device_capability=lambda: (9, 0))
+    assert found.why_no_triton() == found.why_no_cuda() == ""
+    gpu_info["error"] = "no CUDA module"
+    assert found.why_no_cuda() == "no CUDA module"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET is set" in found.why_no_triton()
+    monkeypatch.delenv("TRITON_INTERPRET")
+
+    gpu_info["error"] = None
+    fake_torch(monkeypatch, get_device_capability=lambda: (7, 5))
+    assert "sm_75" in found.why_no_triton()
+    assert "sm_75" in found.why_no_cuda()
+
+    fake_torch(monkeypatch, version=None, hip="6.4", get_device_capability=lambda: (9, 4))
+    assert found.why_no_triton() == ""
+    assert "NVIDIA" in found.why_no_cuda()
+
+    monkeypatch.delitem(sys.modules, "triton")
+    assert "triton is not installed" in found.why_no_triton()

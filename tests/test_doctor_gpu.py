@@ -1,0 +1,405 @@
+"""The GPU's half of `simtile doctor` on a device that is none: the CPU's memory and results.
+
+What no GPU has run is tested here as far as that goes: which checks there are, that a right result
+passes each of them and a wrong one fails, how times and shares follow, and what breaks.
+"""
+
+import types
+
+import numpy as np
+import pytest
+import test_doctor
+
+import simtile
+from simtile import doctor
+from simtile.doctor import found, info_nce
+from simtile.reference import topk_numpy
+
+torch = pytest.importorskip("torch")
+
+from simtile.doctor import device as devices  # noqa: E402 - it needs torch
+from simtile.doctor import gpu, topk  # noqa: E402
+
+TINY = (info_nce.Case(5, 6, 7, 1, ids=True), info_nce.Case(4, 4, 3, normalize=False))
+LARGE = info_nce.Case(9, 11, 8)
+SECOND = 1e-3  # what every call takes on the device that is none
+
+
+class Device(devices.TorchDevice):
+    """The CPU, which says that it is an H100; a call takes a millisecond."""
+
+    facts = types.SimpleNamespace(
+        name="Fake",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        total_memory=80 << 30,
+        L2_cache_size=1 << 10,
+        clock_rate=1_000_000,
+        gcnArchName="gfx942",
+    )
+    cuda = True
+    free = 64 << 30
+
+    def __init__(self):
+        super().__init__("cpu")
+        self.log = []
+
+    @property
+    def properties(self):
+        return self.facts
+
+    @property
+    def is_cuda(self):
+        return self.cuda
+
+    def free_bytes(self):
+        return self.free
+
+    def _elapsed(self, call):
+        self.log.append("write" if getattr(call, "__name__", "") == "zero_" else "call")
+        call()
+        return SECOND
+
+
+def info_nce_by_cpu(queries, documents, *, backend, precision=None, **options):
+    """What the GPU's backends should give."""
+    assert backend in ("triton", "cuda")
+    assert (precision is not None) == (backend == "triton" and queries.dtype == torch.float32)
+    assert backend == "triton" or not queries.requires_grad
+    return simtile.info_nce(queries, documents, backend="cpu", **options)
+
+
+def topk_by_numpy(name):
+    def function(queries, documents, k, **options):
+        options = {key: x.numpy() for key, x in options.items()}
+        result = getattr(topk_numpy, name)(queries.numpy(), documents.numpy(), k, **options)
+        return tuple(torch.from_numpy(x) for x in result)
+
+    return function
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A device, kernels that are right, and sizes that take no time."""
+    monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=info_nce_by_cpu))
+    functions = {name: topk_by_numpy(name) for name in ("hamming_topk", "int8_topk")}
+    monkeypatch.setattr(topk, "topk", types.SimpleNamespace(**functions))
+    monkeypatch.setattr(info_nce, "SMALL", TINY)
+    monkeypatch.setattr(gpu, "LARGE", (LARGE,))
+    monkeypatch.setattr(gpu, "REPEATED", LARGE)
+    monkeypatch.setattr(gpu, "TIMED", (LARGE, LARGE))
+    monkeypatch.setattr(gpu, "TIMED_REPEATS", 3)
+    monkeypatch.setattr(topk, "SMALL", (topk.Case(9, 33, 4, 5, few=True),))
+    monkeypatch.setattr(topk, "LARGE", (topk.Case(2, 40, 3, 50, allow=True),))
+    monkeypatch.setattr(devices, "LEAST_FLUSH", 1 << 10)
+    monkeypatch.setattr(devices, "COPIED", 1 << 12)
+    monkeypatch.setattr(devices, "MATRIX", 32)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    beyond, beyond_31_bits = gpu._beyond, topk.beyond_31_bits
+    monkeypatch.setattr(gpu, "_beyond", lambda device, variant: beyond(device, variant, 67))
+    monkeypatch.setattr(
+        topk, "beyond_31_bits", lambda device, kind: beyond_31_bits(device, kind, 99)
+    )
+    monkeypatch.setattr(Device, "poison", lambda self: None)
+    return Device()
+
+
+@pytest.fixture
+def report_of(fake, monkeypatch, tmp_path, capsys):
+    """Run the command with the device in place; its CPU half is left out."""
+    monkeypatch.setattr(doctor, "_cpu", lambda *arguments: None)
+    monkeypatch.setattr(devices, "TorchDevice", lambda: fake)
+    monkeypatch.setattr(found, "facts", list)
+    for why in ("why_no_gpu", "why_no_triton", "why_no_cuda"):
+        monkeypatch.setattr(found, why, lambda: "")
+    monkeypatch.setattr(gpu, "SEARCHED", (100, 200))
+    return lambda *arguments: test_doctor.run_cli(tmp_path, capsys, *arguments)
+
+
+def names(checks):
+    return {(check["kernel"], check["backend"], check["dtype"]) for check in checks}
+
+
+EVERY = {
+    ("info_nce", "triton", "float32"),
+    ("info_nce", "triton", "float32 (tf32x3)"),
+    ("info_nce", "triton", "float32 (tf32)"),
+    ("info_nce", "triton", "bfloat16"),
+    ("info_nce", "triton", "float16"),
+    ("info_nce", "cuda", "bfloat16"),
+    ("hamming_topk", "cuda", "bits"),
+    ("int8_topk", "cuda", "int8"),
+}
+
+
+def test_a_whole_run(report_of):
+    status, shown, stored = report_of()
+    assert stored["failures"] == []
+    assert status == 0
+    half = stored["gpu"]
+    assert half["device"] == "Fake, sm_90, 132 multiprocessors, 80 GiB, L2 0 MiB"
+    assert names(half["checks"]) == EVERY == names(half["timings"])
+    whats = {(check["kernel"], check["what"]) for check in half["checks"]}
+    assert whats == {
+        ("info_nce", "values"),
+        ("info_nce", "beside the CPU's float64 kernel"),
+        ("info_nce", "same bits"),
+        ("info_nce", "beyond 2^31 elements"),
+        ("hamming_topk", "equal to NumPy's"),
+        ("hamming_topk", "beyond 2^31 bytes"),
+        ("int8_topk", "equal to NumPy's"),
+        ("int8_topk", "beyond 2^31 bytes"),
+    }
+    for check in half["checks"]:
+        outputs = " ".join(c["output"] for c in check["comparisons"])
+        if check["backend"] == "triton" and not check["what"].startswith("beyond"):
+            assert "losses" in outputs, check
+            for reduction in ("none", "mean"):
+                for name in ("queries", "documents", "temperature"):
+                    assert f"{reduction}.grad_{name}" in outputs, check
+        elif check["kernel"] == "info_nce":
+            assert "grad" not in outputs, check
+    assert stored["not_checked"] == []
+    assert "info_nce (triton)" in shown
+    assert "hamming_topk (cuda)" in shown
+
+
+def test_quick_leaves_out_the_largest_and_says_so(report_of):
+    status, shown, stored = report_of("--quick")
+    assert status == 0
+    assert names(stored["gpu"]["checks"]) == EVERY
+    assert not any("beyond" in check["what"] for check in stored["gpu"]["checks"])
+    assert "sizes beyond 2^31 elements on the GPU: --quick" in shown
+
+
+def test_a_device_with_little_memory(report_of, fake):
+    fake.free = 8 << 30
+    status, shown, stored = report_of()
+    assert status == 0
+    assert not any("beyond" in check["what"] for check in stored["gpu"]["checks"])
+    assert "8.0 GiB of its memory are free, 16 GiB are needed" in shown
+
+
+@pytest.mark.parametrize("variant", gpu.INFO_NCE, ids=lambda x: f"{x.backend} {x.label}")
+def test_one_wrong_loss_fails(variant, report_of, monkeypatch):
+    def wrong(queries, documents, **options):
+        losses = info_nce_by_cpu(queries, documents, **options)
+        chosen = (options["backend"], options.get("precision"), str(queries.dtype)[6:])
+        if chosen == (variant.backend, variant.precision, variant.dtype) and losses.dim():
+            losses = losses + torch.tensor([0.5] + [0.0] * (len(losses) - 1))
+        return losses
+
+    monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=wrong))
+    status, shown, stored = report_of("--quick")
+    assert status == 1
+    failed = [check for check in stored["gpu"]["checks"] if check["status"] == "failed"]
+    assert names(failed) == {("info_nce", variant.backend, variant.label)}
+    assert {check["what"] for check in failed} >= {"values", "beside the CPU's float64 kernel"}
+    assert f"FAILED info_nce {variant.backend} {variant.label}" in shown
+
+
+@pytest.mark.parametrize("variant", gpu.INFO_NCE[:5], ids=lambda x: x.label)
+@pytest.mark.parametrize("name", ["queries", "documents", "negatives", "temperature"])
+def test_one_wrong_gradient_fails(variant, name, fake, monkeypatch):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            grad = grad.clone()
+            grad.view(-1)[-1] += grad.abs().max()
+            return grad
+
+    def wrong(**options):
+        queries, documents = options.pop("queries"), options.pop("documents")
+        changed = {"queries": queries, "documents": documents, **options}
+        changed[name] = Wrong.apply(changed[name])
+        return info_nce_by_cpu(changed.pop("queries"), changed.pop("documents"), **changed)
+
+    monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=wrong))
+    found = {c.output: c.ok for c in gpu._small(fake, variant, TINY[0])}
+    failed = {output for output, ok in found.items() if not ok}
+    assert failed == {f"none.grad_{name}", f"mean.grad_{name}"}
+
+
+@pytest.mark.parametrize("kind", topk.KINDS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_wrong_id_or_score_fails(kind, place, report_of, monkeypatch):
+    function = topk_by_numpy(f"{kind}_topk")
+
+    def wrong(*arguments, **options):
+        result = function(*arguments, **options)
+        result[place][-1, 0] += 1
+        return result
+
+    monkeypatch.setattr(topk.topk, f"{kind}_topk", wrong)
+    status, _, stored = report_of()
+    assert status == 1
+    failed = [check for check in stored["gpu"]["checks"] if check["status"] == "failed"]
+    assert {check["kernel"] for check in failed} == {f"{kind}_topk"}
+    assert {check["what"] for check in failed} == {"equal to NumPy's", "beyond 2^31 bytes"}
+
+
+def test_results_that_change_between_calls_fail(fake, monkeypatch):
+    calls = iter(range(100))
+
+    def restless(queries, documents, **options):
+        return info_nce_by_cpu(queries, documents, **options) + next(calls) * 1e-6
+
+    monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=restless))
+    changed = {c.output: c.error for c in gpu._same_bits(fake, gpu.INFO_NCE[0])}
+    assert changed["losses, repeats that differ"] == gpu.REPEATS
+
+
+def test_an_address_that_wraps_around_fails(fake, monkeypatch):
+    def wrapping(queries, documents, *, targets, **options):
+        return info_nce_by_cpu(queries, documents, targets=targets % 32, **options)
+
+    monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=wrapping))
+    assert not any(c.ok for c in gpu._beyond(fake, gpu.INFO_NCE[3]))
+
+
+def test_an_output_of_another_type_or_shape_fails(fake, monkeypatch):
+    for change in (lambda s, i: (s.long(), i), lambda s, i: (s[:, :-1], i[:, :-1])):
+        right = topk_by_numpy("int8_topk")
+        monkeypatch.setattr(topk.topk, "int8_topk", lambda *a, **k: change(*right(*a, **k)))  # noqa: B023
+        with pytest.raises(RuntimeError, match=r"scores: .*, expected int32 \(9, 5\)"):
+            list(topk.values(fake, "int8", topk.SMALL[0]))
+
+
+def test_a_kernel_that_cannot_run_fails_alone(report_of, monkeypatch):
+    def broken(queries, documents, **options):
+        if options["backend"] == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available")
+        return info_nce_by_cpu(queries, documents, **options)
+
+    monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=broken))
+    status, _, stored = report_of("--quick")
+    assert status == 1
+    assert all("no kernel image" in failure for failure in stored["failures"])
+    failed = [check for check in stored["gpu"]["checks"] if check["status"] == "failed"]
+    assert names(failed) == {("info_nce", "cuda", "bfloat16")}
+    assert any("no kernel image" in item["why"] for item in stored["not_checked"])
+
+
+def test_a_device_that_cannot_be_asked_is_a_failure(report_of, fake, monkeypatch):
+    monkeypatch.setattr(Device, "description", test_doctor.raises(RuntimeError("unplugged")))
+    status, _, stored = report_of()
+    assert status == 1
+    assert "RuntimeError: unplugged" in stored["failures"][0]
+
+
+def test_a_backend_that_is_not_there_is_left_out(report_of, monkeypatch):
+    monkeypatch.setattr(found, "why_no_cuda", lambda: "no CUDA module")
+    status, shown, stored = report_of("--quick")
+    assert status == 0
+    assert {check["backend"] for check in stored["gpu"]["checks"]} == {"triton"}
+    assert "backend 'cuda': no CUDA module" in shown
+
+
+# -- time --
+
+
+def test_a_call_finds_cold_caches_and_no_launch_in_its_time(fake):
+    calls = []
+    samples = fake.seconds(lambda: calls.append(len(fake.log)), 3)
+    assert samples == [SECOND] * 3
+    assert len(calls) == 2 + 1 + 3
+    assert fake.log == ["write"] * 5 + ["call"] * 3
+    assert fake._flush.numel() >= 2 * fake.l2_bytes
+
+
+def test_shares_follow_from_times_and_peaks(fake):
+    variant = gpu.INFO_NCE[1]  # tf32x3
+    timing = gpu._step(fake, variant, info_nce.Case(10, 20, 30))
+    operations = 2 * 3 * 10 * 20 * 30
+    traffic = 2 * 4 * (10 + 20) * 30
+    assert (timing.operations, timing.traffic) == (operations, traffic)
+    peaks = [
+        {"name": name, "rate": rate, "unit": "", "measured": True, "how": ""}
+        for name, rate in (("memory read", 1e9), ("tf32 matmul", 1e8), ("tf32 mma.sync", None))
+    ]
+    result = gpu.measure(fake, timing, peaks)
+    assert result["median"] == SECOND
+    assert result["shares"] == [
+        {"of": "memory read", "products": 1, "share": pytest.approx(traffic / SECOND / 1e9)},
+        {"of": "tf32 matmul", "products": 3, "share": pytest.approx(3 * operations / SECOND / 1e8)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("major", "mma_sync", "how"),
+    [(8, False, "(cuBLAS)"), (9, True, "(cuBLAS, by wgmma)"), (10, True, "(cuBLAS, by tcgen05)")],
+)
+def test_peaks(major, mma_sync, how, fake, monkeypatch):
+    monkeypatch.setattr(fake.facts, "major", major)
+    peaks = {peak["name"]: peak for peak in fake.peaks()}
+    assert peaks["memory copy"]["rate"] == pytest.approx(2 * 4096 / SECOND)
+    assert peaks["memory read"]["rate"] == pytest.approx(4096 / SECOND)
+    for name in ("float32", "tf32", "float16", "bfloat16", "int8"):
+        peak = peaks[f"{name} matmul"]
+        assert peak["measured"], peak["how"]
+        assert peak["rate"] == pytest.approx(2 * 32**3 / SECOND)
+    assert peaks["bfloat16 matmul"]["how"].endswith(how)
+    assert peaks["float32 matmul"]["how"].endswith("(cuBLAS)")
+    assert ("bfloat16 mma.sync" in peaks) == mma_sync
+    if mma_sync:
+        peak = peaks["bfloat16 mma.sync"]
+        assert not peak["measured"]
+        assert peak["how"].startswith("not measured")
+        expected = 0.629 * 4096 * 132 * 1e9 if major == 9 else None
+        assert peak["rate"] == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_peak_that_cannot_be_measured_says_why(fake, monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", test_doctor.raises(RuntimeError("no int8 here")))
+    peaks = {peak["name"]: peak for peak in fake.peaks()}
+    assert peaks["int8 matmul"]["rate"] is None
+    assert not peaks["int8 matmul"]["measured"]
+    assert "RuntimeError: no int8 here" in peaks["int8 matmul"]["how"]
+    assert peaks["tf32 matmul"]["measured"]
+
+
+def test_amd_has_other_names(fake):
+    fake.cuda = False
+    assert "gfx942" in fake.description()
+    peaks = {peak["name"]: peak for peak in fake.peaks()}
+    assert "(hipBLASLt or rocBLAS)" in peaks["bfloat16 matmul"]["how"]
+    assert not any("mma.sync" in name for name in peaks)
+
+
+def test_older_torch_tells_less_of_a_device(fake, monkeypatch):
+    for name in ("L2_cache_size", "clock_rate"):
+        monkeypatch.delattr(fake.facts, name)
+    assert "L2 0 MiB" in fake.description()
+    assert [p["rate"] for p in fake.peaks() if "mma.sync" in p["name"]] == [None] * 4
+
+
+# -- arrays --
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arrays_go_there_and_back(dtype, fake):
+    inputs = info_nce.make_inputs(TINY[0], dtype)
+    for name, stored in inputs.stored.items():
+        tensor = fake.upload(stored)
+        assert str(tensor.dtype) == f"torch.{dtype}"
+        np.testing.assert_array_equal(fake.download(tensor), inputs.values[name])
+
+
+def test_memory_is_poisoned(monkeypatch):
+    filled = []
+    empty = torch.empty
+
+    def recorded(*arguments, **options):
+        filled.append(empty(64, **options))
+        return filled[-1]
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    devices.TorchDevice("cpu").poison()
+    assert len(filled) > 1
+    assert all((block == 0xFF).all() for block in filled)
