@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cuda_host import build
+from info_nce_cases import Case, check_case, compared, wide
+from tolerances import CPU, allowed_error
+
+from simtile.reference.info_nce_numpy import unit
 
 SHARED_BYTES = 99 * 1024  # a block may have on the smallest of the GPUs
 GUARD = 8  # elements before and behind an output
@@ -77,3 +81,40 @@ def run(
         edges = np.concatenate([whole[:GUARD], whole[-GUARD:]])
         assert (edges == np.float32(-1234.5)).all(), "written outside of an output"
     return Rows(*outputs)
+
+
+def bf16_case(*sizes, **options):
+    return Case(*sizes, dtype="bfloat16", **options)
+
+
+def check(case, rows):
+    """Losses against the oracle, and the two parts of the log-sum-exp."""
+    check_case(case, (rows.losses, None, None, None, None))
+    assert (rows.losses >= 0).all()
+    logits = oracle_logits(case)
+    maxima = logits.max(axis=1)
+    log_sums = np.log(np.exp(logits - maxima[:, None]).sum(axis=1))
+    condition = next(compared(case, (rows.losses, None, None, None, None)))[-1]
+    allowed = allowed_error("info_nce.losses", "bfloat16", condition, CPU)
+    np.testing.assert_allclose(rows.maxima, maxima, rtol=0, atol=allowed)
+    np.testing.assert_allclose(rows.log_sums, log_sums, rtol=0, atol=allowed)
+
+
+def oracle_logits(case):
+    """[N, M + N K], -inf where a row does not see a candidate."""
+    n, m, k = case.queries, case.documents, case.negatives or 0
+    queries, documents, negatives = map(wide, case.inputs)
+    candidates = documents
+    if k:
+        candidates = np.concatenate([documents, negatives.reshape(n * k, case.dimensions)])
+    if case.normalize:
+        queries, candidates = unit(queries), unit(candidates)
+    logits = queries @ candidates.T / case.temperature
+    targets = np.arange(n) if case["targets"] is None else case["targets"]
+    if case.ids:
+        duplicates = case["query_ids"][:, None] == case["document_ids"]
+        duplicates[np.arange(n), targets] = False
+        logits[:, :m][duplicates] = -np.inf
+    if case.own and k:
+        logits[:, m:][~np.repeat(np.eye(n, dtype=bool), k, axis=1)] = -np.inf
+    return logits
