@@ -74,8 +74,8 @@ def info_nce(
     empty = torch.empty
     torch.empty = poisoned
     if small_tiles:
-        tile = configs.Tile(32, 64, 32, 1, 1)
-        tiles, configs.ROW_PADDING = configs.Config(tile, tile), 64
+        tile = configs.Tile(32, 32, 32, 1, 1)
+        tiles, configs.ROW_PADDING = configs.Config(tile, tile), 32
     if chunk_bytes is not None:
         info_nce_triton.CHUNK_BYTES = chunk_bytes
     try:

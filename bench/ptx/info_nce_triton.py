@@ -69,8 +69,8 @@ CALLS = (
     Call("fp32 1 x 1", case(1, 1, 1, dtype="float32"), not_held=TINY),
     Call(
         "fp32 huge, tiny",
-        case(33, 40, 67, dtype="float32", special=("huge rows", "tiny rows"), targets=True),
-        "tf32",
+        case(33, 40, 130, dtype="float32", special=("huge rows", "tiny rows"), targets=True),
+        "tf32x3",
         not_held=RAGGED,
     ),
 )
@@ -84,8 +84,8 @@ class Counts(NamedTuple):
 
 
 def expected(launch: Launch, call: Call) -> Counts:
-    a = launch.arguments
     options = {launch.kernel.arg_names[i]: x for (i,), x in launch.constexprs.items()}
+    a = {**options, **launch.arguments}
     size = 4 if call.case.dtype == "float32" else 2
     # Products on the matrix units for one of the operands' type.
     on_units = {"ieee": int(size == 2), "tf32": 1, "tf32x3": 3}[call.precision]
@@ -117,7 +117,7 @@ def expected(launch: Launch, call: Call) -> Counts:
         return Counts(programs * operands + out, programs * 2 * m * d * inner * on_units)
     if launch.name == "finish":
         # Twice operand and gradient: for their product, and for the result.
-        return Counts(programs * (a["operand_stride"] * (2 * size + 12) + 2 * SECTOR), 0)
+        return Counts(programs * (a["width"] * (2 * size + 12) + 2 * SECTOR), 0)
     if launch.name == "row_losses":
         # Maxima three times, sums and weighted sums once, factors back; own logits three times, and
         # back; seven numbers of the row.

@@ -50,11 +50,11 @@ _UNALIGNED = ["factor", "inverse", "targets", "query_ids", "document_ids", "row_
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr, EMULATE: tl.constexpr):
-    """float32 to an element type, to nearest even; Triton's interpreter truncates to bfloat16."""
+    """float32 to an element type, to nearest even; to bfloat16 the interpreter is not exact."""
     if EMULATE and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-        x = tl.where(x == x, rounded, x)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(dtype)
 
 
@@ -495,6 +495,7 @@ def finish(
     operand_stride,
     factor,
     inverse,
+    width,  # elements of a row that are there: D rounded up to a multiple of 16
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -502,15 +503,15 @@ def finish(
     unit = tl.load(factor + row)
     scale = tl.load(inverse + row)
     along_parts = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, operand_stride, BLOCK):
-        inside = start + columns < operand_stride
+    for start in range(0, width, BLOCK):
+        inside = start + columns < width
         u = tl.load(operand + row * operand_stride + start + columns, mask=inside, other=0.0)
         g = tl.load(grad + row * operand_stride + start + columns, mask=inside, other=0.0)
         along_parts += u.to(tl.float32) * unit * g
     # A row at or below the floor was divided by a constant.
     along = tl.where(scale >= 1.0 / NORM_FLOOR, 0.0, tl.sum(along_parts, 0))
-    for start in range(0, operand_stride, BLOCK):
-        inside = start + columns < operand_stride
+    for start in range(0, width, BLOCK):
+        inside = start + columns < width
         u = tl.load(operand + row * operand_stride + start + columns, mask=inside, other=0.0)
         g = tl.load(grad + row * operand_stride + start + columns, mask=inside, other=0.0)
         result = (g - u.to(tl.float32) * unit * along) * scale

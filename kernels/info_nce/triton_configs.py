@@ -200,7 +200,7 @@ _FLOATS = {
     "grad_negatives",
 }
 _INTEGERS = {"targets", "query_ids", "document_ids"}
-_STRIDES = {"operand_stride", "score_stride", "matrix_stride", "stride_0"}
+_STRIDES = {"operand_stride", "score_stride", "matrix_stride", "stride_0", "width"}
 
 
 def _variant(

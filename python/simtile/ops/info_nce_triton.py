@@ -20,8 +20,10 @@ from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce.triton_configs import Config
 
 # The one matrix of coefficients that there is: a chunk of rows by all candidates. Larger chunks
-# pass less often over the documents' gradient, which is read and written once a chunk.
-CHUNK_BYTES = 256 * 2**20
+# pass less often over the documents' gradient, which is read and written once a chunk; this one
+# keeps training with 65,536 pairs of 768 bfloat16 numbers, inputs and gradients included, below
+# 1 GB.
+CHUNK_BYTES = 160 * 2**20
 
 # TRITON_INTERPRET=1, set before the first import: kernels run in Python, on tensors of the CPU.
 INTERPRETED = not isinstance(kernels.prepare, triton.JITFunction)
@@ -141,6 +143,7 @@ class _Call:
                 self.stride,
                 rows.factor,
                 rows.inverse,
+                triton.cdiv(self.dim, 16) * 16,
                 BLOCK=self.block.elements,
                 num_warps=self.block.warps,
             )
