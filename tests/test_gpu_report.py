@@ -255,6 +255,29 @@ def test_a_real_triton_kernel(triton_half: ModuleType, report: ModuleType) -> No
     assert "spills store_bytes" in report.faults(spilling)[0]
 
 
+def test_a_cubin_is_read_once(
+    code: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = importlib.import_module("gpu_jobs")
+    made = code.Code(40, 0, {"store_bytes": 0}, 16, {"HMMA.16816.F32": 3})
+    read = []
+
+    def of_cubin(cubin: bytes, _: Path) -> dict[str, Any]:
+        read.append(cubin)
+        return {"scores": made}
+
+    monkeypatch.setattr(jobs, "READ", tmp_path)
+    monkeypatch.setattr(jobs, "cuobjdump", lambda: TOY)  # any file
+    monkeypatch.setattr(code, "of_cubin", of_cubin)
+    assert jobs.kernels_of(b"one") == {"scores": made}
+    assert jobs.kernels_of(b"one") == {"scores": made}
+    assert jobs.kernels_of(b"two") == {"scores": made}
+    assert read == [b"one", b"two"]
+    monkeypatch.setattr(jobs, "cuobjdump", lambda: Path(__file__))  # another cuobjdump
+    jobs.kernels_of(b"one")
+    assert read == [b"one", b"two", b"one"]
+
+
 CUDA_SOURCE = """
 #include "record.hpp"
 

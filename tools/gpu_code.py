@@ -21,7 +21,7 @@ MATRIX = re.compile(r"(?:[A-Z0-9]*MMA|V_MFMA\w*)(?:\.|$)")
 # cuobjdump -sass: the address, perhaps a predicate, the opcode with its modifiers
 SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-# From sm_90 on, cuobjdump counts what the driver keeps for itself in every block with shared memory.
+# From sm_90 on, cuobjdump counts what the driver keeps for itself in a block with shared memory.
 RESERVED_SHARED = 1024  # bytes
 LOCAL_WIDTH = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 

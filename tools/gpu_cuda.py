@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ahead_of_time
 import gpu_code
-from gpu_jobs import ROOT, SHARED_LIMIT, Job, Json, cuobjdump
+from gpu_jobs import ROOT, SHARED_LIMIT, Job, Json, kernels_of
 
 ARCHES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 LAUNCHES = ROOT / "tools" / "gpu_launches"
@@ -57,7 +57,7 @@ def jobs(files: Mapping[str, Path] | None = None) -> list[Job]:
 def rows(job: Job, expects: Iterable[Expected] = EXPECTS) -> list[Json]:
     """A row for each kernel of one architecture, without what its launches tell."""
     cubin = ahead_of_time.compile_cuda(Path(job.file).read_text(), job.arch, "cubin")
-    kernels = gpu_code.of_cubin(cubin, cuobjdump())
+    kernels = kernels_of(cubin)
     made = []
     for name, code in zip(demangle(kernels), kernels.values(), strict=True):
         expected = _expected(job.operation, name, expects)

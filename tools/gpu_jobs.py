@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ahead_of_time
+import gpu_code
 
 ROOT = Path(__file__).resolve().parent.parent
+READ = ROOT / "build" / "gpu_report"  # what was read of a cubin: cuobjdump takes most of the time
 Json = dict[str, Any]
 
 # Shared memory that one block can have, bytes: CUDA C++ Programming Guide, technical specifications
@@ -48,3 +53,20 @@ def cuobjdump() -> Path:
         pass
     found = shutil.which("cuobjdump")
     return Path(found) if found else ahead_of_time.triton_tool("cuobjdump")
+
+
+def kernels_of(cubin: bytes) -> dict[str, gpu_code.Code]:
+    """Every kernel of a cubin by its name in the file."""
+    tool = cuobjdump()
+    key = hashlib.sha256(cubin)
+    key.update(Path(gpu_code.__file__).read_bytes())
+    key.update(f"{tool} {tool.stat().st_size} {tool.stat().st_mtime_ns}".encode())
+    path = READ / f"{key.hexdigest()}.json"
+    if path.is_file():
+        return {name: gpu_code.Code(**code) for name, code in json.loads(path.read_text()).items()}
+    kernels = gpu_code.of_cubin(cubin, tool)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({name: code.json() for name, code in kernels.items()}))
+    part.replace(path)
+    return kernels

@@ -17,7 +17,7 @@ from typing import Any
 
 import ahead_of_time
 import gpu_code
-from gpu_jobs import ROOT, SHARED_LIMIT, Job, Json, cuobjdump
+from gpu_jobs import ROOT, SHARED_LIMIT, Job, Json, kernels_of
 
 FAMILIES = ("sm80", "sm90", "sm100", "sm120", "gfx942")
 
@@ -77,8 +77,7 @@ def rows(job: Job) -> list[Json]:
     if job.arch.startswith("gfx"):
         code = gpu_code.of_amdgcn(compiled.asm["amdgcn"])
     else:
-        kernels = gpu_code.of_cubin(compiled.asm["cubin"], cuobjdump())
-        code = kernels[compiled.metadata.name]
+        code = kernels_of(compiled.asm["cubin"])[compiled.metadata.name]
     arch = job.arch.replace("sm", "sm_")
     constants = {name: _plain(value) for name, value in variant.constexprs.items()}
     row = {
