@@ -4,6 +4,10 @@ What no GPU has run is tested here as far as that goes: which checks there are, 
 passes each of them and a wrong one fails, how times and shares follow, and what breaks.
 """
 
+import json
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -237,6 +241,7 @@ def test_one_wrong_id_or_score_fails(kind, place, report_of, monkeypatch):
         return result
 
     monkeypatch.setattr(topk.topk, f"{kind}_topk", wrong)
+    monkeypatch.setattr(gpu, "INFO_NCE", ())
     status, _, stored = report_of()
     assert status == 1
     failed = [check for check in stored["gpu"]["checks"] if check["status"] == "failed"]
@@ -403,3 +408,40 @@ def test_memory_is_poisoned(monkeypatch):
     devices.TorchDevice("cpu").poison()
     assert len(filled) > 1
     assert all((block == 0xFF).all() for block in filled)
+
+
+# -- the kernels themselves, in Triton's interpreter --
+
+INTERPRETED = """
+import json
+from simtile.doctor import gpu, info_nce
+from simtile.doctor.device import TorchDevice
+from simtile.doctor.results import run_check
+from simtile.kernels.info_nce import triton_configs as configs
+from simtile.ops import info_nce_triton
+tile = configs.Tile(32, 64, 32, 1, 1)  # the pinned ones take minutes
+info_nce_triton._pinned = lambda *arguments: configs.Config(tile, tile)
+configs.ROW_PADDING = 64
+info_nce.SMALL = (info_nce.Case(5, 6, 7, 1, own=True, targets=True, ids=True),)
+gpu.LARGE, gpu.REPEATED, gpu.REPEATS = (), info_nce.SMALL[0], 1
+checks = gpu.checks(TorchDevice("cpu"), ("triton",), quick=True)
+print(json.dumps([run_check(check) for check in checks]))
+"""
+
+
+@pytest.mark.deep
+def test_the_triton_kernels_pass_in_the_interpreter():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    checks = json.loads(done.stdout.splitlines()[-1])
+    assert [check["message"] for check in checks if check["status"] != "passed"] == []
+    assert names(checks) == {name for name in EVERY if name[1] == "triton"}
+    assert len(checks) == 5 * 2
