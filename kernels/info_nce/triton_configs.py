@@ -15,9 +15,9 @@ ROW_PADDING = 256
 DIM_PADDING = 128
 NARROW_DIM = 64  # up to here a row is padded to this only
 
-# Exponentials and coefficients that are kept in 16 bits are multiplied by 2^15, and are then at most
-# that. What a float16 loses at its lower end, 2^-40, is far below a rounding of a sum of ordinary
-# size; README.md says who notices.
+# Exponentials and coefficients that are kept in 16 bits are multiplied by 2^15, which they then do
+# not exceed. What a float16 loses at its lower end, 2^-40, is far below a rounding of a sum of
+# ordinary size; README.md says who notices.
 HALF_SCALE = 32768.0
 
 FAMILIES = ("sm80", "sm90", "sm100", "sm120", "gfx942")
@@ -100,6 +100,16 @@ RAGGED_BLOCK = 256
 def config(family: str, dtype: str, precision: str) -> Config:
     """The pinned tiles; KeyError where a family has none."""
     return CONFIGS[family][precision if dtype == "float32" else "half"]
+
+
+def alternatives(tile: Tile) -> Iterator[Tile]:
+    """Other tiles that operands are padded for, whether or not a GPU has room for them."""
+    for rows, columns in ((64, 64), (64, 128), (128, 64), (128, 128), (256, 128)):
+        for warps in (4, 8):
+            for stages in (2, 3, 4):
+                other = Tile(rows, columns, tile.inner, warps, stages)
+                if other != tile:
+                    yield other
 
 
 def operand_stride(dim: int) -> int:

@@ -8,7 +8,7 @@ result NaN where it is wrong.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from simtile.kernels.info_nce import triton as kernels
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce.triton_configs import Config
+from simtile.ops import info_nce_autotune as autotune
 
 # The one matrix of coefficients that there is: a chunk of rows by all candidates. Larger chunks
 # pass less often over the documents' gradient, which is read and written once a chunk; this one
@@ -177,6 +178,10 @@ def run(
     name = str(dtype).removeprefix("torch.")
     if tiles is None:
         tiles = _pinned(device, name, precision)
+        if autotune.wanted():
+            tiles = autotune.tiles(
+                device, dtype, precision, queries.shape[1], tiles, _training(dtype, precision)
+            )
     call = _Call(dtype, queries.shape[1], normalize, device, precision, tiles)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         return _run(
@@ -445,6 +450,24 @@ def _ids(
         own = targets.to(device, torch.int64).clamp(0, document_ids.shape[0] - 1)  # type: ignore[union-attr]
         query_ids = document_ids[own]
     return query_ids, document_ids
+
+
+def _training(dtype: torch.dtype, precision: str) -> Callable[[Tensor, Config], None]:
+    """What the tiles are measured by: forward and backward of a batch."""
+
+    def call(rows: Tensor, tiles: Config) -> None:
+        run(
+            rows,
+            rows,
+            None,
+            dtype=dtype,
+            temperature=0.05,
+            precision=precision,
+            need_grad=(True, True, False, False),
+            tiles=tiles,
+        )
+
+    return call
 
 
 def _pinned(device: torch.device, name: str, precision: str) -> Config:
