@@ -127,29 +127,6 @@ def cuda_ptx(source: str, arch: int, *options: str) -> str:
     return ahead_of_time.compile_cuda(source, f"compute_{arch}", "ptx", *options).decode()
 
 
-def triton_ptx(
-    kernel: Any,
-    signature: Mapping[str, str],
-    constexprs: Mapping[str, Any],
-    arch: int,
-    *,
-    num_warps: int,
-    num_stages: int,
-) -> Any:
-    """A Triton kernel compiled for sm_80 or sm_120, as the interpreter's launch_triton takes it.
-
-    Types as in ahead_of_time.compile_triton: "*bf16:16" for an address that 16 divides.
-    """
-    return ahead_of_time.compile_triton(
-        kernel,
-        signature,
-        constexprs,
-        f"sm{arch}",
-        num_warps=num_warps,
-        num_stages=num_stages,
-    )
-
-
 class NoInterpreter(Exception):
     """None was given, or not one."""
 

@@ -123,7 +123,6 @@ def compile_triton(
 @contextmanager
 def triton_cache() -> Iterator[None]:
     """Within it, what Triton compiles is kept in build/triton."""
-    """Triton's cache is build/triton meanwhile."""
     before = os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = str(TRITON_CACHE)
     try:
