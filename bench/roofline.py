@@ -29,6 +29,8 @@ from simtile.ops import info_nce_triton
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "roofline.md"
 
+SIZE = 2  # bytes of an element
+CHUNK_BYTES = info_nce_triton.CHUNK_BYTES
 
 # Blocks of `scores` and `product` on one multiprocessor: docs/gpu-report.md, registers x threads.
 # Nothing else runs while a block of `scores` takes exponentials.
@@ -45,31 +47,31 @@ class Step:
     exponentials: float = 0
     blocks: int | None = None  # of a launch; None where they are many and short
 
-    def matrix_seconds(self, chip: Chip) -> float:
-        """With multiprocessors that have nothing to do in a launch's last wave of blocks."""
+    def busy(self, chip: Chip) -> float:
+        """The share of multiprocessors that have a block, the last wave of a launch included."""
         if self.blocks is None:
-            return self.operations / chip.bf16
+            return 1.0
         slots = chip.multiprocessors * BLOCKS
-        waves = -(-self.blocks // slots)
-        return self.operations / chip.bf16 * waves * slots / self.blocks
+        return self.blocks / (-(-self.blocks // slots) * slots)
 
     def seconds(self, chip: Chip) -> float:
+        matrix = self.operations / chip.bf16 / self.busy(chip)
         exponentials = self.exponentials / chip.per_second(EXP_PER_CLOCK)
-        return max(self.matrix_seconds(chip) + exponentials, self.bytes / chip.bandwidth)
+        return max(matrix + exponentials, self.bytes / chip.bandwidth)
 
     def memory_bound(self, chip: Chip) -> bool:
         return self.seconds(chip) == self.bytes / chip.bandwidth
 
 
-def chunk_rows(n: int, family: str, size: int = 2) -> int:
+def chunk_rows(n: int, family: str, chunk_bytes: int = CHUNK_BYTES) -> int:
     """Rows of queries whose coefficients are in memory at once, as info_nce_triton chooses them."""
-    tiles = configs.config(family, "bfloat16", "ieee").scores
-    return info_nce_triton._chunk_rows(
-        n, configs.padded_rows(n) * size, -(-n // tiles.columns), True
-    )
+    columns = configs.config(family, "bfloat16", "ieee").scores.columns
+    row_bytes = configs.padded_rows(n) * SIZE + 12 * -(-n // columns)
+    rows = chunk_bytes // row_bytes // configs.ROW_PADDING * configs.ROW_PADDING
+    return int(min(configs.padded_rows(n), max(rows, configs.ROW_PADDING)))
 
 
-def info_nce(n: int, d: int, family: str, size: int = 2) -> list[Step]:
+def info_nce(n: int, d: int, family: str, chunk_bytes: int = CHUNK_BYTES) -> list[Step]:
     """Forward and backward of N queries and N documents in 16 bits, kernel by kernel.
 
     Memory moves what is larger than L2: the buffer of coefficients, which is read and written
@@ -78,42 +80,42 @@ def info_nce(n: int, d: int, family: str, size: int = 2) -> list[Step]:
     """
     scores, product = configs.config(family, "bfloat16", "ieee")
     stride = configs.operand_stride(d)
-    rows = chunk_rows(n, family, size)
+    rows = chunk_rows(n, family, chunk_bytes)
     chunks = -(-n // rows)
     tiles = -(-n // scores.columns)
     groups = chunks * -(-rows // (scores.rows * configs.GROUP))
     pairs = n * configs.padded_rows(n)
-    operand = n * stride * size
+    operand = n * stride * SIZE
     gradient = n * stride * 4
     across = -(-d // product.columns)
     flops = 2.0 * n * n * d
     return [
         # inputs read, operands written, of both sides
-        Step("prepare", 0, 2 * (n * d * size + operand)),
+        Step("prepare", 0, 2 * (n * d * SIZE + operand)),
         # exponentials written; documents by group, queries once; three facts of a row and tile
         Step(
             "scores",
             flops,
-            pairs * size + groups * operand + operand + 12 * n * tiles,
+            pairs * SIZE + groups * operand + operand + 12 * n * tiles,
             n * n,
             -(-rows // scores.rows) * tiles,
         ),
         # those facts read, a factor written
         Step("row_losses", 0, 16 * n * tiles),
         # exponentials to coefficients in place
-        Step("coefficients", 0, 2 * pairs * size + 4 * n * tiles),
+        Step("coefficients", 0, 2 * pairs * SIZE + 4 * n * tiles),
         # coefficients read, documents once a chunk, the gradient written
         Step(
             "product, queries",
             flops,
-            pairs * size + chunks * operand + gradient,
+            pairs * SIZE + chunks * operand + gradient,
             blocks=-(-rows // product.rows) * across,
         ),
         # coefficients and queries read; the gradient written, from the second chunk on read too
         Step(
             "product, documents",
             flops,
-            pairs * size + operand + (2 * chunks - 1) * gradient,
+            pairs * SIZE + operand + (2 * chunks - 1) * gradient,
             blocks=-(-n // product.rows) * across,
         ),
         # gradients read and written, operands read, of both sides
@@ -133,11 +135,11 @@ def seconds(steps: list[Step], chip: Chip) -> float:
     return sum(step.seconds(chip) for step in steps)
 
 
-def buffers(n: int, d: int, family: str, size: int = 2) -> int:
+def buffers(n: int, d: int, family: str, chunk_bytes: int = CHUNK_BYTES) -> int:
     """Bytes beyond the inputs: operands, one chunk's coefficients and facts, float32 gradients."""
-    stride, rows = configs.operand_stride(d), chunk_rows(n, family, size)
+    stride, rows = configs.operand_stride(d), chunk_rows(n, family, chunk_bytes)
     tiles = -(-n // configs.config(family, "bfloat16", "ieee").scores.columns)
-    return 2 * n * stride * (size + 4) + rows * (configs.padded_rows(n) * size + 12 * tiles)
+    return 2 * n * stride * (SIZE + 4) + rows * (configs.padded_rows(n) * SIZE + 12 * tiles)
 
 
 @dataclass(frozen=True)
@@ -191,12 +193,16 @@ through memory between them (`bench/roofline.py` has each kernel's bytes, as cod
 run side by side share is taken to come from L2). A kernel takes as long as the slower of its
 arithmetic and its bytes, and one kernel runs after the other. `scores` takes N² exponentials at
 {EXP_PER_CLOCK} a clock and multiprocessor while its matrix unit waits, because one block fills a
-multiprocessor. A launch's last wave of blocks may leave multiprocessors idle: that is in its time.
-**m**: memory bounds it."""
+multiprocessor. **m**: memory bounds it. A percentage: the share of the multiprocessors that have a
+block at all, where it is below 80 %."""
 
 TOTALS = """The same beside its bare 6 N² D, and beside the other way to need no N² memory: each
 gradient's owner multiplies the scores again, 10 N² D and 3 N² exponentials, here with no cost for
 memory and no idle multiprocessor."""
+
+CHUNKS = """A larger buffer of coefficients costs memory, gives `product, queries` more blocks and
+passes less often over the documents' gradient. Predicted at 100 %, in bold the size that simtile
+has:"""
 
 FORWARD = """The forward alone in CUDA, one launch of `mma.sync`, 2 N² D operations:"""
 
@@ -215,7 +221,18 @@ four bytes, take longer than the memory."""
 
 
 def page() -> str:
-    parts = [HEAD, chips(), INFO_NCE, kernels(), TOTALS, totals(), FORWARD, forward()]
+    parts = [
+        HEAD,
+        chips(),
+        INFO_NCE,
+        kernels(),
+        TOTALS,
+        totals(),
+        CHUNKS,
+        chunks(),
+        FORWARD,
+        forward(),
+    ]
     parts += [PEERS, published(), TOPK, searches()]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -251,7 +268,9 @@ def kernels() -> str:
         if len({step.bytes for step in steps}) > 1:
             raise AssertionError("bytes depend on the chip: show them by chip")
         for chip, step in zip(CHIPS, steps, strict=True):
-            row.append(f"{step.seconds(chip) * 1e3:.1f} ms" + " **m**" * step.memory_bound(chip))
+            busy = f" ({step.busy(chip):.0%})" * (step.busy(chip) < 0.8)
+            bound = " **m**" * step.memory_bound(chip)
+            row.append(_ms(step.seconds(chip)) + busy + bound)
         rows.append(row)
     return tables.table(["100 %", "operations", "memory", *(chip.name for chip in CHIPS)], rows)
 
@@ -272,10 +291,22 @@ def totals() -> str:
         row("**simtile, 50 %**", lambda chip: f"**{_ms(2 * ours(chip))}**"),
         row("recompute, 100 %", lambda chip: _ms(again(chip))),
         row("recompute, 50 %", lambda chip: _ms(2 * again(chip))),
-        row("rows of a chunk", lambda chip: str(chunk_rows(N, chip.family))),
-        row("memory beyond the inputs", lambda chip: f"{buffers(N, D, chip.family) / 1e9:.2f} GB"),
     ]
     return tables.table(["predicted", *(chip.name for chip in CHIPS)], rows)
+
+
+def chunks() -> str:
+    rows = []
+    for chunk_bytes in sorted({size << 20 for size in (160, 256, 384, 512)} | {CHUNK_BYTES}):
+        bold = "**" * (chunk_bytes == CHUNK_BYTES)
+        row = [f"{bold}{chunk_bytes / 2**20:.0f} MiB{bold}"]
+        row.append(str(chunk_rows(N, CHIPS[0].family, chunk_bytes)))
+        row.append(f"{buffers(N, D, CHIPS[0].family, chunk_bytes) / 1e9:.2f} GB")
+        for chip in CHIPS:
+            row.append(_ms(seconds(info_nce(N, D, chip.family, chunk_bytes), chip)))
+        rows.append(row)
+    names = [chip.name for chip in CHIPS]
+    return tables.table(["buffer", "rows", "memory beyond the inputs", *names], rows)
 
 
 def forward() -> str:

@@ -62,13 +62,24 @@ def test_operations_and_bytes_by_hand(roofline: ModuleType) -> None:
 
 def test_more_chunks_pass_over_the_documents_again(roofline: ModuleType) -> None:
     n, d = 65536, 768
-    rows = roofline.chunk_rows(n, "sm90")
+    rows = roofline.chunk_rows(n, "sm90", 2**28)
     # 256 MiB of 16-bit coefficients and three facts of each of 512 tiles, a multiple of 256
     assert rows == 2**28 // (2 * n + 3 * 512 * 4) // 256 * 256 == 1792
-    steps = {step.kernel: step for step in roofline.info_nce(n, d, "sm90")}
+    steps = {step.kernel: step for step in roofline.info_nce(n, d, "sm90", 2**28)}
     chunks = 37
     documents = steps["product, documents"].bytes - 2 * n * n - n * d * 2
     assert documents == (2 * chunks - 1) * n * d * 4
+    assert steps["product, queries"].blocks == 14 * 6
+
+
+@pytest.mark.parametrize("n", [1, 1000, 4096, 65536, 10**6])
+def test_chunks_are_those_of_the_launches(roofline: ModuleType, n: int) -> None:
+    host = roofline.info_nce_triton
+    for family in ("sm80", "sm90", "sm100"):
+        tiles = roofline.configs.config(family, "bfloat16", "ieee")
+        row_bytes = 2 * roofline.configs.padded_rows(n)
+        launched = host._chunk_rows(n, row_bytes, -(-n // tiles.scores.columns), True)
+        assert roofline.chunk_rows(n, family) == launched
 
 
 def test_the_slower_of_arithmetic_and_memory(roofline: ModuleType) -> None:
