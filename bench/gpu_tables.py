@@ -20,19 +20,20 @@ def ptx(results: Json) -> str:
 
 
 def ptx_runs(results: Json) -> str:
-    """A row for the same launch in all orders, with the worst of its figures."""
-    groups: dict[tuple[str, str, int], list[Json]] = {}
+    """A row for the same launch on all architectures in all orders, with the worst figures."""
+    groups: dict[tuple[str, str], list[Json]] = {}
     for run in results["runs"]:
-        groups.setdefault((run["name"], run["kernel"], run["arch"]), []).append(run)
+        groups.setdefault((run["name"], run["kernel"]), []).append(run)
     rows = []
-    for (name, kernel, arch), runs in groups.items():
+    for (name, kernel), runs in groups.items():
+        arches = sorted({run["arch"] for run in runs})
         held = runs[0]["requirements"]
         rows.append(
             [
                 name,
                 f"`{kernel}`",
-                f"sm_{arch}",
-                str(len(runs)),
+                ", ".join(f"sm_{arch}" for arch in arches),
+                str(len({run["order"] for run in runs})),
                 _result(runs),
                 _size(max(_bytes(run) for run in runs)),
                 f"{max(run['traffic'] for run in runs):.2f}" if held else "–",

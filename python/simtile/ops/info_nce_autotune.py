@@ -1,7 +1,7 @@
 """Tile shapes of the Triton kernels measured instead of pinned: SIMTILE_AUTOTUNE=1.
 
-Off unless asked for: the pinned tiles give the same bits on every run; measured ones may differ from
-process to process, and with them the last digits.
+Off unless asked for: the pinned tiles give the same bits on every run; measured ones may differ
+from process to process, and with them the last digits.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from simtile.ops import info_nce_autotune as autotune
 # pass less often over the documents' gradient, which is read and written once a chunk; this one
 # keeps training with 65,536 pairs of 768 bfloat16 numbers, inputs and gradients included, below
 # 1 GB.
-CHUNK_BYTES = 160 * 2**20
+CHUNK_BYTES = 168 * 2**20
 
 # TRITON_INTERPRET=1, set before the first import: kernels run in Python, on tensors of the CPU.
 INTERPRETED = not isinstance(kernels.prepare, triton.JITFunction)
