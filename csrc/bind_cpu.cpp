@@ -56,6 +56,12 @@ void set_threads(std::optional<long long> threads) {
   }
 }
 
+void take_level(const std::optional<std::string>& level) {
+  if (!use_level(level ? level->c_str() : nullptr)) {
+    throw py::value_error("level: found '" + *level + "', expected one of cpu_info()[\"detected\"]");
+  }
+}
+
 using Clock = std::chrono::steady_clock;
 
 // For tests: `runs` times `tasks` tasks that each busy the CPU for `seconds`; the seconds taken.
@@ -78,6 +84,8 @@ void register_cpu(py::module_& m) {
   m.def("set_num_threads", &set_threads, py::arg("threads"));
   m.def("num_threads", [] { return default_threads().threads; });
   m.def("_cgroup_limit", &cgroup_limit, py::arg("root"));
+  // For tests, which go through all levels in one process; None: the chosen one again.
+  m.def("_use_level", &take_level, py::arg("level"));
   m.def("_spin", &spin, py::arg("seconds"), py::arg("tasks"), py::arg("runs"), py::arg("threads"));
 }
 

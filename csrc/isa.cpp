@@ -1,5 +1,6 @@
 #include "isa.hpp"
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -153,6 +154,8 @@ const Choice& choice() {
   return chosen;
 }
 
+std::atomic<const KernelTable*> replacement{nullptr};
+
 }  // namespace
 
 const std::vector<const KernelTable*>& detected_levels() {
@@ -166,7 +169,20 @@ const std::vector<const KernelTable*>& detected_levels() {
   return detected;
 }
 
-const KernelTable& kernels() { return *choice().table; }
+const KernelTable& kernels() {
+  const KernelTable* table = replacement.load(std::memory_order_relaxed);
+  return table ? *table : *choice().table;
+}
+
+bool use_level(const char* name) {
+  const KernelTable* found = nullptr;
+  for (const KernelTable* table : detected_levels()) {
+    if (name != nullptr && std::strcmp(table->level, name) == 0) found = table;
+  }
+  if (name != nullptr && found == nullptr) return false;
+  replacement.store(found, std::memory_order_relaxed);
+  return true;
+}
 
 bool level_is_forced() { return choice().forced; }
 

@@ -3,6 +3,7 @@
 import gc
 import sys
 
+import ml_dtypes  # noqa: F401  adds types to NumPy, such as int4, that are refused all the same
 import numpy as np
 import pytest
 import torch

@@ -32,6 +32,15 @@ from simtile import _dlpack, _gpu
 
 DEFAULT_STREAM = 1  # cudaStreamLegacy; as a handle 0 means the same
 
+# Bytes of an element, by name. Not NumPy's own list: ml_dtypes, once imported, adds int4 to that,
+# of which two lie in a byte.
+ITEMSIZE = {
+    "bool": 1,
+    "bfloat16": 2,
+    **{name: np.dtype(name).itemsize for name in ("float16", "float32", "float64")},
+    **{f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
 
 @dataclass(frozen=True)
 class DeviceArray:
@@ -48,7 +57,7 @@ class DeviceArray:
 
     @property
     def itemsize(self) -> int:
-        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+        return ITEMSIZE[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -199,7 +208,7 @@ def _from_interface(name: str, x: Any) -> DeviceArray:
         )
     if interface.get("mask") is not None:
         raise ValueError(f"{name}: found {found} with a mask, expected an array without one")
-    if dtype.kind not in "biuf" or not dtype.isnative:
+    if dtype.name not in ITEMSIZE or not dtype.isnative:
         raise ValueError(
             f"{name}: found typestr {interface['typestr']!r}, expected numbers in the byte order "
             "of this machine"
@@ -248,13 +257,12 @@ def _from_dlpack(name: str, x: Any, stream: int) -> DeviceArray:
             f"{name}: found {error} from {type(x).__name__}.__dlpack__, expected a new capsule of "
             "DLPack before 2.0"
         ) from None
-    try:
-        itemsize = 2 if found.dtype == "bfloat16" else np.dtype(found.dtype).itemsize
-    except TypeError:
+    itemsize = ITEMSIZE.get(found.dtype)
+    if itemsize is None:
         raise ValueError(
             f"{name}: found elements of type {found.dtype}, expected whole numbers, floating-point "
             "numbers or bool"
-        ) from None
+        )
     strides = found.strides
     return DeviceArray(
         pointer=found.pointer,
