@@ -50,14 +50,13 @@ def test_one_compilation_for_all_lengths_and_masks(dtype):
                 for given in ({}, masks(n, n + n % 3)):
                     arrays = inputs(n, n + n % 3, 768, negatives, dtype)
                     run(arrays, dtype, own_negatives=own, **given)
-    # One for each gradient; both are there in every call.
     assert {name: len(keys) for name, keys in compiled.items()} == {
         "prepare": 1,
         "own_scores": 1,
         "scores": 1,
         "row_losses": 1,
         "coefficients": 1,
-        "product": 2,
+        "products": 1,
         "own_gradients": 1,
         "finish": 1,
     }

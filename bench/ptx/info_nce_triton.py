@@ -50,7 +50,7 @@ TINY = (
     "scores",
     "row_losses",
     "coefficients",
-    "product",
+    "products",
     "finish",
     "own_scores",
     "own_gradients",
@@ -109,12 +109,20 @@ def expected(launch: Launch, call: Call) -> Counts:
         # A factor of the tile, which lies a row of tiles from the next; the positive's; targets.
         vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n
         return Counts(programs * (2 * m * n * size + vectors), 0)
-    if launch.name == "product":
-        m, d = options["BM"], options["BD"]
-        inner = -(-a["inner_size"] // options["BK"]) * options["BK"]
-        out = 4 * a["out_rows"] * -(-a["dim"] // d) * d * (2 if a["accumulate"] else 1)
-        operands = (m + d) * inner * size + 4 * m
-        return Counts(programs * operands + out, programs * 2 * m * d * inner * on_units)
+    if launch.name == "products":
+        m, d, k = (options[name] for name in ("BM", "BD", "BK"))
+        across = -(-a["dim"] // d)
+        passes = 2 if a["accumulate"] else 1
+        moved = multiplied = 0
+        for tiles, rows, inner, times in (
+            (a["query_tiles"], a["rows"], a["candidates"], 1),
+            (programs - a["query_tiles"], a["out_rows"], a["rows"], passes),
+        ):
+            inner = -(-inner // k) * k
+            moved += tiles * ((m + d) * inner * size + 4 * m)
+            moved += 4 * rows * across * d * times * (tiles > 0)
+            multiplied += tiles * 2 * m * d * inner
+        return Counts(moved, multiplied * on_units)
     if launch.name == "finish":
         # Twice operand and gradient: for their product, and for the result.
         return Counts(programs * (a["width"] * (2 * size + 12) + 2 * SECTOR), 0)

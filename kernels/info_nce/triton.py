@@ -8,7 +8,7 @@ section Triton. Row-wise facts first, then the kernels in the order in which the
     own_scores       logits of a query's own hard negatives
     row_losses       tile sums of a row -> its loss, and a factor for each of its tiles
     coefficients     exponentials -> coefficients of the gradient, in place
-    product          coefficients times operands: a gradient, each output tile owned by one program
+    products         coefficients times operands: gradients, each output tile owned by one program
     own_gradients    what a query's own negatives add to its gradient, and their own
     finish           the gradient of a normalised row -> that of the row
 
@@ -41,8 +41,8 @@ _SIZES = [
     "normalize",
     "accumulate",
     "inner",
-    "inner_size",
     "out_rows",
+    "query_tiles",
 ]
 # Parts of larger arrays, or the caller's: where they begin compiles nothing anew.
 _UNALIGNED = ["factor", "inverse", "targets", "query_ids", "document_ids", "row_weights"]
@@ -399,31 +399,30 @@ def coefficients(
     tl.store(result + at, narrow(values, result.dtype.element_ty, EMULATE))
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
-def product(
+@triton.jit
+def product_tile(
+    tile,
     matrix,  # coefficients: [out_rows, inner], or [inner, out_rows] if TRANSPOSED
     matrix_stride,
     operand,  # [inner, operand_stride]
     operand_stride,
     row_factor,  # [out_rows]: is in the coefficients and does not belong there
-    temperature,
-    total,  # one float32: multiplies all
+    scale,
     out,  # float32 [out_rows, operand_stride]
     out_rows,
     inner_size,
     dim,
-    accumulate,  # add to what `out` holds
+    accumulate,
     TRANSPOSED: tl.constexpr,
     BM: tl.constexpr,
     BD: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
-    E_SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    tiles_d = tl.cdiv(dim, BD)
-    tile_m, tile_d = grouped(tl.program_id(0), tl.num_programs(0) // tiles_d, tiles_d, GROUP)
+    """A tile of coefficients times operands, to `out` or added to what it holds."""
+    tile_m, tile_d = grouped(tile, tl.cdiv(out_rows, BM), tl.cdiv(dim, BD), GROUP)
     row = (tile_m * BM + tl.arange(0, BM)).to(tl.int64)
     d = tile_d * BD + tl.arange(0, BD)
     k = tl.arange(0, BK).to(tl.int64)
@@ -442,12 +441,86 @@ def product(
             a += BK
             x += BK * operand_stride
     row_there = row < out_rows
-    scale = tl.load(total) / (tl.load(temperature) * E_SCALE)
     sums *= (scale / tl.load(row_factor + row, mask=row_there, other=1.0))[:, None]
     place = out + row[:, None] * operand_stride + d[None, :]
     if accumulate != 0:
         sums += tl.load(place, mask=row_there[:, None], other=0.0)
     tl.store(place, sums, mask=row_there[:, None])
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
+def products(
+    matrix,  # coefficients [rows of the chunk, matrix_stride]
+    matrix_stride,
+    queries,  # operands: those of the chunk
+    query_factor,
+    candidates_operand,
+    candidate_factor,
+    operand_stride,
+    temperature,
+    total,  # one float32: multiplies all
+    grad_queries,  # float32 [rows of the chunk, operand_stride]
+    grad_candidates,  # float32 [out_rows, operand_stride]
+    query_tiles,  # programs for grad_queries, each a long one, which begin first; 0: not wanted
+    rows,  # of the chunk
+    candidates,
+    out_rows,
+    dim,
+    accumulate,  # add to what grad_candidates holds
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    E_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    scale = tl.load(total) / (tl.load(temperature) * E_SCALE)
+    if pid < query_tiles:
+        product_tile(
+            pid,
+            matrix,
+            matrix_stride,
+            candidates_operand,
+            operand_stride,
+            query_factor,
+            scale,
+            grad_queries,
+            rows,
+            candidates,
+            dim,
+            0,
+            False,
+            BM,
+            BD,
+            BK,
+            GROUP,
+            PRECISION,
+            EMULATE,
+        )
+    else:
+        product_tile(
+            pid - query_tiles,
+            matrix,
+            matrix_stride,
+            queries,
+            operand_stride,
+            candidate_factor,
+            scale,
+            grad_candidates,
+            out_rows,
+            rows,
+            dim,
+            accumulate,
+            True,
+            BM,
+            BD,
+            BK,
+            GROUP,
+            PRECISION,
+            EMULATE,
+        )
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)

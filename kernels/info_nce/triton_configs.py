@@ -152,11 +152,8 @@ def score_options(tile: Tile, dtype: str, precision: str, store: bool) -> dict[s
     }
 
 
-def product_options(
-    tile: Tile, dtype: str, precision: str, dim: int, transposed: bool
-) -> dict[str, Any]:
+def product_options(tile: Tile, dtype: str, precision: str, dim: int) -> dict[str, Any]:
     return {
-        "TRANSPOSED": transposed,
         "BM": tile.rows,
         "BD": min(tile.columns, operand_stride(dim)),
         "BK": tile.inner,
@@ -189,7 +186,6 @@ _FLOATS = {
     "query_factor",
     "candidate_factor",
     "negative_factor",
-    "row_factor",
     "temperature",
     "total",
     "tile_max",
@@ -204,9 +200,9 @@ _FLOATS = {
     "row_weights",
     "losses",
     "temperature_gradient",
-    "out",
     "grad",
     "grad_queries",
+    "grad_candidates",
     "grad_negatives",
 }
 _INTEGERS = {"targets", "query_ids", "document_ids"}
@@ -272,14 +268,13 @@ def variants(family: str, dim: int = 768) -> Iterator[Variant]:
                 )
             columns = {"BM": COEFFICIENT_ROWS, "BN": tiles.scores.columns, "EMULATE": False}
             yield _variant(f"coefficients[{of}]", kernels.coefficients, dtype, columns, 4)
-            for transposed in (False, True):
-                options = product_options(tiles.product, dtype, precision, dim, transposed)
-                yield _variant(
-                    f"product[{of}, {'documents' if transposed else 'queries'}]",
-                    kernels.product,
-                    dtype,
-                    {**options, "EMULATE": False},
-                    tiles.product.warps,
-                    tiles.product.stages,
-                    expects,
-                )
+            options = product_options(tiles.product, dtype, precision, dim)
+            yield _variant(
+                f"products[{of}]",
+                kernels.products,
+                dtype,
+                {**options, "EMULATE": False},
+                tiles.product.warps,
+                tiles.product.stages,
+                expects,
+            )

@@ -344,34 +344,33 @@ def _run(
             **emulate,
             num_warps=4,
         )
-        for out, operand, factor, size, inner, transposed in (
-            (_rows_of(grad_queries, row0), c.operand, q.factor[row0:], rows, count, False),
-            (grad_candidates, q.operand[row0:], c.factor, out_rows, rows, True),
-        ):
-            if out is None:
-                continue
-            options = configs.product_options(
-                product, call.name, call.precision, call.dim, transposed
-            )
-            across = triton.cdiv(call.dim, options["BD"])
-            kernels.product[(triton.cdiv(size, product.rows) * across,)](
-                coefficients,
-                columns,
-                operand,
-                call.stride,
-                factor,
-                temperature,
-                total,
-                out,
-                size,
-                inner,
-                call.dim,
-                int(transposed and row0 > 0),
-                **options,
-                **emulate,
-                num_warps=product.warps,
-                num_stages=product.stages,
-            )
+        options = configs.product_options(product, call.name, call.precision, call.dim)
+        across = triton.cdiv(call.dim, options["BD"])
+        query_tiles = 0 if grad_queries is None else triton.cdiv(rows, product.rows) * across
+        document_tiles = triton.cdiv(out_rows, product.rows) * across
+        kernels.products[(query_tiles + document_tiles,)](
+            coefficients,
+            columns,
+            q.operand[row0:],
+            q.factor[row0:],
+            c.operand,
+            c.factor,
+            call.stride,
+            temperature,
+            total,
+            losses if grad_queries is None else grad_queries[row0:],
+            losses if grad_candidates is None else grad_candidates,
+            query_tiles,
+            rows,
+            count,
+            out_rows,
+            call.dim,
+            int(row0 > 0),
+            **options,
+            **emulate,
+            num_warps=product.warps,
+            num_stages=product.stages,
+        )
 
     grad_own = call.floats(n * own, call.stride) if own and need_negatives else None
     if own and (grad_own is not None or grad_queries is not None):
@@ -416,10 +415,6 @@ def _chunk_rows(n: int, row_bytes: int, tile_count: int, products: bool) -> int:
     row_bytes = row_bytes * products + 12 * tile_count
     rows = CHUNK_BYTES // row_bytes // configs.ROW_PADDING * configs.ROW_PADDING
     return int(min(configs.padded_rows(n), max(rows, configs.ROW_PADDING)))
-
-
-def _rows_of(x: Tensor | None, row0: int) -> Tensor | None:
-    return None if x is None else x[row0:]
 
 
 def _on_device(temperature: float | Tensor, device: torch.device) -> Tensor:
