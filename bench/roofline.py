@@ -7,6 +7,7 @@ and move. Nothing is measured. --check writes nothing and fails when the page is
 from __future__ import annotations
 
 import argparse
+import heapq
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ PAGE = ROOT / "docs" / "roofline.md"
 SIZE = 2  # bytes of an element
 CHUNK_BYTES = info_nce_triton.CHUNK_BYTES
 
-# Blocks of `scores` and `product` on one multiprocessor: docs/gpu-report.md, registers x threads.
+# Blocks of `scores` and `products` on one multiprocessor: docs/gpu-report.md, registers x threads.
 # Nothing else runs while a block of `scores` takes exponentials.
 BLOCKS = 1
 
@@ -45,14 +46,20 @@ class Step:
     operations: float  # of the matrix unit
     bytes: float  # between memory and L2
     exponentials: float = 0
-    blocks: int | None = None  # of a launch; None where they are many and short
+    # Of a launch, in the order in which they begin: how many, and how long one takes of them.
+    # Empty where they are many and short.
+    blocks: tuple[tuple[int, float], ...] = ()
 
     def busy(self, chip: Chip) -> float:
-        """The share of multiprocessors that have a block, the last wave of a launch included."""
-        if self.blocks is None:
+        """The share of the multiprocessors' time in which they have a block, to a launch's end."""
+        if not self.blocks:
             return 1.0
-        slots = chip.multiprocessors * BLOCKS
-        return self.blocks / (-(-self.blocks // slots) * slots)
+        ends = [0.0] * (chip.multiprocessors * BLOCKS)
+        for count, length in self.blocks:
+            for _ in range(count):
+                heapq.heapreplace(ends, ends[0] + length)
+        work = sum(count * length for count, length in self.blocks)
+        return work / (len(ends) * max(ends))
 
     def seconds(self, chip: Chip) -> float:
         matrix = self.operations / chip.bf16 / self.busy(chip)
@@ -98,25 +105,23 @@ def info_nce(n: int, d: int, family: str, chunk_bytes: int = CHUNK_BYTES) -> lis
             flops,
             pairs * SIZE + groups * operand + operand + 12 * n * tiles,
             n * n,
-            -(-rows // scores.rows) * tiles,
+            ((-(-rows // scores.rows) * tiles, 1),),
         ),
         # those facts read, a factor written
         Step("row_losses", 0, 16 * n * tiles),
         # exponentials to coefficients in place
         Step("coefficients", 0, 2 * pairs * SIZE + 4 * n * tiles),
-        # coefficients read, documents once a chunk, the gradient written
+        # Queries' gradient: coefficients read, documents once a chunk, the gradient written.
+        # Documents': coefficients and queries read; the gradient written, from the second chunk on
+        # read too. The tiles of the first add up N products, those of the second a chunk's rows.
         Step(
-            "product, queries",
-            flops,
-            pairs * SIZE + chunks * operand + gradient,
-            blocks=-(-rows // product.rows) * across,
-        ),
-        # coefficients and queries read; the gradient written, from the second chunk on read too
-        Step(
-            "product, documents",
-            flops,
-            pairs * SIZE + operand + (2 * chunks - 1) * gradient,
-            blocks=-(-n // product.rows) * across,
+            "products",
+            2 * flops,
+            2 * pairs * SIZE + (chunks + 1) * operand + 2 * chunks * gradient,
+            blocks=(
+                (-(-rows // product.rows) * across, n),
+                (-(-n // product.rows) * across, rows),
+            ),
         ),
         # gradients read and written, operands read, of both sides
         Step("finish", 0, 2 * (2 * gradient + operand)),
@@ -193,16 +198,16 @@ through memory between them (`bench/roofline.py` has each kernel's bytes, as cod
 run side by side share is taken to come from L2). A kernel takes as long as the slower of its
 arithmetic and its bytes, and one kernel runs after the other. `scores` takes N² exponentials at
 {EXP_PER_CLOCK} a clock and multiprocessor while its matrix unit waits, because one block fills a
-multiprocessor. **m**: memory bounds it. A percentage: the share of the multiprocessors that have a
-block at all, where it is below 80 %."""
+multiprocessor. **m**: memory bounds it. A percentage: the share of the multiprocessors' time in
+which they have a block, where it is below 80 %."""
 
 TOTALS = """The same beside its bare 6 N² D, and beside the other way to need no N² memory: each
 gradient's owner multiplies the scores again, 10 N² D and 3 N² exponentials, here with no cost for
 memory and no idle multiprocessor."""
 
-CHUNKS = """A larger buffer of coefficients costs memory, gives `product, queries` more blocks and
-passes less often over the documents' gradient. Predicted at 100 %, in bold the size that simtile
-has:"""
+CHUNKS = """A larger buffer of coefficients costs memory, gives `products` more long blocks, those
+of the queries' gradient, and passes less often over the documents' gradient. Predicted at 100 %, in
+bold the size that simtile has:"""
 
 FORWARD = """The forward alone in CUDA, one launch of `mma.sync`, 2 N² D operations:"""
 

@@ -54,9 +54,10 @@ def test_operations_and_bytes_by_hand(roofline: ModuleType) -> None:
     assert steps["scores"].bytes == 2 * n * n + 2 * operand + 3 * facts
     assert steps["row_losses"].bytes == 4 * facts
     assert steps["coefficients"].bytes == 4 * n * n + facts
-    assert steps["product, queries"].bytes == 2 * n * n + operand + 2 * operand
-    assert steps["product, documents"].bytes == 2 * n * n + operand + 2 * operand
-    assert (steps["scores"].blocks, steps["product, queries"].blocks) == (64, 8)
+    gradient = 2 * operand
+    assert steps["products"].bytes == 2 * (2 * n * n + operand + gradient)
+    assert steps["scores"].blocks == ((64, 1),)
+    assert steps["products"].blocks == ((8, 1024), (8, 1024))
     assert roofline.buffers(n, d, "sm80") == 2 * 3 * operand + n * n * 2 + 3 * facts
 
 
@@ -67,9 +68,11 @@ def test_more_chunks_pass_over_the_documents_again(roofline: ModuleType) -> None
     assert rows == 2**28 // (2 * n + 3 * 512 * 4) // 256 * 256 == 1792
     steps = {step.kernel: step for step in roofline.info_nce(n, d, "sm90", 2**28)}
     chunks = 37
-    documents = steps["product, documents"].bytes - 2 * n * n - n * d * 2
-    assert documents == (2 * chunks - 1) * n * d * 4
-    assert steps["product, queries"].blocks == 14 * 6
+    operand, gradient = n * d * 2, n * d * 4
+    queries = 2 * n * n + chunks * operand + gradient
+    documents = 2 * n * n + operand + (2 * chunks - 1) * gradient
+    assert steps["products"].bytes == queries + documents
+    assert steps["products"].blocks == ((14 * 6, n), (512 * 6, rows))
 
 
 @pytest.mark.parametrize("n", [1, 1000, 4096, 65536, 10**6])
@@ -84,8 +87,13 @@ def test_chunks_are_those_of_the_launches(roofline: ModuleType, n: int) -> None:
 
 def test_the_slower_of_arithmetic_and_memory(roofline: ModuleType) -> None:
     chip = roofline.CHIPS[0]  # 108 multiprocessors
-    assert roofline.Step("", chip.bf16, 0, blocks=108).seconds(chip) == pytest.approx(1)
-    assert roofline.Step("", chip.bf16, 0, blocks=109).seconds(chip) == pytest.approx(216 / 109)
+    assert roofline.Step("", chip.bf16, 0, blocks=((108, 1),)).seconds(chip) == pytest.approx(1)
+    assert roofline.Step("", chip.bf16, 0, blocks=((109, 1),)).seconds(chip) == pytest.approx(
+        216 / 109
+    )
+    # 54 long blocks, and 54 multiprocessors for short ones meanwhile
+    mixed = roofline.Step("", chip.bf16, 0, blocks=((54, 4.0), (216, 1.0)))
+    assert mixed.seconds(chip) == pytest.approx(1)
     moving = roofline.Step("", chip.bf16, 3 * chip.bandwidth)
     assert moving.seconds(chip) == pytest.approx(3)
     assert moving.memory_bound(chip)
@@ -108,7 +116,7 @@ def test_one_block_fills_a_multiprocessor(roofline: ModuleType) -> None:
         kernel = row["kernel"], row["arch"]
         if (
             row["dtype"] == "bfloat16"
-            and kernel[0] in ("scores", "product")
+            and kernel[0] in ("scores", "products")
             and kernel[1] in families
         ):
             seen.add(kernel)
