@@ -92,14 +92,20 @@ def cuda_tensor(array):
 
 
 def pretend_cuda(monkeypatch, stream=0):
-    """Let torch allocate CudaTensors and name a current stream."""
-    empty = torch.empty
+    """Let torch allocate CudaTensors, move tensors there, and name a current stream."""
+    empty, to = torch.empty, torch.Tensor.to
 
     def empty_on_device(shape, dtype, device):
         assert device == CudaTensor.device
         return cuda_tensor(aligned(shape, empty((), dtype=dtype).numpy().dtype))
 
+    def to_device(tensor, *arguments):
+        rest = [x for x in arguments if x != CudaTensor.device]
+        moved = to(tensor, *rest) if rest else tensor
+        return moved if len(rest) == len(arguments) else moved.as_subclass(CudaTensor)
+
     monkeypatch.setattr(torch, "empty", empty_on_device)
+    monkeypatch.setattr(torch.Tensor, "to", to_device)
     current = type("Stream", (), {"cuda_stream": stream})
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
 

@@ -70,3 +70,28 @@ def check_devices(
             f"{name}: found a tensor on {tensor.device}, expected {device} because queries are "
             "there"
         )
+
+
+def as_index(values: Tensor | None, device: torch.device) -> Tensor | None:
+    """Indices as kernels take them: int64, side by side, on the inputs' device."""
+    return None if values is None else values.to(device, torch.int64).contiguous()
+
+
+def complete_ids(
+    query_ids: Tensor | None,
+    document_ids: Tensor | None,
+    targets: Tensor | None,
+    n: int,
+    device: torch.device,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both ids from either: a query's document has the query's id."""
+    query_ids, document_ids = as_index(query_ids, device), as_index(document_ids, device)
+    if document_ids is None:
+        return query_ids, query_ids
+    if query_ids is None and targets is None:
+        query_ids = document_ids[:n]
+    elif query_ids is None:
+        # A target out of range makes the row NaN later; here it must only stay in bounds.
+        own = targets.to(device, torch.int64).clamp(0, document_ids.shape[0] - 1)  # type: ignore[union-attr]
+        query_ids = document_ids[own]
+    return query_ids, document_ids

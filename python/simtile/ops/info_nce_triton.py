@@ -19,6 +19,7 @@ from simtile.kernels.info_nce import triton as kernels
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce.triton_configs import Config
 from simtile.ops import info_nce_autotune as autotune
+from simtile.ops._tensors import as_index, complete_ids
 
 # The one matrix of coefficients that there is: a chunk of rows by all candidates. Larger chunks
 # pass less often over the documents' gradient, which is read and written once a chunk; this one
@@ -190,8 +191,8 @@ def run(
             documents.detach(),
             None if negatives is None else negatives.detach(),
             _on_device(temperature, device),
-            _index(targets, device),
-            *_ids(query_ids, document_ids, targets, queries.shape[0], device),
+            as_index(targets, device),
+            *complete_ids(query_ids, document_ids, targets, queries.shape[0], device),
             own_negatives,
             weight,
             row_weights,
@@ -421,30 +422,6 @@ def _on_device(temperature: float | Tensor, device: torch.device) -> Tensor:
     if isinstance(temperature, Tensor):
         return temperature.detach().to(device, torch.float32).reshape(1)
     return torch.full((1,), temperature, dtype=torch.float32, device=device)
-
-
-def _index(values: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if values is None else values.to(device, torch.int64).contiguous()
-
-
-def _ids(
-    query_ids: Tensor | None,
-    document_ids: Tensor | None,
-    targets: Tensor | None,
-    n: int,
-    device: torch.device,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Both ids from either: a query's document has the query's id."""
-    query_ids, document_ids = _index(query_ids, device), _index(document_ids, device)
-    if document_ids is None:
-        return query_ids, query_ids
-    if query_ids is None and targets is None:
-        query_ids = document_ids[:n]
-    elif query_ids is None:
-        # A target out of range makes the row NaN later; here it must only stay in bounds.
-        own = targets.to(device, torch.int64).clamp(0, document_ids.shape[0] - 1)  # type: ignore[union-attr]
-        query_ids = document_ids[own]
-    return query_ids, document_ids
 
 
 def _training(dtype: torch.dtype, precision: str) -> Callable[[Tensor, Config], None]:
