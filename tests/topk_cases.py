@@ -155,16 +155,45 @@ def run_host(module, case, order=0, multiprocessors=3):
     )
     scores = np.full((case.queries, case.k), 0x5A5A5A5A, np.int32).view(case.score_dtype)
     ids = np.full((case.queries, case.k), -0x5A5A, np.int64)
-    # keys that would all be found
-    workspace = aligned(module.workspace_bytes(*inputs))
-    module.run(*inputs, scores, ids, workspace, order)
+    # Zeros are keys that would all be found. What follows the workspace must stay.
+    size = module.workspace_bytes(*inputs)
+    memory = np.zeros(size + 512, np.uint8)
+    start = -memory.ctypes.data % 256
+    memory[start + size :] = 0x5A
+    module.run(*inputs, scores, ids, memory[start : start + size], order)
+    assert (memory[start + size :] == 0x5A).all(), "written past the workspace"
     return scores, ids
 
 
-def aligned(size):
-    raw = np.zeros(size + 256, np.uint8)
-    start = -raw.ctypes.data % 256
-    return raw[start : start + size]
+def run_device(case):
+    """The kernels on the current CUDA device, through the operations that torch users call."""
+    import torch
+
+    from simtile.ops import topk
+
+    def moved(x):
+        if x is None:
+            return None
+        span = (len(x) - 1) * x.strides[0] + x[0].nbytes if len(x) else 0
+        offset = x.ctypes.data % 64
+        memory = torch.zeros(span + offset, dtype=torch.uint8, device="cuda")[offset:]
+        dtype = getattr(torch, str(x.dtype))
+        strides = [stride // x.itemsize for stride in x.strides]
+        view = memory.view(dtype).as_strided(x.shape, strides)
+        return view.copy_(torch.from_numpy(np.ascontiguousarray(x)))
+
+    search = getattr(topk, f"{case.metric}_topk")
+    options = {name: moved(x) for name, x in case.options.items()}
+    shape = (case.queries, case.k)
+    dtype = torch.float32 if case.score_dtype == np.float32 else torch.int32
+    out = (
+        torch.full(shape, 77, dtype=dtype, device="cuda"),
+        torch.full(shape, -77, dtype=torch.int64, device="cuda"),
+    )
+    scores, ids = search(
+        moved(case["queries"]), moved(case["documents"]), case.k, out=out, **options
+    )
+    return scores.cpu().numpy(), ids.cpu().numpy()
 
 
 def check(result, expected):

@@ -1,4 +1,4 @@
-"""The top-k kernels (kernels/topk/cuda.cuh), launched as their dispatch would, executed and counted."""
+"""Top-k (kernels/topk/cuda.cuh) as its dispatch launches it, executed and counted."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from _ptx import ROOT, Run, cuda_ptx, total
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-import topk_cases  # noqa: E402
-from cuda_host import build  # noqa: E402
-from topk_cases import Case  # noqa: E402
+import topk_cases
+from cuda_host import build
+from topk_cases import Case
 
 # The dispatch names every instance that it may launch; nvcc emits them all.
 SOURCE = """
 #include "cuda/topk_dispatch.hpp"
 struct Launch {
   template <class Args>
-  void operator()(void (*kernel)(Args), dim3 grid, dim3 block, size_t shared_bytes, Args args) const {
-    kernel<<<grid, block, shared_bytes>>>(args);
+  void operator()(void (*kernel)(Args), dim3 grid, dim3 block, size_t shared, Args args) const {
+    kernel<<<grid, block, shared>>>(args);
   }
 };
 void instantiate(const simtile::cuda::TopkArgs& args, const simtile::cuda::Device& device) {
@@ -94,7 +94,7 @@ def arguments(argument: bytes, arrays: list[Any]) -> list[Any]:
 
 
 def run(interp: ModuleType, module: Any, host: Any, name: str, case: Case, **where: Any) -> Run:
-    """One call: the launches of its passes, on outputs and a workspace full of what is no result."""
+    """One call with its passes, on outputs and a workspace full of what is no result."""
     names = ("queries", "documents", "query_scale", "document_scale", "allow")
     queries, documents, *options = (on_device(interp, case[what]) for what in names)
     inputs = (case.metric, queries, documents, case.k, *options, MULTIPROCESSORS)

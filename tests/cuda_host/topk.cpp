@@ -90,6 +90,16 @@ PYBIND11_MODULE(simtile_cuda_host_topk, module) {
       py::arg("documents").noconvert(), py::arg("k"), py::arg("query_scales"), py::arg("document_scales"),
       py::arg("allow"), py::arg("multiprocessors"));
   module.def(
+      "scan_kernel",
+      [](const std::string& metric, const py::array& queries, const py::array& documents, int64_t k,
+         const Floats& query_scales, const Floats& document_scales, const std::optional<py::array>& allow,
+         int multiprocessors) {
+        return scan_name(arguments(metric, queries, documents, k, query_scales, document_scales, allow),
+                         device(multiprocessors));
+      },
+      py::arg("metric"), py::arg("queries").noconvert(), py::arg("documents").noconvert(), py::arg("k"),
+      py::arg("query_scales"), py::arg("document_scales"), py::arg("allow"), py::arg("multiprocessors"));
+  module.def(
       "run",
       [](const std::string& metric, const py::array& queries, const py::array& documents, int64_t k,
          const Floats& query_scales, const Floats& document_scales, const std::optional<py::array>& allow,
