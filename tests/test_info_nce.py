@@ -1,11 +1,7 @@
 """The kernel of info_nce and its NumPy function against the references."""
 
 import itertools
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -27,7 +23,6 @@ from info_nce_cases import (
 from tolerances import check_against_plain
 
 import simtile
-from simtile import _core
 
 # Sizes that are no multiple of a vector, a register tile or a chunk of rows, and 1.
 ODD_SIZES = st.sampled_from([1, 7, 33, 111, 200])
@@ -374,14 +369,3 @@ def test_bfloat16_is_the_type_of_ml_dtypes():
     loss, *_ = grad_of(case)
     wide = simtile.info_nce_grad(*(x.astype(np.float32) for x in case.inputs[:2]))[0]
     assert loss == pytest.approx(wide, rel=2e-2)
-
-
-@pytest.mark.parametrize("level", _core.cpu_info()["detected"])
-def test_every_level_in_short(level):
-    # All tests run on every level in `make test-deep`; this is the one that every build has.
-    script = Path(__file__).parent / "info_nce_levels.py"
-    process = subprocess.run(
-        [sys.executable, script, level], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == {"level": level, "cases": 24}
