@@ -93,6 +93,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
     monkeypatch.setattr(gpu, "TIMED", (LARGE, LARGE))
+    monkeypatch.setattr(gpu, "BATCH", LARGE)
     monkeypatch.setattr(gpu, "TIMED_REPEATS", 3)
     monkeypatch.setattr(topk, "SMALL", (topk.Case(9, 33, 4, 5, few=True),))
     monkeypatch.setattr(topk, "LARGE", (topk.Case(2, 40, 3, 50, allow=True),))

@@ -30,6 +30,7 @@ LARGE = (
 REPEATED = Case(2001, 2010, 333, 1, ids=True, seed=12)
 REPEATS = 5
 TIMED = (Case(64, 64, 384), Case(1024, 1024, 384), Case(4096, 4096, 768))
+BATCH = Case(65536, 65536, 768)  # as large as training makes them; in bfloat16 only
 SEARCHED = (1_000_000, 100_000)  # documents of a timed search, the second with --quick
 TIMED_REPEATS = 21
 # bytes that a check beyond 2^31 needs free: its documents twice, for what is computed from them
@@ -239,7 +240,10 @@ def timings(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> lis
     found = []
     for variant in INFO_NCE:
         if variant.backend in backends:
-            found += [_step(device, variant, case) for case in (TIMED[1:2] if quick else TIMED)]
+            cases = TIMED[1:2] if quick else TIMED
+            if (variant.backend, variant.dtype) == ("triton", "bfloat16") and not quick:
+                cases += (BATCH,)
+            found += [_step(device, variant, case) for case in cases]
     if "cuda" in backends:
         for kind in topk.KINDS:
             found += [_search(device, kind, queries, quick) for queries in (1, 64)]
