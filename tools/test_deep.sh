@@ -69,6 +69,17 @@ drivers() {
   "$build/debug/tests/cpp/test_info_nce"
 }
 
+# The quick tests of some files. Python's own allocations look like leaks, and a test asks for more
+# memory than there is. libstdc++ is there because the runtime wants to see it at start. capture=sys:
+# a report reaches the terminal although it ends the process.
+with_libasan() {
+  local interpreter=$1
+  shift
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=ci \
+    LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
+    "$interpreter" -m pytest -q --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" "$@"
+}
+
 address_sanitizer() {
   venv sanitized
   "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$build/sanitized-dist" \
@@ -78,13 +89,13 @@ address_sanitizer() {
   "$build/sanitized-build/tests/cpp/test_threads"
   "$build/sanitized-build/tests/cpp/test_info_nce"
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
-  # Python's own allocations look like leaks, and a test asks for more memory than there is.
-  # libstdc++ is there because the runtime wants to see it at start. capture=sys: a report reaches
-  # the terminal although it ends the process.
-  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=ci \
-    LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
-    "$build/sanitized/bin/python" -m pytest -q --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" \
-    "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
+  with_libasan "$build/sanitized/bin/python" "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
+  with_libasan "$build/sanitized/bin/python" tests/test_info_nce_backends.py -k "cpu["
+}
+
+cuda_on_host() {
+  SIMTILE_CUDA_HOST_SANITIZE=1 with_libasan "$python" tests/test_cuda_host.py tests/test_topk.py \
+    tests/test_info_nce_cuda_host.py tests/test_info_nce_cuda.py
 }
 
 thread_sanitizer() {
@@ -121,15 +132,29 @@ aarch64() {
   done
 }
 
-wheel() {
-  venv wheel
-  rm -rf "$build/dist"
-  "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$build/dist" \
-    --config-settings=build-dir="$build/wheel-build" .
-  pip_into wheel "$build"/dist/simtile-*.whl
+# Builds a wheel with some CMake options, installs it in an environment of its own, and runs it there.
+try_wheel() {  # environment, options
+  local name=$1 settings=() option
+  shift
+  for option in "$@"; do settings+=("--config-settings=cmake.define.$option"); done
+  venv "$name"
+  rm -rf "$build/$name-dist"
+  "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$build/$name-dist" \
+    --config-settings=build-dir="$build/$name-build" "${settings[@]}" .
+  pip_into "$name" "$build/$name-dist"/simtile-*.whl
   # From another directory, so that what is imported is what is installed.
-  local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python
+  local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/$name/bin/python
   (cd / && "$interpreter" "$smoke" --not-under "$OLDPWD/python")
+  "$interpreter" -m pytest -q -p no:cacheprovider tests/test_cuda_module.py
+}
+
+wheel() {
+  try_wheel wheel
+  if [[ ${SIMTILE_EXPECT_CUDA:-} == 1 ]]; then
+    local found
+    found=$("$build/wheel/bin/python" -c "from simtile import _cuda; print(*_cuda.architectures())")
+    [[ $found == "80 86-real 89-real 90-real 100-real 120" ]] || { echo "the wheel's architectures: $found"; return 1; }
+  fi
   # x86-64 with SSE2 and little else: the kernels' own drivers.
   local cpu
   for cpu in qemu64 core2duo; do
@@ -137,7 +162,21 @@ wheel() {
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_info_nce"
   done
   # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
+  local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python
   (cd / && qemu-x86_64 -cpu Nehalem "$interpreter" "$smoke" --level baseline)
+}
+
+# Where nvcc is, and where one does not work, as if it were not.
+without_cuda() {
+  SIMTILE_EXPECT_CUDA=0 try_wheel without-cuda SIMTILE_CUDA=OFF
+  local options=(-G Ninja -S . -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)")
+  CUDACXX=/bin/false cmake "${options[@]}" -B "$build/cuda-auto" -DSIMTILE_CUDA=AUTO | tee "$build/cuda-auto.log"
+  grep -q "the CUDA module is not built: /bin/false --version" "$build/cuda-auto.log"
+  if CUDACXX=/bin/false cmake "${options[@]}" -B "$build/cuda-on" -DSIMTILE_CUDA=ON >"$build/cuda-on.log" 2>&1; then
+    echo "SIMTILE_CUDA=ON was configured without a CUDA compiler"
+    return 1
+  fi
+  grep -q "SIMTILE_CUDA=ON: /bin/false --version" "$build/cuda-on.log" || { cat "$build/cuda-on.log"; return 1; }
 }
 
 # Where .ci/run found nvcc, the CUDA half may not be left out.
@@ -154,6 +193,8 @@ stage "C++ drivers with ThreadSanitizer" thread_sanitizer
 stage "Python tests of the kernels at every ISA level" every_level
 stage "aarch64 levels under qemu" aarch64
 stage "wheel, and CPUs without AVX under qemu" wheel
+stage "wheel without the CUDA module" without_cuda
+stage "CUDA kernels on the host with AddressSanitizer and UBSan" cuda_on_host
 stage "GPU kernels compiled, against docs/gpu-report.md" gpu_report
 stage "tests marked deep, and the nightly hypothesis profile" deep_tests
 

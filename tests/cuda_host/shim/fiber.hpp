@@ -49,6 +49,10 @@ class Stacks {
   static size_t guard() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
   static size_t pitch() { return guard() + stack_bytes; }
   void release() {
+#ifdef __SANITIZE_ADDRESS__
+    // Frames of threads that were given up: whoever is mapped here next must not find their marks.
+    if (base_) __asan_unpoison_memory_region(base_, count_ * pitch());
+#endif
     if (base_) munmap(base_, count_ * pitch());
     base_ = nullptr;
     count_ = 0;
