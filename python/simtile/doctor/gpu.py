@@ -240,9 +240,9 @@ def timings(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> lis
     found = []
     for variant in INFO_NCE:
         if variant.backend in backends:
-            cases = TIMED[1:2] if quick else TIMED
+            cases = list(TIMED[1:2] if quick else TIMED)
             if (variant.backend, variant.dtype) == ("triton", "bfloat16") and not quick:
-                cases += (BATCH,)
+                cases.append(BATCH)
             found += [_step(device, variant, case) for case in cases]
     if "cuda" in backends:
         for kind in topk.KINDS:
