@@ -57,8 +57,9 @@ void set_threads(std::optional<long long> threads) {
 }
 
 void take_level(const std::optional<std::string>& level) {
-  if (!use_level(level ? level->c_str() : nullptr)) {
-    throw py::value_error("level: found '" + *level + "', expected one of cpu_info()[\"detected\"]");
+  const std::string name = level.value_or("");
+  if (!use_level(level ? name.c_str() : nullptr)) {
+    throw py::value_error("level: found '" + name + "', expected one of cpu_info()[\"detected\"]");
   }
 }
 

@@ -238,10 +238,10 @@ MUTANTS = [
             "const bool upper = lane_index() & 1;",
         ),
         (
-            "threshold of the best key instead of the last",
+            "threshold one place too early",
             SCAN,
             "put(threshold, q, static_cast<unsigned>(list[args.keys - 1] >> 32));",
-            "put(threshold, q, static_cast<unsigned>(list[0] >> 32));",
+            "put(threshold, q, static_cast<unsigned>(list[args.keys - 2] >> 32));",
         ),
         (
             "last keys not flushed",
@@ -313,6 +313,20 @@ def improving():
     return case
 
 
+def one_warp_has_the_best():
+    """The best documents, first the best and last the second, where one warp meets them all."""
+    case = Case("int8", 1, 3000, 64, 2)
+    documents = case["documents"].astype(np.int64)
+    order = np.argsort(documents @ case["queries"][0])
+    places = np.flatnonzero(np.arange(3000) // 32 % 4 == 0)[:160]
+    best = np.roll(order[-160:], 1)
+    others = np.delete(np.arange(3000), places)
+    moved = np.empty_like(order)
+    moved[places], moved[others] = best, order[:-160]
+    case["documents"][...] = case["documents"][moved]
+    return case
+
+
 # Together they see every mutant: ties, masks, several splits, tiles and passes, tails, lists that
 # fill up and improve, every other document found, both scan kernels.
 REVEALING = [
@@ -321,6 +335,7 @@ REVEALING = [
     Case("hamming", 1, 1900, 16, 1000),
     Case("hamming", 1, 3000, 16, 1033, values="few"),
     Case("int8", 1, 3000, 64, 100),
+    one_warp_has_the_best(),
     improving(),
     Case("int8", 17, 989, 80, 10, scales="special"),
     Case("int8", 17, 989, 128, 10, allow="per query", values="few"),
