@@ -121,6 +121,18 @@ def test_float64_is_refused():
 
 
 @on_gpu
+@pytest.mark.parametrize("wrong", [-0.05, float("inf")])
+def test_a_wrong_temperature_makes_all_nan(wrong):
+    x = torch.eye(3, 4, device=DEVICE)
+    need = (True, True, False, True)
+    result = info_nce_triton.run(
+        x, x, None, dtype=x.dtype, temperature=torch.tensor(wrong, device=DEVICE), need_grad=need
+    )
+    found = (result.losses, result.grad_queries, result.grad_documents, result.grad_temperature)
+    assert all(torch.isnan(part).all() for part in found)
+
+
+@on_gpu
 def test_strides():
     case = Case(9, 9, 20)
     queries, documents, _ = inputs_of(case)
@@ -258,4 +270,4 @@ def test_in_the_interpreter():
         timeout=300,
     )
     assert process.returncode == 0, process.stdout
-    assert "9 passed, 10 skipped" in process.stdout
+    assert "11 passed, 10 skipped" in process.stdout

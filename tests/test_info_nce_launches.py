@@ -9,6 +9,7 @@ from simtile.kernels.info_nce import triton_configs as configs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simtile.ops import info_nce_triton
+from simtile.ops._tensors import temperature_on
 
 
 def inputs(n, m, dim, negatives=None, dtype=torch.bfloat16):
@@ -85,6 +86,16 @@ def test_the_host_waits_for_nothing(own):
     temperature = torch.tensor(0.05)
     with triton_launches.intercepted(info_nce_triton, lambda launch: None), NoReading():
         run(arrays, temperature=temperature, own_negatives=own, **masks(70, 75))
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.05, float("inf"), float("-inf"), float("nan")])
+def test_a_temperature_that_nobody_reads(wrong):
+    with NoReading():
+        number = temperature_on(torch.tensor(wrong, dtype=torch.float64), torch.device("cpu"))
+        right = temperature_on(torch.tensor([0.5]), torch.device("cpu"))
+    assert number.dtype == torch.float32
+    assert number.isnan().all()
+    assert right.tolist() == [0.5]
 
 
 class Allocated(TorchDispatchMode):

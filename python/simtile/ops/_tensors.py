@@ -95,3 +95,9 @@ def complete_ids(
         own = targets.to(device, torch.int64).clamp(0, document_ids.shape[0] - 1)  # type: ignore[union-attr]
         query_ids = document_ids[own]
     return query_ids, document_ids
+
+
+def temperature_on(temperature: Tensor, device: torch.device) -> Tensor:
+    """float32 [1] on a device; NaN where it is not a finite number above 0, which nobody reads."""
+    number = temperature.detach().to(device, torch.float32).reshape(1)
+    return torch.where((number > 0) & torch.isfinite(number), number, torch.nan)

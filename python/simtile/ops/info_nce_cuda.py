@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simtile import _device, _gpu
-from simtile.ops._tensors import as_index, complete_ids
+from simtile.ops._tensors import as_index, complete_ids, temperature_on
 
 
 def info_nce_losses(
@@ -52,9 +52,7 @@ def info_nce_losses(
     memory = {name: _device.view(name, _rows(x), stream) for name, x in rows.items()}
     query_ids, document_ids = complete_ids(query_ids, document_ids, targets, n, device)
     targets = as_index(targets, device)
-    number = None
-    if isinstance(temperature, Tensor):
-        number = temperature.detach().to(device, torch.float32)
+    number = temperature_on(temperature, device) if isinstance(temperature, Tensor) else None
     losses = torch.empty((n,), dtype=torch.float32, device=device)
 
     def address(name: str) -> int:

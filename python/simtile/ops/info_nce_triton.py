@@ -19,7 +19,7 @@ from simtile.kernels.info_nce import triton as kernels
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce.triton_configs import Config
 from simtile.ops import info_nce_autotune as autotune
-from simtile.ops._tensors import as_index, complete_ids
+from simtile.ops._tensors import as_index, complete_ids, temperature_on
 
 # The one matrix of coefficients that there is: a chunk of rows by all candidates. Larger chunks
 # pass less often over the documents' gradient, which is read and written once a chunk; this one
@@ -420,7 +420,7 @@ def _chunk_rows(n: int, row_bytes: int, tile_count: int, products: bool) -> int:
 
 def _on_device(temperature: float | Tensor, device: torch.device) -> Tensor:
     if isinstance(temperature, Tensor):
-        return temperature.detach().to(device, torch.float32).reshape(1)
+        return temperature_on(temperature, device)
     return torch.full((1,), temperature, dtype=torch.float32, device=device)
 
 
