@@ -117,7 +117,10 @@ every_level() {
 deep_tests() {
   # 5: pytest found no test with the marker.
   "$python" -m pytest -q -m "deep and not gpu" || (($? == 5))
-  HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -m "not gpu" "${kernel_tests[@]}"
+  HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -m "not gpu and not deep" "${kernel_tests[@]}" \
+    tests/test_info_nce_cuda_host.py tests/test_topk.py
+  # Every backend of info_nce, the interpreter among them.
+  HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -m "not gpu" tests/test_info_nce_backends.py -k is_the_oracle
 }
 
 aarch64() {
