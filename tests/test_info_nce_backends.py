@@ -128,8 +128,10 @@ def test_only_the_gradients_that_are_wanted(need, own):
     assert [x is not None for x in result[1:]] == wanted
 
 
-def test_several_chunks_of_rows():
-    case = Case(70, 75, 33, dtype="bfloat16", targets=True, ids=True, row_weights=True)
+@pytest.mark.parametrize(("negatives", "own"), [(None, False), (1, True)])
+def test_several_chunks_of_rows(negatives, own):
+    options = {"targets": True, "ids": True, "row_weights": True, "own": own}
+    case = Case(70, 75, 33, negatives, dtype="bfloat16", **options)
     whole = run_interpreter(case)
     parts = run_interpreter(case, chunk_bytes=1)
     check_case(case, parts, arithmetic=TRITON)
