@@ -144,7 +144,7 @@ BACKENDS = [
         ON_GPU,
         sizes=(1, 7, 33, 50),
         dimensions=(1, 3, 7, 64, 111),
-        share=0.2,
+        share=0.15,
         arithmetic=TRITON,
     ),
     Backend("cuda-host", run_cuda_host, ("bfloat16",), share=0.4),

@@ -30,14 +30,26 @@ def host():
     return build.load("topk")
 
 
-# The definition
+# Every way to search. Lists take as long as they look.
+BACKENDS = ("reference", "cuda-host", pytest.param("cuda", marks=pytest.mark.gpu))
+SMALL = {"documents": (0, 1, 7, 33, 111), "queries": (1, 3)}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", METRICS)
-@given(data=st.data())
-def test_numpy_is_the_lists(metric, data):
-    case = data.draw(cases(metric, documents=(0, 1, 7, 33, 111), queries=(1, 3)))
-    check(run_lists(case), run_oracle(case))
+@given(data=st.data(), order=orders, multiprocessors=st.sampled_from(MULTIPROCESSORS))
+def test_backend_is_the_oracle(backend, metric, data, order, multiprocessors):
+    case = data.draw(cases(metric, **(SMALL if backend == "reference" else {})))
+    if backend == "reference":
+        result = run_lists(case)
+    elif backend == "cuda-host":
+        result = run_host(build.load("topk"), case, order, multiprocessors)
+    else:
+        result = run_device(case)
+    check(result, run_oracle(case))
+
+
+# The definition
 
 
 def test_lists_on_a_case_by_hand():
@@ -60,15 +72,9 @@ def test_lists_on_a_case_by_hand():
 # The CUDA kernels on the CPU
 
 
+@pytest.mark.slow  # every case is searched twelve times more
 @pytest.mark.parametrize("metric", METRICS)
-@given(data=st.data(), order=orders, multiprocessors=st.sampled_from(MULTIPROCESSORS))
-def test_host(host, metric, data, order, multiprocessors):
-    case = data.draw(cases(metric))
-    check(run_host(host, case, order, multiprocessors), run_oracle(case))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@settings(max_examples=8)  # of twelve searches each
+@settings(max_examples=4)
 @given(data=st.data())
 def test_neither_grid_nor_schedule_shows(host, metric, data):
     case = data.draw(cases(metric, documents=(33, 989), ks=(1, 10, 64)))
@@ -367,14 +373,6 @@ def test_mutant_is_caught(mutation):
 
 
 # On a device
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("metric", METRICS)
-@given(data=st.data())
-def test_device(metric, data):
-    case = data.draw(cases(metric))
-    check(run_device(case), run_oracle(case))
 
 
 @pytest.mark.gpu
