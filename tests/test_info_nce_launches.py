@@ -63,6 +63,40 @@ def test_one_compilation_for_all_lengths_and_masks(dtype):
     }
 
 
+KINDS = [("float32", precision) for precision in configs.PRECISIONS]
+KINDS += [("bfloat16", "ieee"), ("float16", "ieee")]
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_what_is_compiled_ahead_of_time_is_what_is_launched(dtype, precision):
+    launched = {}
+
+    def record(launch):
+        names = list(launch.signature)
+        compiled_in = {names[i]: value for (i,), value in launch.constexprs.items()}
+        divisible = {names[i] for (i,), attributes in launch.attributes.items() if attributes}
+        key = launch.name, compiled_in.get("STORE")
+        warps = launch.options["num_warps"]
+        launched.setdefault(key, (launch.signature, compiled_in, divisible, warps))
+
+    options = {"precision": precision, **masks(70, 75)}
+    with triton_launches.intercepted(info_nce_triton, record):
+        for need in ((True,) * 4, (False,) * 4):
+            arrays = inputs(70, 75, 768, 2, getattr(torch, dtype))
+            run(arrays, getattr(torch, dtype), need_grad=need, own_negatives=True, **options)
+    variants = {}
+    for variant in configs.variants("sm80"):
+        kind, *more = variant.name.partition("[")[2].rstrip("]").split(", ")
+        if kind == dtype and (dtype != "float32" or not more or more[0] == precision):
+            variants[variant.kernel.__name__, variant.constexprs.get("STORE")] = (
+                variant.signature,
+                variant.constexprs,
+                set(variant.divisible),
+                variant.num_warps,
+            )
+    assert launched == variants
+
+
 class NoReading(TorchDispatchMode):
     """Raises where the host would wait for a tensor's values."""
 

@@ -206,7 +206,6 @@ _FLOATS = {
     "grad_negatives",
 }
 _INTEGERS = {"targets", "query_ids", "document_ids"}
-_STRIDES = {"operand_stride", "score_stride", "matrix_stride", "stride_0", "width"}
 
 
 def _variant(
@@ -226,9 +225,13 @@ def _variant(
     }
     names = [parameter.name for parameter in kernel.params]
     signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    unaligned = kernel.do_not_specialize_on_alignment
+    # What a launch looks at: addresses, and the few sizes that are compiled for. At D = 768 16
+    # divides all of them.
     divisible = tuple(
-        n for n in names if n in _STRIDES or (signature[n].startswith("*") and n not in unaligned)
+        p.name
+        for p in kernel.params
+        if signature[p.name] != "constexpr"
+        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
     )
     return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
 
