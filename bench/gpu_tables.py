@@ -56,7 +56,7 @@ def ptx_runs(results: Json) -> str:
 
 
 def _bytes(run: Json) -> int:
-    return int(run["counters"]["global_load_bytes"] + run["counters"]["global_store_bytes"])
+    return round(run["traffic"] * run["expected_global_bytes"])
 
 
 def _size(value: int) -> str:
