@@ -14,11 +14,10 @@ from functools import partial
 from typing import Any
 
 import info_nce_cuda_host
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from info_nce_cases import DTYPES, cases, check_case, run_kernel, run_lists
+from info_nce_cases import DTYPES, as_tensor, cases, check_case, run_kernel, run_lists
 from tolerances import CPU, TRITON, Arithmetic
 from triton_worker import Interpreter
 from triton_worker import info_nce as triton_info_nce
@@ -113,13 +112,7 @@ def run_cuda(case):
 
     from simtile.ops import info_nce_cuda
 
-    def on_gpu(x):
-        if x is None:
-            return None
-        if x.dtype.name == "bfloat16":
-            return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16).cuda()
-        return torch.from_numpy(x).cuda()
-
+    on_gpu = partial(as_tensor, device="cuda")
     losses = info_nce_cuda.info_nce_losses(
         *map(on_gpu, case.inputs),
         dtype=torch.bfloat16,

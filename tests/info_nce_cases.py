@@ -162,6 +162,17 @@ def wide(x):
     return None if x is None else x.astype(np.float64)
 
 
+def as_tensor(x, device="cpu"):
+    """A tensor of torch; on the CPU on the memory of the array, with its strides."""
+    import torch
+
+    if x is None:
+        return None
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(x).to(device)
+
+
 def run_oracle(case):
     return oracle.info_nce_grad(
         *map(wide, case.inputs), row_weights=case["row_weights"], **case.options

@@ -1,7 +1,6 @@
 """info_nce on CUDA tensors, up to the kernel, which is the one compiled for the CPU: no GPU."""
 
 import info_nce_cuda_host
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -9,7 +8,7 @@ from cuda_host import build
 from device_fakes import CudaTensor, at, cuda_tensor, pretend_cuda
 from hypothesis import given
 from hypothesis import strategies as st
-from info_nce_cases import Case, cases, check_case
+from info_nce_cases import Case, as_tensor, cases, check_case
 
 from simtile import _gpu
 from simtile.ops import info_nce, info_nce_cuda
@@ -74,9 +73,7 @@ def cuda():
 def floats(x):
     if x is None:
         return None
-    if x.dtype == ml_dtypes.bfloat16:
-        return cuda_tensor(torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16))
-    return cuda_tensor(x)
+    return cuda_tensor(as_tensor(x))
 
 
 def integers(x):

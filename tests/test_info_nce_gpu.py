@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from info_nce_cases import Case, check_case, compared
+from info_nce_cases import Case, as_tensor, check_case, compared
 from simtile.kernels.info_nce import triton_configs as configs
-from test_info_nce_torch import as_tensor, tensor_options
+from test_info_nce_torch import tensor_options
 from tolerances import PRECISIONS, TRITON, check_rounding
 
 import simtile
@@ -41,8 +41,8 @@ def info_nce(*inputs, **options):
 
 
 def inputs_of(case):
-    tensors = (as_tensor(x) for x in case.inputs)
-    return [None if x is None else x.to(DEVICE).requires_grad_() for x in tensors]
+    tensors = (as_tensor(x, DEVICE) for x in case.inputs)
+    return [None if x is None else x.requires_grad_() for x in tensors]
 
 
 def options_of(case):

@@ -11,22 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from info_nce_cases import DTYPES, Case, cases, run_kernel
+from info_nce_cases import DTYPES, Case, as_tensor, cases, run_kernel
 
 import simtile
 from simtile import _core
 
 REDUCTIONS = ["mean", "sum", "none"]
 OPTIONS = ("normalize", "negatives_scope", "targets", "query_ids", "document_ids")
-
-
-def as_tensor(x):
-    """A tensor on the memory of an array, with its strides."""
-    if x is None:
-        return None
-    if x.dtype.name == "bfloat16":
-        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
 
 
 def tensors(case, *, requires_grad=True):

@@ -55,16 +55,13 @@ def info_nce(
     `small_tiles`: several of the pinned ones a side would be slow in the interpreter.
     """
     import torch
+    from info_nce_cases import as_tensor
     from simtile.kernels.info_nce import triton_configs as configs
 
     from simtile.ops import info_nce_triton
 
-    def as_tensor(x):
-        if x is None or not isinstance(x, np.ndarray):
-            return x
-        if x.dtype.name == "bfloat16":
-            return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16).to(device)
-        return torch.from_numpy(x).to(device)
+    def on_device(x):
+        return as_tensor(x, device) if isinstance(x, np.ndarray) else x
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
@@ -80,11 +77,11 @@ def info_nce(
         info_nce_triton.CHUNK_BYTES = chunk_bytes
     try:
         result = info_nce_triton.run(
-            *map(as_tensor, arrays),
+            *map(on_device, arrays),
             dtype=getattr(torch, dtype),
             need_grad=need,
             tiles=tiles,
-            **{name: as_tensor(x) for name, x in options.items()},
+            **{name: on_device(x) for name, x in options.items()},
         )
     finally:
         torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES = before
