@@ -1,8 +1,8 @@
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 #include <thread>
 
 #include "affinity.hpp"
@@ -39,16 +39,37 @@ int checked(long long threads) {
   return static_cast<int>(threads);
 }
 
+// A whole file; empty if there is none. Not std::ifstream: where this module carries its own copy of libstdc++ and the
+// process has another, streams find facets of the wrong one and crash.
+std::string read_text(const std::string& path) {
+  std::string text;
+  std::FILE* file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return text;
+  char part[4096];
+  for (size_t size; (size = std::fread(part, 1, sizeof part, file)) > 0;) text.append(part, size);
+  std::fclose(file);
+  return text;
+}
+
+// The part of `text` from `begin` up to `separator`, which is passed.
+std::string next_part(const std::string& text, size_t& begin, char separator) {
+  const size_t end = text.find(separator, begin);
+  const size_t size = end == std::string::npos ? end : end - begin;
+  std::string part = text.substr(begin, size);
+  begin = end == std::string::npos ? text.size() : end + 1;
+  return part;
+}
+
 // CPUs of one cgroup directory; 0 for no limit.
 int quota_of(const std::string& directory) {
   double quota = 0, period = 0;
-  std::string text;
-  if (std::ifstream v2(directory + "/cpu.max"); v2 >> text >> period) {
-    quota = text == "max" ? 0 : std::strtod(text.c_str(), nullptr);
+  if (const std::string v2 = read_text(directory + "/cpu.max"); !v2.empty()) {
+    size_t at = 0;
+    quota = std::strtod(next_part(v2, at, ' ').c_str(), nullptr);  // 0 for "max"
+    period = std::strtod(v2.c_str() + at, nullptr);
   } else {
-    std::ifstream v1_quota(directory + "/cpu.cfs_quota_us");
-    std::ifstream v1_period(directory + "/cpu.cfs_period_us");
-    if (!(v1_quota >> quota) || !(v1_period >> period)) return 0;
+    quota = std::strtod(read_text(directory + "/cpu.cfs_quota_us").c_str(), nullptr);
+    period = std::strtod(read_text(directory + "/cpu.cfs_period_us").c_str(), nullptr);
   }
   if (quota <= 0 || period <= 0) return 0;
   const double cpus = quota / period;
@@ -70,9 +91,8 @@ int quota_upwards(const std::string& mount, std::string path) {
 }
 
 bool lists_cpu(const std::string& controllers) {
-  std::istringstream stream(controllers);
-  for (std::string name; std::getline(stream, name, ',');) {
-    if (name == "cpu") return true;
+  for (size_t at = 0; at < controllers.size();) {
+    if (next_part(controllers, at, ',') == "cpu") return true;
   }
   return false;
 }
@@ -85,8 +105,9 @@ int cgroup_limit(const std::string& root) {
   auto consider = [&limit](int quota) {
     if (quota > 0 && (limit == 0 || quota < limit)) limit = quota;
   };
-  std::ifstream file(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {  // hierarchy:controllers:path
+  const std::string groups = read_text(root + "/proc/self/cgroup");
+  for (size_t at = 0; at < groups.size();) {
+    const std::string line = next_part(groups, at, '\n');  // hierarchy:controllers:path
     const size_t first = line.find(':');
     if (first == std::string::npos) continue;
     const size_t second = line.find(':', first + 1);

@@ -4,7 +4,7 @@
 #include <pybind11/typing.h>
 
 #include <cstdint>
-#include <sstream>
+#include <string>
 
 #include "runtime.hpp"
 
@@ -21,8 +21,11 @@ using Info = py::typing::Dict<py::str, py::object>;
 // As CMAKE_CUDA_ARCHITECTURES has them: "80" is machine code and PTX, "86-real" only machine code.
 py::typing::List<py::str> architectures() {
   py::typing::List<py::str> list;
-  std::istringstream all(SIMTILE_CUDA_ARCHITECTURES);
-  for (std::string one; all >> one;) list.append(one);
+  const std::string all(SIMTILE_CUDA_ARCHITECTURES);
+  for (size_t at = 0, end = 0; end != std::string::npos; at = end + 1) {
+    end = all.find(' ', at);
+    if (const std::string one = all.substr(at, end - at); !one.empty()) list.append(one);
+  }
   return list;
 }
 
