@@ -1,4 +1,4 @@
-# One OBJECT library per ISA level: csrc/level.cpp compiled with that level's feature flags and
+# One OBJECT library per ISA level: csrc/level*.cpp compiled with that level's feature flags and
 # with SIMTILE_ISA set to its name. Every level contains the ones before it.
 # Feature flags, not -march=<cpu>: a CPU name would also turn on features that isa.cpp does not check.
 
@@ -13,7 +13,7 @@ set(SIMTILE_LEVELS "")
 
 function(simtile_add_level level)
   set(target simtile_${level})
-  add_library(${target} OBJECT csrc/level.cpp)
+  add_library(${target} OBJECT csrc/level.cpp csrc/level_quantize.cpp)
   target_link_libraries(${target} PUBLIC simtile_options)
   target_compile_definitions(${target} PRIVATE SIMTILE_ISA=${level} SIMTILE_ISA_NAME="${level}")
   target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:${kernel_flags}> ${level_warnings} ${ARGN})

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "arrays.hpp"
 #include "call.hpp"
 #include "isa.hpp"
 #include "workspace.hpp"
@@ -17,56 +18,6 @@ namespace {
 
 // A thread more than this many multiply-adds justify costs more to wake than it saves (about 30 us of work).
 constexpr double kWorkPerThread = 6e6;
-
-[[noreturn]] void refuse(const char* name, const std::string& found) {
-  throw py::value_error(std::string(name) + ": " + found);
-}
-
-struct ElementType {
-  Element element;
-  char kind;  // of the NumPy dtype that carries it
-  int64_t bytes;
-};
-
-ElementType element_type(const std::string& name) {
-  if (name == "float32") return {Element::float32, 'f', 4};
-  if (name == "float64") return {Element::float64, 'f', 8};
-  if (name == "bfloat16") return {Element::bfloat16, 'u', 2};
-  if (name == "float16") return {Element::float16, 'f', 2};
-  refuse("dtype", "unknown \"" + name + "\"");
-}
-
-void check_shape(const char* name, const py::array& array, std::initializer_list<int64_t> shape) {
-  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  py::ssize_t axis = 0;
-  for (const int64_t size : shape) same = same && array.shape(axis++) == size;
-  if (!same) refuse(name, "shape " + std::string(py::str(array.attr("shape"))) + " does not fit the other arguments");
-}
-
-void check_dtype(const char* name, const py::array& array, char kind, int64_t bytes) {
-  if (array.dtype().kind() != kind || array.itemsize() != bytes)
-    refuse(name, "dtype " + std::string(py::str(array.dtype())) + " is not the one announced");
-  if (reinterpret_cast<uintptr_t>(array.data()) % static_cast<uintptr_t>(bytes) != 0)
-    refuse(name, "not aligned to its elements");
-}
-
-// Elements from one row to the next along `axis`; the last axis has unit stride.
-int64_t row_stride(const char* name, const py::array& array, int axis) {
-  const py::ssize_t last = array.ndim() - 1, item = array.itemsize();
-  if (array.shape(last) > 1 && array.strides(last) != item) refuse(name, "the last axis is not contiguous");
-  if (array.shape(axis) <= 1) return array.shape(last);
-  if (array.strides(axis) % item != 0) refuse(name, "rows are not a whole number of elements apart");
-  return array.strides(axis) / item;
-}
-
-template <typename T>
-const T* vector_data(const char* name, const std::optional<py::array>& array, char kind, int64_t size) {
-  if (!array) return nullptr;
-  check_dtype(name, *array, kind, sizeof(T));
-  check_shape(name, *array, {size});
-  if (size > 1 && array->strides(0) != sizeof(T)) refuse(name, "not contiguous");
-  return static_cast<const T*>(array->data());
-}
 
 void* output_data(const char* name, std::optional<py::array>& array, int64_t bytes,
                   std::initializer_list<int64_t> shape) {

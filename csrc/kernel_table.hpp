@@ -2,20 +2,24 @@
 
 #include "info_nce/args.hpp"
 #include "peak/args.hpp"
+#include "quantize/args.hpp"
 
 namespace simtile {
 
-// What one ISA level offers. An operation adds its entry points here and in level.cpp.
+// What one ISA level offers. An operation adds its entry points here and in level.cpp; one
+// with an object of its own is a function that the object defines.
 struct KernelTable {
   const char* level;
   PeakLoops peak;
   InfoNceKernel info_nce;
+  const QuantizeKernel& (*quantize)();
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
-#define SIMTILE_DECLARE_LEVEL(level) \
-  namespace level {                  \
-  const KernelTable& kernel_table(); \
+#define SIMTILE_DECLARE_LEVEL(level)      \
+  namespace level {                       \
+  const KernelTable& kernel_table();      \
+  const QuantizeKernel& quantize_table(); \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

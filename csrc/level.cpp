@@ -12,6 +12,7 @@ constexpr KernelTable table = {
     SIMTILE_ISA_NAME,
     peak::loops,
     info_nce_kernel,
+    quantize_table,
 };
 }  // namespace
 

@@ -8,6 +8,7 @@ namespace simtile {
 void register_cpu(py::module_& m);
 void register_info_nce(py::module_& m);
 void register_peak(py::module_& m);
+void register_quantize(py::module_& m);
 }  // namespace simtile
 
 PYBIND11_MODULE(_core, m) {
@@ -23,4 +24,5 @@ PYBIND11_MODULE(_core, m) {
   simtile::register_cpu(m);
   simtile::register_info_nce(m);
   simtile::register_peak(m);
+  simtile::register_quantize(m);
 }

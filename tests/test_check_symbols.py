@@ -25,7 +25,7 @@ PLANTED = {
     "dynamic initialiser: section .init_array": (
         "int outside();\nnamespace { const int table = outside(); }\n" + ENTRY
     ),
-    "0 kernel_table() functions, expected 1": "namespace { int unused() { return 0; } }\n",
+    "0 table functions, expected 1": "namespace { int unused() { return 0; } }\n",
 }
 compiler = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("c++") is None, reason="needs c++ and GNU nm"

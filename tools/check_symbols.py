@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENTRY_POINT = re.compile(r"simtile::\w+::kernel_table\(\)")
+ENTRY_POINT = re.compile(r"simtile::\w+::\w+_table\(\)")
 # The compiler's own pointer to the unwinder's personality routine: data, the same at every level.
 HARMLESS = re.compile(r"DW\.ref\.__gxx_personality_v0")
 INITIALISERS = re.compile(r"\s(\.init_array\S*|\.ctors\S*|\.preinit_array\S*)\s")
@@ -38,14 +38,14 @@ def problems(obj: Path, prefix: str = "") -> list[str]:
         elif kind.isupper() and kind not in "WV":
             found.append(f"global symbol: {name}")
     if entry_points != 1:
-        found.append(f"{entry_points} kernel_table() functions, expected 1")
+        found.append(f"{entry_points} table functions, expected 1")
     for match in INITIALISERS.finditer(run(f"{prefix}objdump", "-h", str(obj))):
         found.append(f"dynamic initialiser: section {match[1]}")
     return found
 
 
 def level_objects(build: Path) -> list[Path]:
-    return sorted(build.glob("CMakeFiles/simtile_*.dir/csrc/level.cpp.o"))
+    return sorted(build.glob("CMakeFiles/simtile_*.dir/csrc/level*.cpp.o"))
 
 
 def main() -> int:

@@ -8,12 +8,22 @@ from simtile import _inputs
 from simtile._core import __version__
 from simtile._cpu import cpu_info, set_num_threads
 from simtile.info_nce import info_nce, info_nce_grad
+from simtile.quantize import quantize
+from simtile.quantized import Quantized
 
 if TYPE_CHECKING:
     from simtile import nn as nn
 
 # Without `nn`, which `from simtile import *` would import with torch.
-__all__ = ["__version__", "cpu_info", "info_nce", "info_nce_grad", "set_num_threads"]
+__all__ = [
+    "Quantized",
+    "__version__",
+    "cpu_info",
+    "info_nce",
+    "info_nce_grad",
+    "quantize",
+    "set_num_threads",
+]
 
 
 def __getattr__(name: str) -> Any:

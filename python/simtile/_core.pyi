@@ -11,7 +11,9 @@ __all__: list[str] = [
     "num_threads",
     "peak",
     "peak_kinds",
+    "quantize",
     "set_num_threads",
+    "value_ranges",
 ]
 
 def _cgroup_limit(root: str) -> int: ...
@@ -51,6 +53,22 @@ def peak(
     buffer_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> float: ...
 def peak_kinds() -> list[str]: ...
+def quantize(
+    x: numpy.ndarray,
+    dtype: str,
+    kind: str,
+    starts: numpy.ndarray | None,
+    steps: numpy.ndarray | None,
+    codes: numpy.ndarray,
+    scales: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+def value_ranges(
+    x: numpy.ndarray,
+    dtype: str,
+    ends: numpy.ndarray,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 
 __version__: str

@@ -1,0 +1,290 @@
+"""Floats to codes of 8, 4 or 1 bits.
+
+The definition is `reference/quantize.py`; the kernels and their story are in `kernels/quantize/`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _core, _inputs, _tensors
+from simtile.quantized import (
+    KINDS,
+    PER_DIMENSION,
+    PER_VECTOR,
+    Kind,
+    Quantized,
+    code_dtype,
+    code_width,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+
+FEW_ROWS = 100
+LEVELS = {"int8": 256, "uint8": 256, "int4": 16}
+# The level whose code is 0.
+ZERO_LEVEL = {"int8": 128, "uint8": 0, "int4": 8}
+
+# Columns that are sorted at a time: 8 of a million rows are 64 MB.
+_COLUMNS = 8
+
+
+def quantize(
+    x: npt.ArrayLike | torch.Tensor,
+    kind: Kind = "int8",
+    *,
+    ranges: npt.ArrayLike | torch.Tensor | None = None,
+    calibration: npt.ArrayLike | torch.Tensor | None = None,
+    quantiles: Sequence[float] | None = None,
+    threads: int | None = None,
+) -> Quantized:
+    """Codes of 8, 4 or 1 bits for vectors of floats.
+
+    Parameters
+    ----------
+    x : array or torch.Tensor [N, D]
+        float32, float64, float16 or bfloat16 (``ml_dtypes.bfloat16`` in NumPy); rows may have any
+        stride. Nothing is normalised.
+    kind : str
+        "int8", "uint8" : 256 levels for each dimension between the ends of its range; the bytes of
+        sentence_transformers' ``quantize_embeddings``.
+        "int4" : 16 levels by the same rules.
+        "int8_vector", "int4_vector" : symmetric, one scale for each vector.
+        "binary" : one bit, x > 0; sentence_transformers' "ubinary", and
+        :meth:`Quantized.signed_bits` is its "binary".
+    ranges : float [2, D], optional
+        The smallest and the largest value of each dimension; ``Quantized.ranges`` of an earlier
+        call. Values beyond them get the first or the last level.
+    calibration : array or torch.Tensor [M, D], optional
+        Vectors to take the ranges from, in place of x.
+    quantiles : (float, float), optional
+        Ranges between these quantiles of each dimension, (0.005, 0.995) for example, in place of
+        its smallest and largest value: ``numpy.quantile`` with its default method, in double
+        precision, then rounded to float32. Computed on the CPU.
+    threads : int, optional
+        Of the CPU kernels; see :func:`simtile.set_num_threads`.
+
+    Returns
+    -------
+    Quantized
+        Its arrays are NumPy's or torch's as x is, on x's device. ``.ranges`` are those used.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument has a wrong type, shape, element type or value; ranges would have to come from
+        fewer than two vectors; with one scale for each vector, a row has a NaN or an infinity.
+
+    Warns
+    -----
+    UserWarning
+        Ranges are taken from x and x has fewer than 100 rows.
+    RuntimeWarning
+        With one scale for each dimension, x has a NaN (or an infinity that leads to one): its code
+        is 0, as in sentence-transformers.
+
+    Notes
+    -----
+    With one scale for each dimension, in the element type of x but at least float32::
+
+        step = (largest - smallest) / 255        float32; 15 for int4; 0 becomes 1
+        u    = min(max(floor((x - smallest) / step), 0), 255)
+        code = u for uint8, u - 128 for int8, u - 8 for int4
+        x̂    = smallest + (u + 1/2) step         the middle of the level; `smallest` itself where
+                                                 the range is a point
+
+    With one scale for each vector::
+
+        scale = max |x_i| / 127                  7 for int4; then rounded to float32
+        code  = round(x_i / scale)               half to even, within ±127 or ±7; 0 if scale is 0
+
+    The same input gives the same bits at every ISA level, with any number of threads and on a GPU.
+
+    Examples
+    --------
+    >>> documents = simtile.quantize(embeddings, "int8")
+    >>> later = simtile.quantize(more_embeddings, "int8", ranges=documents.ranges)
+    """
+    _inputs.check_choice("kind", kind, KINDS)
+    thread_count = _inputs.check_threads(threads)
+    data, dtype = _float_rows("x", x)
+    if kind in PER_DIMENSION:
+        ends = _ranges(data, dtype, kind, ranges, calibration, quantiles, thread_count)
+        return _by_dimension(x, data, dtype, kind, ends, thread_count)
+    for name, value in (("ranges", ranges), ("calibration", calibration), ("quantiles", quantiles)):
+        if value is not None:
+            raise ValueError(f"{name}: found one for {kind!r}, expected None: it has no ranges")
+    codes = _empty_codes(data, kind)
+    scale = np.empty(len(data), np.float32) if kind in PER_VECTOR else None
+    without = _core.quantize(
+        data, dtype, kind, None, None, codes.view(np.uint8), scale, thread_count
+    )
+    if without >= 0:
+        raise ValueError(
+            f"x: found a NaN, an infinity or a value too large for float32 in row {without}, "
+            f"expected finite numbers: {kind!r} divides a row by its largest magnitude"
+        )
+    return _result(x, codes, scale, None, data.shape[1], kind, None)
+
+
+def _by_dimension(
+    x: Any, data: Array, dtype: str, kind: Kind, ends: Array, threads: int
+) -> Quantized:
+    starts, steps, offset = grid(ends, kind)
+    codes = _empty_codes(data, kind)
+    without = _core.quantize(data, dtype, kind, starts, steps, codes.view(np.uint8), None, threads)
+    if without >= 0:
+        warnings.warn(
+            f"x: found a NaN or an infinity in row {without} or in the ranges; codes that are not "
+            "a number have become 0",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return _result(x, codes, steps, offset, data.shape[1], kind, ends)
+
+
+def grid(ends: Array, kind: str) -> tuple[Array, Array, Array]:
+    """Starts and steps of the levels, and the offset that makes code · step + offset their middle.
+
+    All float32 [D]. `ends` are float32 [2, D].
+    """
+    starts = ends[0]
+    with np.errstate(all="ignore"):
+        width = (ends[1] - starts) / np.float32(LEVELS[kind] - 1)
+        steps = np.where(width == 0, np.float32(1), width)
+        # Where the range is a point, the point: its level is the first one, and half of 0 is added.
+        zero = starts.astype(np.float64) + ZERO_LEVEL[kind] * steps.astype(np.float64)
+        offset = (zero + 0.5 * width.astype(np.float64)).astype(np.float32)
+    return np.ascontiguousarray(starts), steps, offset
+
+
+def _float_rows(name: str, x: Any) -> tuple[Array, str]:
+    """A matrix of floats as the kernels take it, and the name of its element type."""
+    if _tensors.is_tensor(x):
+        dtype = _tensors.dtype_name(x)
+        if dtype not in ("float32", "float64", "float16", "bfloat16"):
+            raise ValueError(
+                f"{name}: found {dtype} {list(x.shape)}, expected float32, float64, float16 or "
+                "bfloat16; convert with x.float()"
+            )
+        data = _tensors.as_array(x)
+    else:
+        data, dtype = _inputs.float_array(name, x)
+        if dtype == "bfloat16":
+            data = data.view(np.uint16)
+    if data.ndim != 2:
+        hint = "; a single vector is x[None, :]" if data.ndim == 1 else ""
+        raise ValueError(f"{name}: found shape {list(data.shape)}, expected [N, D]{hint}")
+    if data.shape[1] == 0:
+        raise ValueError(f"{name}: found shape {list(data.shape)}, expected at least one column")
+    return _inputs.kernel_rows(data), dtype
+
+
+def _ranges(
+    data: Array,
+    dtype: str,
+    kind: str,
+    ranges: Any,
+    calibration: Any,
+    quantiles: Any,
+    threads: int,
+) -> Array:
+    """The ends of every dimension's range, float32 [2, D]."""
+    dim = data.shape[1]
+    if ranges is not None:
+        for name, value in (("calibration", calibration), ("quantiles", quantiles)):
+            if value is not None:
+                raise ValueError(f"{name}: found one beside ranges, expected one of the two")
+        return _given_ranges(ranges, dim)
+    name = "x"
+    if calibration is not None:
+        name = "calibration"
+        data, dtype = _float_rows(name, calibration)
+        if data.shape[1] != dim:
+            raise ValueError(
+                f"calibration: found shape {list(data.shape)}, expected [M, {dim}] because x has "
+                f"{dim} columns"
+            )
+    if len(data) < 2:
+        raise ValueError(
+            f"{name}: found {len(data)} rows, expected at least 2 to take the ranges of {kind!r} "
+            "from; give ranges=[2, D], or more vectors as calibration"
+        )
+    if len(data) < FEW_ROWS and calibration is None:
+        warnings.warn(
+            f"x: the ranges of {kind!r} are taken from {len(data)} rows; those of at least "
+            f"{FEW_ROWS} are steadier, and can be given as calibration",
+            stacklevel=4,
+        )
+    if quantiles is not None:
+        return _quantile_ranges(data, dtype, quantiles)
+    ends = np.empty((2, dim), np.float64 if dtype == "float64" else np.float32)
+    _core.value_ranges(data, dtype, ends, threads)
+    with np.errstate(over="ignore"):
+        return ends.astype(np.float32, copy=False)
+
+
+def _given_ranges(ranges: Any, dim: int) -> Array:
+    array = _tensors.as_array(ranges)
+    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
+        raise ValueError(
+            f"ranges: found {array.dtype} {list(array.shape)}, expected floats [2, {dim}]"
+        )
+    if array.shape != (2, dim):
+        raise ValueError(
+            f"ranges: found shape {list(array.shape)}, expected [2, {dim}]: the smallest and the "
+            "largest value of every column of x"
+        )
+    with np.errstate(over="ignore"):
+        array = np.array(array, np.float32, order="C")
+    wrong = ~(np.isfinite(array).all(axis=0) & (array[0] <= array[1]))
+    if wrong.any():
+        column = int(wrong.argmax())
+        raise ValueError(
+            f"ranges: found {array[0, column]} to {array[1, column]} in column {column}, expected "
+            "finite ends, the smaller one first"
+        )
+    return array
+
+
+def _quantile_ranges(data: Array, dtype: str, quantiles: Any) -> Array:
+    pair = np.asarray(quantiles)
+    if pair.shape != (2,) or pair.dtype.kind not in "iuf":
+        raise ValueError(f"quantiles: found {quantiles!r}, expected a pair such as (0.005, 0.995)")
+    if not 0 <= pair[0] < pair[1] <= 1:
+        raise ValueError(f"quantiles: found {quantiles!r}, expected 0 <= lower < upper <= 1")
+    ends = np.empty((2, data.shape[1]), np.float32)
+    for first in range(0, data.shape[1], _COLUMNS):
+        columns = slice(first, first + _COLUMNS)
+        block = data[:, columns].T
+        if dtype == "bfloat16":
+            block = (block.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = np.quantile(block.astype(np.float64), pair.astype(np.float64), axis=1)
+            ends[:, columns] = found
+    return ends
+
+
+def _empty_codes(data: Array, kind: str) -> Array:
+    return np.empty((len(data), code_width(kind, data.shape[1])), code_dtype(kind))
+
+
+def _result(
+    x: Any,
+    codes: Array,
+    scale: Array | None,
+    offset: Array | None,
+    dim: int,
+    kind: Kind,
+    ranges: Array | None,
+) -> Quantized:
+    result = Quantized(codes, scale, offset, dim, kind, ranges=ranges)
+    return result.to(x.device) if _tensors.is_tensor(x) else result
