@@ -3,6 +3,7 @@
 #include "info_nce/args.hpp"
 #include "peak/args.hpp"
 #include "quantize/args.hpp"
+#include "topk/args.hpp"
 
 namespace simtile {
 
@@ -13,6 +14,7 @@ struct KernelTable {
   PeakLoops peak;
   InfoNceKernel info_nce;
   const QuantizeKernel& (*quantize)();
+  const TopkKernel& (*topk)();
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
@@ -20,6 +22,7 @@ struct KernelTable {
   namespace level {                       \
   const KernelTable& kernel_table();      \
   const QuantizeKernel& quantize_table(); \
+  const TopkKernel& topk_table();         \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

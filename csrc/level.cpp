@@ -1,5 +1,5 @@
 // Compiled once per ISA level with SIMTILE_ISA set to the level's name and that level's flags.
-// Nothing but kernel_table() may leave this object: tools/check_symbols.py checks.
+// Nothing but the level's tables may leave such an object: tools/check_symbols.py checks.
 #include "info_nce/cpu.hpp"
 #include "kernel_table.hpp"
 #include "peak/cpu.hpp"
@@ -13,6 +13,7 @@ constexpr KernelTable table = {
     peak::loops,
     info_nce_kernel,
     quantize_table,
+    topk_table,
 };
 }  // namespace
 
