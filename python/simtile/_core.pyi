@@ -5,6 +5,7 @@ import typing
 import numpy
 
 __all__: list[str] = [
+    "code_norms",
     "cpu_info",
     "info_nce",
     "info_nce_arithmetic",
@@ -12,7 +13,10 @@ __all__: list[str] = [
     "peak",
     "peak_kinds",
     "quantize",
+    "range_search",
+    "score_rows",
     "set_num_threads",
+    "topk",
     "value_ranges",
 ]
 
@@ -24,6 +28,16 @@ def _spin(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> float: ...
 def _use_level(level: str | None) -> None: ...
+def code_norms(
+    kind: str,
+    documents: numpy.ndarray,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    scale: numpy.ndarray | None,
+    offset: numpy.ndarray | None,
+    inverse: bool,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    out: numpy.ndarray,
+) -> None: ...
 def cpu_info() -> dict[str, typing.Any]: ...
 def info_nce(
     queries: numpy.ndarray,
@@ -63,7 +77,57 @@ def quantize(
     scales: numpy.ndarray | None,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def range_search(
+    kind: str,
+    metric: str,
+    queries: numpy.ndarray,
+    documents: numpy.ndarray,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    scale: numpy.ndarray | None,
+    offset: numpy.ndarray | None,
+    factor: numpy.ndarray | None,
+    addend: numpy.ndarray | None,
+    query_scale: numpy.ndarray | None,
+    threshold: typing.SupportsFloat | typing.SupportsIndex,
+    allow: numpy.ndarray | None,
+    rank: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple: ...
+def score_rows(
+    kind: str,
+    metric: str,
+    queries: numpy.ndarray,
+    documents: numpy.ndarray,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    scale: numpy.ndarray | None,
+    offset: numpy.ndarray | None,
+    factor: numpy.ndarray | None,
+    addend: numpy.ndarray | None,
+    query_scale: numpy.ndarray | None,
+    candidates: numpy.ndarray,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    scores: numpy.ndarray,
+) -> None: ...
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+def topk(
+    kind: str,
+    metric: str,
+    queries: numpy.ndarray,
+    documents: numpy.ndarray,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    scale: numpy.ndarray | None,
+    offset: numpy.ndarray | None,
+    factor: numpy.ndarray | None,
+    addend: numpy.ndarray | None,
+    query_scale: numpy.ndarray | None,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    allow: numpy.ndarray | None,
+    rank: numpy.ndarray | None,
+    candidates: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    scores: numpy.ndarray,
+    ids: numpy.ndarray,
+) -> None: ...
 def value_ranges(
     x: numpy.ndarray,
     dtype: str,
