@@ -341,6 +341,32 @@ def test_the_limits_are_those_of_the_tests():
             assert ours.smallest == theirs.smallest.get(dtype, 0.0), label
 
 
+def test_long_sums_of_a_matrix_unit_that_cuts_off():
+    """As an H200 gave it: the part of every sum that float32 cannot hold is lost, 16 at a time."""
+    case = info_nce.Case(300, 700, 768, seed=1)
+    inputs = info_nce.make_inputs(case, "float16")
+    exact = info_nce.exact_by_cpu(case, inputs)
+    queries, documents = inputs.values["queries"], inputs.values["documents"]
+    sums = np.zeros((300, 700))
+    for first in range(0, 768, 16):
+        sums += queries[:, first : first + 16] @ documents[:, first : first + 16].T
+        bits = sums.astype(np.float32)
+        larger = np.abs(bits) > np.abs(sums)
+        sums = np.where(larger, np.nextafter(bits, np.float32(0)), bits).astype(np.float64)
+    norms = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(documents, axis=1)
+    logits = sums / norms / case.temperature
+    positive = np.diagonal(logits)[:, None]
+    p = np.exp(logits - positive)
+    p /= p.sum(1, keepdims=True)
+    gradient = -(p * (logits - positive)).sum() / 300 / case.temperature
+    (cut,) = info_nce.compare({"grad_temperature": gradient}, exact, limits.GPU["float16"])
+    assert 0.1 < cut.error / cut.allowed < 0.5
+    (wrong,) = info_nce.compare(
+        {"grad_temperature": 1.001 * gradient}, exact, limits.GPU["float16"]
+    )
+    assert not wrong.ok
+
+
 def test_units_are_those_of_the_benchmarks(monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))

@@ -20,6 +20,7 @@ from test_info_nce_torch import tensor_options
 from tolerances import PRECISIONS, TRITON, check_rounding
 
 import simtile
+from simtile.ops import info_nce_autotune as autotune
 from simtile.ops import info_nce_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -155,6 +156,18 @@ def test_module_learns_its_temperature():
 
 
 @on_gpu
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_temperature_on_the_cpu(shape):
+    case = Case(5, 6, 8)
+    inputs, on_device = inputs_of(case)[:2], leaf(0.1)
+    on_cpu = torch.full(shape, 0.1, requires_grad=True)
+    for temperature in (on_device, on_cpu):
+        (2 * info_nce(*inputs, temperature=temperature)).backward()
+    assert on_cpu.grad.device.type == "cpu"
+    torch.testing.assert_close(on_cpu.grad.reshape(()), on_device.grad.cpu())
+
+
+@on_gpu
 @on_hardware
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_precisions(precision):
@@ -190,6 +203,7 @@ def test_the_same_bits_every_time(dtype):
 
 @on_gpu
 @on_hardware
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_the_host_does_not_wait():
     case = Case(64, 64, 128, 1, "bfloat16", targets=True, ids=True)
     inputs, options, temperature = inputs_of(case), options_of(case), leaf(0.05)
@@ -203,6 +217,8 @@ def test_the_host_does_not_wait():
 
 @on_gpu
 @on_hardware
+# steps on two streams, one after the other, are what is tested
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match")
 def test_cuda_graph():
     case = Case(200, 211, 256, 1, "bfloat16")
     inputs, temperature = inputs_of(case), leaf(case.temperature)
@@ -226,6 +242,51 @@ def test_cuda_graph():
         loss, grads = step()
         assert torch.equal(captured[0], loss)
         assert all(torch.equal(x, y) for x, y in zip(captured[1], grads, strict=True))
+
+
+@on_gpu
+@on_hardware
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch_compile(reduction):
+    case = Case(70, 80, 96, 1, "bfloat16")
+
+    def step(*inputs):
+        queries, *others = inputs
+        return info_nce(queries * 2, *others, reduction=reduction).mean()
+
+    results = []
+    for call in (step, torch.compile(step, fullgraph=True)):
+        inputs = inputs_of(case)
+        loss = call(*inputs)
+        results.append((loss, *torch.autograd.grad(loss, inputs)))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=2**-7, atol=1e-6)
+
+
+@on_gpu
+@on_hardware
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autotune_measures_on_this_gpu(dtype, monkeypatch):
+    monkeypatch.setenv("SIMTILE_AUTOTUNE", "1")
+    monkeypatch.setattr(autotune, "_found", {})
+    monkeypatch.setattr(autotune, "BATCH", 512)
+    slow, too_large = configs.Tile(64, 64, 32, 4, 2), configs.Tile(256, 128, 128, 8, 4)
+    monkeypatch.setattr(configs, "alternatives", lambda tile: [too_large, slow])
+    times = []
+    milliseconds = autotune._milliseconds
+    monkeypatch.setattr(
+        autotune, "_milliseconds", lambda call: times.append(milliseconds(call)) or times[-1]
+    )
+    case = Case(70, 80, 128, dtype=dtype)
+    inputs = [x.detach() for x in inputs_of(case)[:2]]
+    losses = info_nce(*inputs, temperature=case.temperature, reduction="none")
+    (found,) = autotune._found.values()
+    assert not {too_large} & set(found)
+    assert [np.isinf(time) for time in times] == [False, True, False, True, False]
+    monkeypatch.delenv("SIMTILE_AUTOTUNE")
+    expected = info_nce(*inputs, temperature=case.temperature, reduction="none")
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
 
 
 @on_gpu
@@ -271,4 +332,4 @@ def test_in_the_interpreter():
         timeout=300,
     )
     assert process.returncode == 0, process.stdout
-    assert "11 passed, 10 skipped" in process.stdout
+    assert "13 passed, 14 skipped" in process.stdout

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import triton_launches
 from simtile.kernels.info_nce import triton_configs as configs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simtile.ops import info_nce_triton
+from simtile.ops import info_nce, info_nce_triton
 from simtile.ops._tensors import temperature_on
 
 
@@ -163,3 +165,15 @@ def test_memory():
             result = run((*arrays, None), need_grad=(True, True, False, True))
         assert result.grad_documents is not None
     assert 0.8e9 < memory.most < 1e9
+
+
+def test_memory_of_the_backward(monkeypatch):
+    monkeypatch.setattr(info_nce, "_graph_is_kept", lambda: True)
+    grads = [torch.ones(1024, 64) for _ in range(2)]
+    saved = SimpleNamespace(
+        saved_tensors=grads, options=None, dtypes=[torch.bfloat16, torch.bfloat16]
+    )
+    with Allocated() as memory, torch.no_grad():
+        *scaled, _ = info_nce._EagerInfoNCE.backward(saved, torch.tensor(3.0))
+    assert all(x.dtype == torch.bfloat16 and x.eq(3).all() for x in scaled)
+    assert memory.most < 2 * 1024 * 64 * 2 + 1000  # the results, and nothing in float32

@@ -388,7 +388,7 @@ def test_device_instance(name):
 @pytest.mark.parametrize("metric", METRICS)
 def test_device_finds_planted_documents_among_many(metric):
     """More documents than one block's range by far: what was planted comes back in its order."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)  # not the case's: its first draw is the queries
     width, n, places = 96, 1_000_003, 10
     case = replace(Case(metric, 9, 1, width, places), documents=0)
     documents = draw_codes(rng, n, width, "random").view(case["documents"].dtype)

@@ -183,6 +183,7 @@ class TorchDevice:
                 torch.randint(-128, 128, shape, dtype=torch.int8, device=self.device)
                 for _ in range(2)
             )
+            b = b.t()  # both by rows of the inner dimension: the other way is many times slower
             multiply = torch._int_mm
         else:
             dtype = torch.float32 if name == "tf32" else getattr(torch, name)

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -62,7 +61,7 @@ def facts() -> list[Fact]:
         probe("ISA level", _level),
         probe("threads", _threads),
         probe("system", lambda: f"{platform.platform()}, {platform.machine()}"),
-        probe("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
+        probe("Python", platform.python_version),
         probe("numpy", lambda: _version("numpy")),
         probe("torch", _torch),
         probe("triton", lambda: _version("triton")),
@@ -143,7 +142,8 @@ def _driver() -> str:
     said = []
     for path in (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version")):
         if path.exists():
-            said.append(path.read_text().splitlines()[0].strip())
+            line = path.read_text().splitlines()[0]
+            said.append(line.partition("  Release Build")[0].strip())  # then who compiled it
     query = shutil.which("nvidia-smi")
     if query is not None:
         fields = "--query-gpu=name,driver_version,memory.total"

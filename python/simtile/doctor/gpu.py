@@ -1,7 +1,4 @@
-"""The GPU's half: the registry of checks and timings on a device.
-
-No GPU has run these yet: they are tested on what stands in for one.
-"""
+"""The GPU's half: the registry of checks and timings on a device."""
 
 from __future__ import annotations
 

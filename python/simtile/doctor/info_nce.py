@@ -71,6 +71,7 @@ class Exact:
     scales: dict[str, Array]
     largest: dict[str, Array]  # what a row of a gradient could be at most, for the same outputs
     condition: float
+    dimensions: int
     root_mean_square: bool  # errors over the whole output, not of the worst element
 
 
@@ -172,7 +173,7 @@ def exact(case: Case, inputs: Inputs) -> Exact:
     terms = max(case.queries, case.documents + case.negatives * case.queries)
     condition = (1.0 + oracle.logit_scale) * (1.0 + terms / 200)
     largest = _largest_terms(case, inputs)
-    return Exact(values, scales, largest, condition, root_mean_square=False)
+    return Exact(values, scales, largest, condition, case.dimensions, root_mean_square=False)
 
 
 def _largest_terms(case: Case, inputs: Inputs) -> dict[str, Array]:
@@ -198,7 +199,8 @@ def exact_by_cpu(case: Case, inputs: Inputs) -> Exact:
     scales = {name: np.asarray(np.sqrt(np.square(x).mean())) for name, x in values.items()}
     scales["losses"] = np.asarray(1.0)
     largest = 1.0 if case.normalize else _largest_product(inputs)
-    return Exact(values, scales, {}, 1.0 + largest / case.temperature, root_mean_square=True)
+    condition = 1.0 + largest / case.temperature
+    return Exact(values, scales, {}, condition, case.dimensions, root_mean_square=True)
 
 
 def _largest_product(inputs: Inputs) -> float:
@@ -226,4 +228,5 @@ def compare(
         with np.errstate(divide="ignore", invalid="ignore"):
             errors = np.where(difference <= 0.0, 0.0, difference / scale)
         error = np.sqrt(np.square(errors).mean()) if expected.root_mean_square else errors.max()
-        yield Comparison(name, float(error), limits.allowed(output, arithmetic, expected.condition))
+        allowed = limits.allowed(output, arithmetic, expected.condition, expected.dimensions)
+        yield Comparison(name, float(error), allowed)

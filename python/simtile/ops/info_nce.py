@@ -380,7 +380,9 @@ class _EagerInfoNCE(torch.autograd.Function):
         others: tuple[Any, ...],
     ) -> Tensor:
         loss, grads = _forward(queries, documents, negatives, temperature, *others)
-        _save(ctx, (queries, documents, negatives, temperature), others, grads)
+        inputs = (queries, documents, negatives, temperature)
+        _save(ctx, inputs, others, grads)
+        ctx.dtypes = [x.dtype if isinstance(x, Tensor) else None for x in inputs]
         return loss
 
     @staticmethod
@@ -401,8 +403,21 @@ class _EagerInfoNCE(torch.autograd.Function):
             or torch.compiler.is_compiling()
             or grad_loss.item() != 1.0
         ):
-            grads = [None if grad is None else grad * grad_loss for grad in grads]
+            # At once in the inputs' types: products in float32, of all gradients before autograd
+            # converts the first, are the most memory that a step would need.
+            grads = [
+                None if grad is None else _scaled(grad, grad_loss, dtype)
+                for grad, dtype in zip(grads, ctx.dtypes, strict=True)
+            ]
         return *grads, None
+
+
+def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad * factor, rounded once to `dtype`."""
+    factor = factor.to(grad.device)  # a temperature may be on the CPU beside a GPU
+    if torch.compiler.is_compiling():
+        return (grad * factor).to(dtype)
+    return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
 
 
 # Whether the running backward leaves the graph usable for another one (retain_graph=True).
