@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from topk_cases import draw_mask
 
+from simtile import quantized
 from simtile.reference import topk as lists
 from simtile.reference import topk_numpy as oracle
 
@@ -70,9 +71,10 @@ class Case:
                 a["query_scale"] = draw_scale(rng, q, self.values)
             else:
                 a["queries"] = draw_floats(rng, q, d, np.float32, self.values)
-            self._draw_scales(rng)
         for name in ("queries", "documents"):
             a[name] = lay_out(a[name], self.layout)
+        if self.stored not in FLOATS:
+            self._draw_scales(rng)
         a["allow"] = draw_mask(rng, self.allow, q, n)
         if self.rank:
             a["rank"] = rng.permutation(n).astype(np.uint32)
@@ -86,7 +88,7 @@ class Case:
         a, n, d = self.arrays, self.documents, self.dim
         own = None
         if self.kind in STORED:
-            own = draw_scale(rng, n, self.values)
+            own = a["own_scale"] = draw_scale(rng, n, self.values)
         elif self.stored in ("int8", "uint8", "int4"):
             a["scale"] = np.abs(rng.normal(size=d)).astype(np.float32) / 100
             a["offset"] = rng.normal(size=d).astype(np.float32) / 10
@@ -104,7 +106,8 @@ class Case:
         else:
             a["factor"] = own
             with np.errstate(all="ignore"):
-                a["addend"] = norms if own is None else norms * own * own
+                squared = 1.0 if own is None else own.astype(np.float64) ** 2
+                a["addend"] = (norms * squared).astype(np.float32)
 
     def __getitem__(self, name):
         return self.arrays[name]
@@ -240,6 +243,33 @@ def cases(draw, kinds=KINDS, documents=DOCUMENTS, queries=QUERIES, dims=DIMS, ks
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
     return Case(**{**drawn, **fixed})
+
+
+def as_given(case, tensors=False):
+    """Queries and documents as a user has them."""
+    import torch
+
+    a = case.arrays
+
+    def convert(x):
+        if case.stored == "bfloat16" and x is a["documents"]:
+            x = x.view(ml_dtypes.bfloat16)
+        if not tensors:
+            return x
+        if x.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(x if x.flags.writeable else x.copy())
+
+    queries, documents = convert(a["queries"]), convert(a["documents"])
+    kind = "binary" if case.kind == "bits" else case.kind
+    if kind in quantized.KINDS:
+        scale, offset = a["scale"], a["offset"]
+        if kind in quantized.PER_VECTOR:
+            scale = case["own_scale"]
+        documents = quantized.Quantized(documents, scale, offset, case.dim, kind)
+    if case.integer_queries:
+        queries = quantized.Quantized(queries, a["query_scale"], None, case.dim, "int8_vector")
+    return queries, documents
 
 
 class Lists:

@@ -10,6 +10,7 @@ from simtile._cpu import cpu_info, set_num_threads
 from simtile.info_nce import info_nce, info_nce_grad
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
+from simtile.search import merge_topk, range_search, topk
 
 if TYPE_CHECKING:
     from simtile import nn as nn
@@ -21,8 +22,11 @@ __all__ = [
     "cpu_info",
     "info_nce",
     "info_nce_grad",
+    "merge_topk",
     "quantize",
+    "range_search",
     "set_num_threads",
+    "topk",
 ]
 
 

@@ -6,6 +6,7 @@ functions here are what `search.py` and the indexes call.
 
 from __future__ import annotations
 
+import importlib
 import operator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -323,8 +324,7 @@ def topk_rows(
     """
     allowed = _of_searched(operands, allow_mask)
     if backend == "cuda":
-        from simtile.ops import topk as cuda
-
+        cuda = importlib.import_module("simtile.ops.topk")
         scores, ids = cuda.search(*operands.arguments, k, allowed)
     else:
         shape = (len(operands.queries), k)

@@ -275,7 +275,8 @@ def _compute_norms(q: Quantized, inverse: bool) -> Array:
         block = slice(begin, begin + step)
         code_norms(kind, q.codes[block], q.dim, scale, q.offset, inverse, 0, norms[block])
     if q.kind in PER_VECTOR and not inverse:
-        norms = (norms * q.scale.astype(np.float64) ** 2).astype(np.float32)
+        with np.errstate(all="ignore"):  # beyond the range of float32, as in the kernels
+            norms = (norms * q.scale.astype(np.float64) ** 2).astype(np.float32)
     return norms
 
 
