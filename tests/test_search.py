@@ -16,7 +16,7 @@ import simtile
 from simtile import Quantized
 from simtile.reference import topk_numpy as oracle
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "cpu")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 

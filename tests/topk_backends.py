@@ -32,7 +32,7 @@ class Backend:
     def search(self, test: Callable[..., None], *others: Any, **fixed: Any) -> None:
         """`test(case, …)` for as many cases as the profile and the backend's share ask."""
         sizes = {"documents": DOCUMENTS, "queries": QUERIES, "dims": DIMS, **self.sizes}
-        drawn = given(cases(self.kinds, **{**sizes, **fixed}), *others)
+        drawn = given(cases(**{"kinds": self.kinds, **sizes, **fixed}), *others)
         examples = max(3, round(settings.default.max_examples * self.share))
         settings(max_examples=examples)(drawn(test))()
 
@@ -46,9 +46,14 @@ def on_level(level):
 
 
 SMALL = {"documents": (0, 1, 7, 33), "queries": (0, 1, 3), "dims": (1, 3, 7, 33, 70)}
+LEVELS = _core.cpu_info()["detected"]
+# One level is searched in full, what lies below it with a part of the examples.
 BACKENDS = [
-    Backend("reference", lambda run: run(Lists), sizes=SMALL),
-    *(Backend(f"cpu[{level}]", on_level(level)) for level in _core.cpu_info()["detected"]),
+    Backend("reference", lambda run: run(Lists), sizes=SMALL, share=0.2),
+    *(
+        Backend(f"cpu[{level}]", on_level(level), share=1.0 if level == LEVELS[-1] else 0.2)
+        for level in LEVELS
+    ),
 ]
 THREADS = (1, 2, 5)
 threads = st.sampled_from(THREADS)
