@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <algorithm>
 #include <cstring>
@@ -266,10 +267,10 @@ float score_of(uint32_t order, bool descending) {
   return score;
 }
 
-py::tuple range_search(const std::string& kind, const std::string& metric, const py::array& queries,
-                       const py::array& documents, int64_t dim, const Array& scale, const Array& offset,
-                       const Array& factor, const Array& addend, const Array& query_scale, double threshold,
-                       const Array& allow, const Array& rank, long long threads) {
+py::typing::Tuple<py::array, py::array, py::array> range_search(
+    const std::string& kind, const std::string& metric, const py::array& queries, const py::array& documents,
+    int64_t dim, const Array& scale, const Array& offset, const Array& factor, const Array& addend,
+    const Array& query_scale, double threshold, const Array& allow, const Array& rank, long long threads) {
   TopkRangeArgs args = {};
   args.problem = problem_of({kind, metric, documents, dim, scale, offset, factor, addend}, queries, query_scale);
   const AllowBits bits(allow, args.problem.queries, args.problem.documents);

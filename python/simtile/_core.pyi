@@ -92,7 +92,7 @@ def range_search(
     allow: numpy.ndarray | None,
     rank: numpy.ndarray | None,
     threads: typing.SupportsInt | typing.SupportsIndex,
-) -> tuple: ...
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]: ...
 def score_rows(
     kind: str,
     metric: str,
