@@ -7,6 +7,7 @@ functions here are what `search.py` and the indexes call.
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -292,6 +293,15 @@ def check_k(k: object) -> int:
     if count < 1:
         raise ValueError(f"k: found {count}, expected at least 1")
     return count
+
+
+def check_threshold(threshold: object) -> float:
+    if isinstance(threshold, (bool, str)) or not hasattr(threshold, "__float__"):
+        raise TypeError(f"threshold: found {threshold!r}, expected a number")
+    limit = float(threshold)
+    if math.isnan(limit):
+        raise ValueError("threshold: found nan, expected a number")
+    return limit
 
 
 def topk_rows(

@@ -5,7 +5,6 @@ The definition is `reference/topk.py`, the kernels and their story are in `kerne
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -156,11 +155,7 @@ def range_search(
     >>> offsets, scores, ids = simtile.range_search(embeddings, embeddings, 0.95)
     >>> duplicates_of_first = ids[offsets[0] : offsets[1]]
     """
-    if isinstance(threshold, bool) or not hasattr(threshold, "__float__"):
-        raise TypeError(f"threshold: found {threshold!r}, expected a number")
-    threshold = float(threshold)
-    if math.isnan(threshold):
-        raise ValueError("threshold: found nan, expected a number")
+    limit = _search_call.check_threshold(threshold)
     thread_count = _inputs.check_threads(threads)
     operands = _search_call.prepare(queries, documents, metric, nan)
     mask = _mask(allow, operands)
@@ -170,7 +165,7 @@ def range_search(
             f"backend: a search by range does not run on a GPU and documents are on {operands.gpu};"
             " move documents and queries to the CPU"
         )
-    found = _search_call.range_rows(operands, threshold, mask, threads=thread_count, backend=chosen)
+    found = _search_call.range_rows(operands, limit, mask, threads=thread_count, backend=chosen)
     return _like_queries(operands, *found)
 
 
