@@ -2,6 +2,7 @@
 #pragma once
 
 #include "topk/pairs.hpp"
+#include "topk/screen_packed.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
@@ -30,7 +31,6 @@ typedef EveryPair<FloatScores<float, float>> Float32Screen;
 typedef EveryPair<FloatScores<double, double>> Float64Screen;
 typedef EveryPair<FloatScores<f16, float>> Float16Screen;
 typedef EveryPair<FloatScores<bf16, float>> Bfloat16Screen;
-typedef EveryPair<PackedScores> PackedScreen;
 template <TopkKind kind>
 using CodeScreen = EveryPair<CodeScores<kind>>;
 
