@@ -69,6 +69,7 @@ def test_range_search_finds_the_first_of_topk(backend, case, data, tensors):
     whole = replace(case, k=case.documents + 1)
     scores, ids = without_nan(whole, whole.topk(oracle))
     exact = scores[ids >= 0].tolist() or [0.0]
+    exact += [float(np.nextafter(x, np.inf)) for x in exact]  # rounded to the score again
     threshold = data.draw(st.one_of(st.sampled_from(exact), st.floats(-1.0, 100.0)))
     offsets, *found = simtile.range_search(
         queries,
@@ -84,9 +85,9 @@ def test_range_search_finds_the_first_of_topk(backend, case, data, tensors):
     assert len(offsets) == case.queries + 1
     assert offsets[0] == 0
     descending = case.metric in ("cosine", "dot")
+    limit = np.float32(threshold)
     for i in range(case.queries):
-        wide = scores[i].astype(np.float64)
-        hits = (wide >= threshold if descending else wide <= threshold) & (ids[i] >= 0)
+        hits = (scores[i] >= limit if descending else scores[i] <= limit) & (ids[i] >= 0)
         own = slice(offsets[i], offsets[i + 1])
         check([x[own] for x in found], (scores[i, hits], ids[i, hits]))
 

@@ -12,6 +12,8 @@ Array = npt.NDArray[Any]
 
 def is_tensor(x: object) -> bool:
     """Whether `x` is a torch.Tensor, or of a class derived from it."""
+    if type(x) is np.ndarray:
+        return False
     return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(x).__mro__)
 
 

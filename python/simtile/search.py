@@ -132,7 +132,7 @@ def range_search(
     ----------
     threshold : float
         Found are scores ≥ threshold for "cosine" and "dot", and ≤ threshold for "l2", whose scores
-        are squared distances, and for "hamming". The threshold itself is found.
+        are squared distances, and for "hamming". It is rounded to float32, as scores are.
     queries, documents, metric, allow, nan, backend, threads
         As in :func:`simtile.topk`.
 

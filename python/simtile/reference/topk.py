@@ -283,7 +283,11 @@ def topk(
 def within(
     metric: str, scored: Row, rows: Sequence[int], threshold: float, rank: Sequence[int] | None
 ) -> list[tuple[float, int]]:
-    """What a search by range finds: (score, id) as good as the threshold or better, best first."""
+    """What a search by range finds: (score, id) as good as the threshold or better, best first.
+
+    The threshold is rounded to float32, as scores are.
+    """
+    threshold = float32(threshold)
     if metric in ("cosine", "dot"):
         hits = [j for j in rows if scored[j] >= threshold]
     else:

@@ -77,6 +77,8 @@ def range_search(
 ) -> tuple[Array, Array, Array]:
     """What is as good as the threshold or better: offsets [Q + 1], scores and ids, best first."""
     documents = wide(kind, documents, dim)
+    with np.errstate(over="ignore"):
+        limit = np.float64(np.float32(threshold))
     offsets = np.zeros(len(queries) + 1, np.int64)
     all_scores, all_ids = [np.empty(0, score_dtype(metric))], [np.empty(0, np.int64)]
     for i, query in enumerate(queries):
@@ -86,7 +88,7 @@ def range_search(
         )
         rows = allowed_rows(allow, i, len(documents))
         exact = scored[rows].astype(np.float64)
-        hits = exact >= threshold if metric in ("cosine", "dot") else exact <= threshold
+        hits = exact >= limit if metric in ("cosine", "dot") else exact <= limit
         found = best_first(metric, scored, rows[hits], rank)
         offsets[i + 1] = offsets[i] + len(found)
         all_scores.append(plain_zeros(scored[found]))
