@@ -24,7 +24,7 @@ BITS = {"int8": 8, "uint8": 8, "int4": 4, "bits": 1, "packed": 1}
 
 QUERIES = (0, 1, 2, 7, 9, 17)
 DOCUMENTS = (0, 1, 7, 33, 64, 111, 989)
-DIMS = (1, 3, 7, 8, 31, 32, 33, 64, 65, 111, 200)
+DIMS = (1, 3, 7, 8, 31, 32, 33, 64, 65, 111, 200, 384)
 K = (1, 2, 10, 33, 100, 1025)
 LAYOUTS = ("contiguous", "padded rows", "odd base", "broadcast")
 VALUES = ("random", "few", "equal", "zeros", "special", "huge", "tiny", "integers")
@@ -227,12 +227,13 @@ def lay_out(rows, layout):
 def cases(draw, kinds=KINDS, documents=DOCUMENTS, queries=QUERIES, dims=DIMS, ks=K, **fixed):
     kind = draw(st.sampled_from(kinds))
     n = draw(st.sampled_from(documents))
+    wider = BITS.get(STORED.get(kind, kind), 32) < 8 and draw(st.booleans())
     drawn = {
         "kind": kind,
         "metric": "hamming" if kind == "packed" else draw(st.sampled_from(METRICS)),
         "queries": draw(st.sampled_from(queries)),
         "documents": n,
-        "dim": draw(st.sampled_from(dims)),
+        "dim": draw(st.sampled_from(dims)) * (8 if wider else 1),
         "k": max(1, draw(st.sampled_from((*ks, n, n + 5)))),
         "layout": draw(st.sampled_from(LAYOUTS)),
         "values": draw(st.sampled_from(VALUES)),

@@ -65,10 +65,11 @@ def test_code_norms_is_the_oracle(backend, inverse):
 @lru_cache(maxsize=2)
 def many(kind, order):
     metric = "hamming" if kind == "packed" else METRICS[KINDS.index(kind) % 3]
-    case = Case(kind, metric, 2, 20_011, 65, 10, allow="some", values="few", seed=1)
+    sizes = (2, 20_011, 65 * (8 if kind in ("bits", "packed") else 1), 10)
     if order == "ties":
+        case = Case(kind, metric, *sizes, allow="some", values="few", seed=1)
         return case, case.topk(oracle)
-    case = Case(kind, metric, 2, 20_011, 65, 10, allow="some", seed=2)
+    case = Case(kind, metric, *sizes, allow="some", seed=2)
     by_score = case_in_order(case, order)
     return by_score, by_score.topk(oracle)
 
@@ -108,6 +109,18 @@ def test_many_documents(kind, order, backend):
 def test_large_k(metric, k):
     case = Case("int8", metric, 2, 20_011, 33, k, values="few" if k == 5000 else "random")
     check(case.topk(_core, 2), case.topk(oracle))
+
+
+@every_backend(without=("reference",))
+@pytest.mark.parametrize("kind", ["float32", "int8", "bits", "packed"])
+def test_many_queries(kind, backend):
+    case = Case(kind, "hamming" if kind == "packed" else "cosine", 130, 300, 96, 10, allow="few")
+    check(backend.call(lambda core: case.topk(core, 2)), many_queries(kind, case))
+
+
+@lru_cache(maxsize=1)
+def many_queries(kind, case):
+    return case.topk(oracle)
 
 
 # Products of codes that come close to the ends of 32 bits.
