@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import KINDS, as_given, cases
+from search_cases import KINDS, as_given, cases, without_nan
 from topk_cases import check
 
 import simtile
@@ -51,15 +51,6 @@ def test_what_is_given_is_searched(backend, kind, data, tensors, threads):
         threads=threads,
     )
     check(to_arrays(found, tensors), without_nan(case, case.topk(oracle)))
-
-
-def without_nan(case, found):
-    """Queries with NaN find nothing."""
-    q = case["queries"] if case["query_scale"] is None else case["query_scale"][:, None]
-    wrong = np.isnan(q).any(1)
-    scores, ids = (x.copy() for x in found)
-    scores[wrong], ids[wrong] = oracle.worst(case.metric), -1
-    return scores, ids
 
 
 @every_backend

@@ -330,16 +330,15 @@ def topk_rows(
     threads : int
         0 for the default.
     backend : "cpu", "cuda" or "reference"
-        "cuda" takes tensors of a GPU, neither rank nor candidates.
+        "cuda" takes tensors of one GPU, and returns such.
     """
     allowed = _of_searched(operands, allow_mask)
+    listed = _of_searched(operands, candidates)
     if backend == "cuda":
-        cuda = importlib.import_module("simtile.ops.topk")
-        scores, ids = cuda.search(*operands.arguments, k, allowed)
+        scores, ids = _cuda().search(*operands.arguments, k, allowed, rank, listed)
     else:
         shape = (len(operands.queries), k)
         scores, ids = np.empty(shape, operands.score_dtype), np.empty(shape, np.int64)
-        listed = _of_searched(operands, candidates)
         _module(backend).topk(*operands.arguments, k, allowed, rank, listed, threads, scores, ids)
     worst = WORST[operands.documents.metric]
     return _for_all(operands, scores, worst), _for_all(operands, ids, np.int64(-1))
@@ -370,13 +369,19 @@ def score_rows(
     candidates: npt.NDArray[np.int64],
     threads: int = 0,
     backend: str = "cpu",
-) -> Array:
+) -> Any:
     """The scores of rows [Q, C]; the worst score where a row is -1 or the query has NaN."""
     own = _of_searched(operands, candidates)
-    scores = np.empty(own.shape, operands.score_dtype)
-    _module(backend).score_rows(*operands.arguments, own, threads, scores)
-    whole: Array = _for_all(operands, scores, WORST[operands.documents.metric])
-    return whole
+    if backend == "cuda":
+        scores = _cuda().score_rows(*operands.arguments, own)
+    else:
+        scores = np.empty(own.shape, operands.score_dtype)
+        _module(backend).score_rows(*operands.arguments, own, threads, scores)
+    return _for_all(operands, scores, WORST[operands.documents.metric])
+
+
+def _cuda() -> Any:
+    return importlib.import_module("simtile.ops.topk")
 
 
 def _module(backend: str) -> Any:

@@ -69,8 +69,9 @@ def topk(
         Whether a query with NaN is an error, or finds nothing. A document whose score is NaN is
         never found.
     backend : "auto", "cpu", "cuda" or "reference"
-        "auto" searches where the documents are. A named backend never falls back. "reference" is
-        the definition in NumPy.
+        "auto" searches where queries and documents are, on the CPU or on a GPU, which takes codes
+        and bits, no float documents. A named backend never falls back. "reference" is the
+        definition in NumPy.
     threads : int, optional
         Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default. One
         query uses all of them.
@@ -293,6 +294,11 @@ def _choose(backend: str, operands: Operands) -> str:
         raise RuntimeError(
             f"backend: {backend!r} searches on the CPU, and documents are on {operands.gpu}; move "
             "documents and queries with x.cpu(), or use 'cuda'"
+        )
+    if operands.documents.kind in _vectors.FLOATS:
+        raise RuntimeError(
+            f"backend: {operands.documents.kind} documents are not searched on a GPU, and documents "
+            f"are on {operands.gpu}; pass codes (simtile.quantize), or move them to the CPU"
         )
     return "cuda"
 
