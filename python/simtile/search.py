@@ -297,8 +297,8 @@ def _choose(backend: str, operands: Operands) -> str:
         )
     if operands.documents.kind in _vectors.FLOATS:
         raise RuntimeError(
-            f"backend: {operands.documents.kind} documents are not searched on a GPU, and documents "
-            f"are on {operands.gpu}; pass codes (simtile.quantize), or move them to the CPU"
+            f"backend: {operands.documents.kind} documents are not searched on a GPU, and they are "
+            f"on {operands.gpu}; pass codes (simtile.quantize), or move them to the CPU"
         )
     return "cuda"
 
