@@ -9,7 +9,7 @@ snapshot's successor uses, and a removal copies the mask of the rows that are le
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -162,6 +162,15 @@ class Snapshot:
             ]
         )
 
+    def places(self, ids: Int64s) -> Int64s:
+        """Where documents stand in the order of `ids`; -1 for an id that is not in the index."""
+        rows = self.find(ids)
+        if self.ordered_rows is None:
+            return rows
+        place = np.full(self.rows + 1, -1, np.int64)  # the last one is for row -1
+        place[self.ordered_rows] = np.arange(self.live)
+        return place[rows]
+
     def row_mask(self, segment: Segment, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """A mask [..., N] in the order of `ids` as one of a segment's rows, removed ones False."""
         if self.ordered_rows is None:
@@ -172,8 +181,10 @@ class Snapshot:
         rows[..., local[here]] = mask[..., here]
         return rows
 
-    def parts(self, segments: tuple[Segment, ...] | None = None) -> Iterator[Part]:
-        """All documents in the order of `ids`, a part at a time."""
+    def parts(
+        self, names: Collection[str] | None = None, segments: tuple[Segment, ...] | None = None
+    ) -> Iterator[Part]:
+        """All documents in the order of `ids`, a part at a time: all columns, or those named."""
         chosen = self.segments if segments is None else segments
         in_order = all(isinstance(segment.position_room, range) for segment in chosen)
         if in_order:
@@ -181,7 +192,7 @@ class Snapshot:
                 alive = segment.alive
                 rows = range(segment.length) if alive is None else np.flatnonzero(alive)
                 for start in range(0, len(rows), PART_ROWS):
-                    yield _part(segment, rows[start : start + PART_ROWS])
+                    yield _part(segment, rows[start : start + PART_ROWS], names)
             return
         inside = {id(segment) for segment in chosen}
         rows = np.arange(self.rows) if self.ordered_rows is None else self.ordered_rows
@@ -191,9 +202,9 @@ class Snapshot:
                 kept |= self.local_rows(segment, rows) >= 0
         rows = rows[kept]
         for start in range(0, len(rows), PART_ROWS):
-            yield self._gather(rows[start : start + PART_ROWS])
+            yield self._gather(rows[start : start + PART_ROWS], names)
 
-    def _gather(self, rows: Int64s) -> Part:
+    def _gather(self, rows: Int64s, names: Collection[str] | None) -> Part:
         """Rows from several segments, in this order."""
         place, parts = [], []
         for segment in self.segments:
@@ -201,7 +212,7 @@ class Snapshot:
             here = np.flatnonzero(local >= 0)
             if len(here):
                 place.append(here)
-                parts.append(_part(segment, local[here]))
+                parts.append(_part(segment, local[here], names))
         back = np.argsort(np.concatenate(place), kind="stable")
         return Part(
             {
@@ -291,6 +302,10 @@ class Storage:
                 next_position=state.next_position + length,
             )
             return as_array(numbers)
+
+    def check_known(self, ids: Int64s) -> None:
+        """Raise unless all ids are in the index."""
+        find_known(self.snapshot, ids)
 
     def update(self, columns: Columns, ids: Int64s) -> None:
         """Replace documents, which keep their places in the order of `Snapshot.ids`."""
@@ -455,7 +470,7 @@ def _compacted(state: Snapshot) -> Snapshot:
                 segment.ids, range(segment.first, segment.first + segment.length)
             ),
         )
-    for part in state.parts(others):
+    for part in state.parts(None, others):
         ids: Numbers = part.ids
         positions: Numbers = part.positions
         if not fixed:
@@ -467,11 +482,15 @@ def _compacted(state: Snapshot) -> Snapshot:
     return compact
 
 
-def _part(segment: Segment, rows: Numbers) -> Part:
+def _part(segment: Segment, rows: Numbers, names: Collection[str] | None) -> Part:
     """Copies of some rows, or views where they are consecutive."""
     index = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
     return Part(
-        {name: array[index] for name, array in segment.columns.items()},
+        {
+            name: array[index]
+            for name, array in segment.columns.items()
+            if names is None or name in names
+        },
         _take(segment.id_room, rows),
         _take(segment.position_room, rows),
     )

@@ -1,0 +1,242 @@
+"""What all indexes do alike: documents that come and go, ids, `allow`, and files.
+
+An index is a `Storage` of rows and an `Encoding` for each of their representations. Every public
+call of a search takes one snapshot of the rows and works on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _allow, _files, _vectors
+from simtile._encoding import Encoding, check_ids
+from simtile._storage import Snapshot, Storage
+from simtile.quantized import Quantized
+
+Array = npt.NDArray[Any]
+Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class DocumentIndex:
+    """Adding, removing and storing documents; searching them is what a derived class adds.
+
+    `_encodings` may change once, when the first documents are added to an index whose ranges come
+    from them: before that there is nothing to search.
+    """
+
+    def __init__(self, encodings: tuple[Encoding, ...]) -> None:
+        self._encodings = encodings
+        self._storage = Storage()
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a document; bits of a binary one."""
+        return self._encodings[0].dim
+
+    @property
+    def metric(self) -> str:
+        """What documents are searched by."""
+        return self._encodings[-1].metric
+
+    @property
+    def ids(self) -> Int64s:
+        """The ids, int64 [N], in the order in which documents were first added. Read-only.
+
+        It is the order of a mask for ``allow``. An updated document keeps its place.
+        """
+        return self._storage.snapshot.ids
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored documents, removed ones that still take memory among them."""
+        shared = [e.ranges.nbytes for e in self._encodings if e.ranges is not None]
+        return sum(shared) + sum(
+            sum(column.nbytes for column in segment.columns.values())
+            + (0 if isinstance(segment.ids, range) else segment.ids.nbytes)
+            for segment in self._storage.snapshot.segments
+        )
+
+    def __len__(self) -> int:
+        return len(self._storage.snapshot)
+
+    def __contains__(self, document_id: object) -> bool:
+        if isinstance(document_id, (bool, np.bool_)) or not hasattr(document_id, "__index__"):
+            return False
+        value = document_id.__index__()
+        if not 0 <= value < 2**63:
+            return False
+        return bool(self._storage.snapshot.find(np.array([value], np.int64))[0] >= 0)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is not a sequence; its ids are .ids")
+
+    def add(self, x: Any, ids: Any = None) -> Int64s:
+        """Add documents, all of them or, with an error, none.
+
+        Parameters
+        ----------
+        x : array or torch.Tensor [N, D], or Quantized
+            Floats, or a `Quantized` of the index's kind and ranges; for dtype "binary" also packed
+            bits, uint8 [N, ⌈D/8⌉]. The index keeps a copy.
+        ids : int [N], optional
+            From 0 to 2^63 - 1, in any order, none of them in the index. Without it the index
+            numbers its documents 0, 1, 2, …, and never gives a number twice. Once chosen, the way
+            stays.
+
+        Returns
+        -------
+        int64 [N]
+            The ids.
+
+        Raises
+        ------
+        ValueError, TypeError
+            ``x`` has another shape or type, or NaN or an infinity in a row; an id is there
+            already, or given twice; the ranges are not known and these are fewer than 100 rows.
+        """
+        documents = self._encodings[0].check_documents(x)
+        count = _count(documents)
+        given = None if ids is None else check_ids("ids", ids, count)
+        with self._storage.lock:
+            before = self._encodings
+            if count:
+                self._encodings = tuple(e.calibrated(documents) for e in before)
+            try:
+                # Of no documents there may be no ranges yet.
+                columns = self._columns(documents) if count else self._no_columns()
+                return self._storage.add(columns, given)
+            except BaseException:
+                self._encodings = before
+                raise
+
+    def update(self, x: Any, ids: Any) -> None:
+        """Replace documents, all of them or, with an error, none.
+
+        Parameters
+        ----------
+        x : as in `add`, [N, D]
+        ids : int [N]
+            Each in the index, and once.
+        """
+        documents = self._encodings[0].check_documents(x)
+        known = check_ids("ids", ids, _count(documents))
+        if len(known):
+            self._storage.check_known(known)
+            self._storage.update(self._columns(documents), known)
+
+    def remove(self, ids: Any) -> None:
+        """Remove documents: all that ids [n] name, or, if one is unknown or given twice, none."""
+        self._storage.remove(check_ids("ids", ids))
+
+    def _columns(self, documents: _vectors.Rows | Quantized) -> dict[str, Array]:
+        columns: dict[str, Array] = {}
+        for encoding in self._encodings:
+            columns |= encoding.encode(documents)
+        return columns
+
+    def _no_columns(self) -> dict[str, Array]:
+        columns: dict[str, Array] = {}
+        for encoding in self._encodings:
+            columns |= encoding.empty()
+        return columns
+
+    def _masks(self, snapshot: Snapshot, allow: Any, queries: int) -> list[Mask | None]:
+        """For each segment which of its rows may be found; None for all."""
+        mask = _allow.resolve(allow, queries, len(snapshot), snapshot.places)
+        if mask is None:
+            return [segment.alive for segment in snapshot.segments]
+        return [snapshot.row_mask(segment, mask) for segment in snapshot.segments]
+
+    def _save(self, path: _files.PathLike, attributes: Mapping[str, Any]) -> None:
+        snapshot = self._storage.snapshot
+        encodings = self._encodings
+        sections = [
+            _files.section(f"{encoding.prefix}ranges", encoding.ranges)
+            for encoding in encodings
+            if encoding.ranges is not None
+        ]
+        for encoding in encodings:
+            sections += [
+                _files.Section(name, dtype, (len(snapshot), *shape), _column(snapshot, name))
+                for name, (dtype, shape) in encoding.columns().items()
+            ]
+        if not _is_counting(snapshot.ids):
+            sections.append(_files.section("ids", snapshot.ids))
+        described = {
+            **attributes,
+            "dim": self.dim,
+            "metric": self.metric,
+            "documents": len(snapshot),
+            "automatic_ids": snapshot.automatic,
+            "next_id": snapshot.next_id,
+        }
+        _files.write(path, type(self).__name__, described, sections)
+
+    def _restore(self, path: _files.PathLike, contents: _files.Contents, whole: bool) -> None:
+        """Take the documents of a file, whose encodings, without ranges, are those of this index.
+
+        `whole`: whether to check also what must be read in full for it.
+        """
+        arrays = dict(contents.arrays)
+        count = contents.attributes.get("documents")
+        automatic = contents.attributes.get("automatic_ids")
+        next_id = contents.attributes.get("next_id")
+        if type(count) is not int or type(next_id) is not int or min(count, next_id) < 0:
+            raise damaged(path, f"{count!r} documents, next id {next_id!r}")
+        if automatic not in (None, True, False) or (automatic is None and count):
+            raise damaged(path, f"automatic ids: {automatic!r}")
+        restored = []
+        for encoding in self._encodings:
+            ranges = arrays.pop(f"{encoding.prefix}ranges", None)
+            if ranges is not None:
+                if not encoding.needs_ranges or ranges.dtype != np.float32:
+                    raise damaged(path, f"ranges of {encoding.dtype!r}")
+                try:
+                    encoding = encoding.with_ranges(ranges)
+                except ValueError as error:
+                    raise damaged(path, str(error)) from None
+            elif encoding.needs_ranges and count:
+                raise damaged(path, f"no ranges of {encoding.dtype!r}")
+            restored.append(encoding)
+        self._encodings = tuple(restored)
+        expected = {
+            name: (array.dtype, (count, *array.shape[1:]))
+            for name, array in self._no_columns().items()
+        }
+        if "ids" in arrays:
+            expected["ids"] = (np.dtype(np.int64), (count,))
+        found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+        if found != expected:
+            raise damaged(path, f"it has the sections {found}, expected {expected}")
+        ids = arrays.pop("ids", None)
+        if automatic and next_id < (count if ids is None else int(ids.max(initial=-1)) + 1):
+            raise damaged(path, f"{next_id} is the next id")
+        self._storage = Storage.of_file(arrays, count, ids, automatic, next_id)
+        if whole:
+            self._storage.snapshot.find(np.empty(0, np.int64))
+            if ids is not None and (ids < 0).any():
+                raise damaged(path, "an id below 0")
+
+
+def _column(snapshot: Snapshot, name: str) -> Iterator[Array]:
+    for part in snapshot.parts([name]):
+        yield part.columns[name]
+
+
+def damaged(path: _files.PathLike, what: str) -> ValueError:
+    return ValueError(f"{path}: the file is damaged: {what}")
+
+
+def _count(documents: _vectors.Rows | Quantized) -> int:
+    return len(documents if isinstance(documents, Quantized) else documents.array)
+
+
+def _is_counting(ids: Int64s) -> bool:
+    return bool(len(ids) == 0 or (ids[0] == 0 and ids[-1] == len(ids) - 1)) and bool(
+        (ids[1:] - ids[:-1] == 1).all()
+    )

@@ -1,0 +1,310 @@
+"""An exact index of one representation: every search looks at every document.
+
+What a search returns is defined by `reference/topk.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _files, _index_search, _inputs, _search_call
+from simtile._encoding import Encoding
+from simtile._index import DocumentIndex, damaged
+from simtile._search_call import Operands
+from simtile._storage import Snapshot
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+Dtype = Literal[
+    "float32",
+    "bfloat16",
+    "float16",
+    "int8",
+    "uint8",
+    "int4",
+    "binary",
+    "int8_vector",
+    "int4_vector",
+]
+Metric = Literal["cosine", "dot", "l2", "hamming"]
+
+
+class FlatIndex(DocumentIndex):
+    """Documents that are searched exactly, each of them by every search.
+
+    Parameters
+    ----------
+    dim : int
+        Dimensions of a document; bits for "binary".
+    dtype : str
+        What is stored:
+
+        * "float32", "bfloat16", "float16": the floats, rounded to the nearest (float64 to bfloat16
+          by way of float32).
+        * "int8", "uint8", "int4": 256 or 16 levels for each dimension (see `simtile.quantize`). The
+          ranges are those of the first `add`, of at least 100 documents, or ``ranges``, and stay.
+        * "int8_vector", "int4_vector": symmetric, with one scale for each document.
+        * "binary": one bit for each dimension, x > 0. Packed bits, uint8 [N, ⌈dim/8⌉], are taken
+          as they are.
+    metric : "cosine", "dot", "l2" or "hamming"
+        "hamming" compares bits with bits: of dtype "binary", queries being packed bits, or floats
+        that are packed here. Other metrics compare float queries with what the codes stand for.
+    ranges : float [2, dim], optional
+        For "int8", "uint8" and "int4".
+    device : "cpu"
+        Where searches run.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument has a wrong type or value.
+
+    Notes
+    -----
+    Any number of threads may search while others add, update and remove: a search sees the
+    documents as they were at one moment, all or none of those of another call. Writers wait for
+    each other.
+
+    Scores are of float32, of int32 for "hamming"; equal scores come lowest id first; a place
+    without a document has id -1 and the worst score. The same documents give the same scores and
+    ids whatever order and number of calls they were added in.
+
+    Examples
+    --------
+    >>> index = simtile.FlatIndex(384, "int8")
+    >>> index.add(embeddings)
+    >>> scores, ids = index.search(queries, 10)
+    >>> index.save("documents.simtile")
+    >>> index = simtile.FlatIndex.load("documents.simtile")
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dtype: Dtype = "float32",
+        *,
+        metric: Metric = "cosine",
+        ranges: npt.ArrayLike | None = None,
+        device: str = "cpu",
+    ) -> None:
+        _inputs.check_choice("device", device, ("cpu",))
+        super().__init__((Encoding.of(dim, dtype, metric, ranges),))
+
+    @property
+    def dtype(self) -> str:
+        """What is stored."""
+        return self._encodings[0].dtype
+
+    @property
+    def ranges(self) -> Array | None:
+        """Float32 [2, dim] of "int8", "uint8" and "int4" once they are known, else None."""
+        return self._encodings[0].ranges
+
+    def __repr__(self) -> str:
+        return (
+            f"FlatIndex({self.dim}, {self.dtype!r}, metric={self.metric!r}; {len(self)} documents, "
+            f"{self.nbytes} bytes)"
+        )
+
+    def search(
+        self,
+        queries: npt.ArrayLike | torch.Tensor,
+        k: int,
+        *,
+        allow: Any = None,
+        nan: Literal["raise", "ignore"] = "raise",
+        threads: int | None = None,
+    ) -> tuple[Any, Any]:
+        """The best k documents for every query.
+
+        Parameters
+        ----------
+        queries : array or torch.Tensor [Q, D], or Quantized
+            Floats; for "hamming" floats, packed bits or a `Quantized` of kind "binary".
+        k : int
+            At least 1.
+        allow : bool [N] or [Q, N], or int [A], optional
+            Which documents may be found: a mask in the order of `ids`, or ids. An unknown id is an
+            error, an empty list allows nothing. Pass ids where another thread may remove documents
+            meanwhile.
+        nan : "raise" or "ignore"
+            Whether a query with NaN is an error or finds nothing.
+        threads : int, optional
+
+        Returns
+        -------
+        scores : float32 [Q, k], int32 for "hamming"
+            Best first: descending for "cosine" and "dot", ascending for "l2" (squared distances)
+            and "hamming".
+        ids : int64 [Q, k]
+            Both are tensors where queries are, on their device.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument has another type, shape or value.
+        """
+        count = _search_call.check_k(k)
+        thread_count = _inputs.check_threads(threads)
+        snapshot = self._storage.snapshot
+        searched = self._operands(snapshot, queries, nan)
+        masks = self._masks(snapshot, allow, searched[0].query_count)
+        parts = []
+        for segment, operands, mask in zip(snapshot.segments, searched, masks, strict=False):
+            rank = None if segment.tie_order is None else segment.tie_order[0]
+            scores, rows = _search_call.topk_rows(operands, count, mask, rank, threads=thread_count)
+            parts.append((scores, segment.external_ids(rows)))
+        found = _index_search.best_of(parts, searched[0], count)
+        return _index_search.like_queries(searched[0], *found)
+
+    def range_search(
+        self,
+        queries: npt.ArrayLike | torch.Tensor,
+        threshold: float,
+        *,
+        allow: Any = None,
+        nan: Literal["raise", "ignore"] = "raise",
+        threads: int | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """All documents whose score is at least, for "l2" and "hamming" at most, the threshold.
+
+        Parameters
+        ----------
+        threshold : float
+            Not NaN. For "l2" of squared distances.
+        queries, allow, nan, threads
+            As in `search`.
+
+        Returns
+        -------
+        offsets : int64 [Q + 1]
+            What belongs to query i is at offsets[i] to offsets[i + 1] - 1.
+        scores : float32 or int32 [offsets[Q]]
+            Best first.
+        ids : int64 [offsets[Q]]
+        """
+        limit = _index_search.check_threshold(threshold)
+        thread_count = _inputs.check_threads(threads)
+        snapshot = self._storage.snapshot
+        searched = self._operands(snapshot, queries, nan)
+        masks = self._masks(snapshot, allow, searched[0].query_count)
+        parts = []
+        for segment, operands, mask in zip(snapshot.segments, searched, masks, strict=False):
+            rank = None if segment.tie_order is None else segment.tie_order[0]
+            offsets, scores, rows = _search_call.range_rows(
+                operands, limit, mask, rank, thread_count
+            )
+            parts.append((offsets, scores, segment.external_ids(rows)))
+        found = _index_search.all_of(parts, searched[0])
+        return _index_search.like_queries(searched[0], *found)
+
+    def score(
+        self,
+        queries: npt.ArrayLike | torch.Tensor,
+        ids: npt.ArrayLike | torch.Tensor,
+        *,
+        nan: Literal["raise", "ignore"] = "raise",
+        threads: int | None = None,
+    ) -> Any:
+        """The scores of documents that were found elsewhere.
+
+        Parameters
+        ----------
+        queries : as in `search`, [Q, D]
+        ids : int [Q, C]
+            The documents to score for each query; -1 for none, which gets the worst score. An id
+            that is not in the index is an error.
+
+        Returns
+        -------
+        float32 [Q, C], int32 for "hamming"
+            The bits that `search` gives for the same documents.
+        """
+        thread_count = _inputs.check_threads(threads)
+        snapshot = self._storage.snapshot
+        searched = self._operands(snapshot, queries, nan)
+        first = searched[0]
+        rows = _index_search.candidate_rows(snapshot, ids, first.query_count)
+        scores = np.full(rows.shape, _search_call.WORST[self.metric], first.score_dtype)
+        for segment, operands in zip(snapshot.segments, searched, strict=False):
+            local = snapshot.local_rows(segment, rows)
+            here = local >= 0
+            if here.any():
+                found = _search_call.score_rows(operands, local, thread_count)
+                scores[here] = found[here]
+        return _index_search.like_queries(first, scores)[0]
+
+    def save(self, path: _files.PathLike) -> None:
+        """Write the index to a file, which is replaced at once or, with an error, left as it was.
+
+        See `docs/file-format.md`. The documents saved are those of one moment. A file that this or
+        another index has mapped may be overwritten.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        self._save(path, {"dtype": self.dtype})
+
+    @classmethod
+    def load(
+        cls,
+        path: _files.PathLike,
+        mmap: bool = True,
+        *,
+        verify: Literal["header", "full"] | None = None,
+        device: str = "cpu",
+    ) -> FlatIndex:
+        """Open a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+        mmap : bool
+            Map the file, which takes milliseconds whatever its size: pages are read when searches
+            first touch them, and shared between processes. What is added later is in memory. The
+            file may be replaced or removed, but must not be changed in place.
+        verify : "header" or "full", optional
+            "full" compares everything with checksums; it is the default without mmap. "header" is
+            the default with mmap, and compares what says where and of what type the arrays are:
+            it finds a file that is cut off, foreign or of another version, and cannot be made to
+            read beyond the file, but not a changed byte within a document, whose scores are then
+            wrong, or within an id.
+
+        Raises
+        ------
+        ValueError
+            The file is not one of a FlatIndex that can be read here, or it is damaged.
+        OSError
+            It cannot be opened.
+        """
+        contents = _files.read(path, "FlatIndex", map_file=bool(mmap), verify=verify)
+        described = contents.attributes
+        try:
+            index = cls(
+                described.get("dim"),  # type: ignore[arg-type]
+                described.get("dtype"),  # type: ignore[arg-type]
+                metric=described.get("metric"),  # type: ignore[arg-type]
+                device=device,
+            )
+        except (TypeError, ValueError) as error:
+            raise damaged(path, str(error)) from None
+        index._restore(path, contents, whole=verify == "full" or not mmap)
+        return index
+
+    def _operands(self, snapshot: Snapshot, queries: Any, nan: str) -> list[Operands]:
+        """What is searched in each segment; of an empty index, one search of nothing."""
+        if self.metric == "hamming":
+            queries = _index_search.packed_queries(queries, self.dim)
+        encoding = self._encodings[0]
+        columns = [segment.columns for segment in snapshot.segments] or [encoding.empty()]
+        return [
+            _search_call.prepare_queries(queries, encoding.documents(column), nan)
+            for column in columns
+        ]
