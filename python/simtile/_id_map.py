@@ -39,6 +39,12 @@ class IdMap:
             added = _merge(runs.pop(), added)
         return IdMap((*runs, added))
 
+    def check(self) -> None:
+        """Raise if a run, that of a file, has an id twice; else it is found when first searched."""
+        for run in self._runs:
+            if not isinstance(run.ids, range):
+                _ = run.sorted
+
     def find(self, ids: Int64s) -> Int64s:
         """The rows of ids [n], in their shape; -1 for an unknown one."""
         rows = np.full(ids.shape, -1, np.int64)

@@ -218,7 +218,7 @@ class DocumentIndex:
             raise damaged(path, f"{next_id} is the next id")
         self._storage = Storage.of_file(arrays, count, ids, automatic, next_id)
         if whole:
-            self._storage.snapshot.find(np.empty(0, np.int64))
+            self._storage.snapshot.id_map.check()
             if ids is not None and (ids < 0).any():
                 raise damaged(path, "an id below 0")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,6 @@ from simtile.quantized import Quantized
 
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
-
-
-def check_threshold(threshold: Any) -> float:
-    if isinstance(threshold, bool) or not hasattr(threshold, "__float__"):
-        raise TypeError(f"threshold: found {threshold!r}, expected a number")
-    value = float(threshold)
-    if math.isnan(value):
-        raise ValueError("threshold: found nan, expected a number")
-    return value
 
 
 def packed_queries(queries: Any, dim: int) -> Any:
@@ -50,7 +40,7 @@ def packed_queries(queries: Any, dim: int) -> Any:
 def candidate_rows(snapshot: Snapshot, ids: Any, queries: int) -> Int64s:
     """The rows of ids [Q, C]; -1 for -1."""
     array = _tensors.as_array(ids)
-    if array.dtype.kind not in "iu" or array.shape != (queries, *array.shape[1:2]):
+    if array.dtype.kind not in "iu" or array.ndim != 2 or len(array) != queries:
         raise ValueError(
             f"ids: found {array.dtype} {list(array.shape)}, expected integers [{queries}, C], "
             "some documents for each query"
@@ -80,8 +70,9 @@ def best_of(parts: list[tuple[Array, Int64s]], operands: Operands, k: int) -> tu
         return np.full(shape, worst, operands.score_dtype), np.full(shape, -1, np.int64)
     if len(parts) == 1:
         return parts[0]
-    merged: tuple[Array, Int64s] = search.merge_topk(parts, metric=operands.documents.metric, k=k)
-    return merged
+    metric: Any = operands.documents.metric
+    scores, ids = search.merge_topk(parts, metric=metric, k=k)
+    return scores, ids
 
 
 def all_of(

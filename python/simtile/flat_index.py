@@ -188,7 +188,7 @@ class FlatIndex(DocumentIndex):
             Best first.
         ids : int64 [offsets[Q]]
         """
-        limit = _index_search.check_threshold(threshold)
+        limit = _search_call.check_threshold(threshold)
         thread_count = _inputs.check_threads(threads)
         snapshot = self._storage.snapshot
         searched = self._operands(snapshot, queries, nan)
