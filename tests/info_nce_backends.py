@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from info_nce_cases import DTYPES, as_tensor, cases, check_case, run_kernel, run_lists
-from tolerances import CPU, TRITON, Arithmetic
+from tolerances import CPU, CUDA_ON_GPU, TRITON, TRITON_ON_GPU, Arithmetic
 from triton_worker import Interpreter
 from triton_worker import info_nce as triton_info_nce
 
@@ -141,8 +141,8 @@ BACKENDS = [
         arithmetic=TRITON,
     ),
     Backend("cuda-host", run_cuda_host, ("bfloat16",), share=0.4),
-    Backend("triton", partial(run_triton, device="cuda"), ON_GPU, arithmetic=TRITON),
-    Backend("cuda", run_cuda, ("bfloat16",)),
+    Backend("triton", partial(run_triton, device="cuda"), ON_GPU, arithmetic=TRITON_ON_GPU),
+    Backend("cuda", run_cuda, ("bfloat16",), arithmetic=CUDA_ON_GPU),
 ]
 NEEDS_GPU = ("triton", "cuda")
 

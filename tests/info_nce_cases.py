@@ -296,7 +296,7 @@ def compared(case, result, expected=None, arithmetic=CPU):
 def check_case(case, result, expected=None, arithmetic=CPU):
     """Compare losses and gradients with a reference, the oracle when not given."""
     for comparison in compared(case, result, expected, arithmetic):
-        check_rounding(*comparison, arithmetic)
+        check_rounding(*comparison, arithmetic, case.dimensions)
 
 
 def errors(case, result, arithmetic=CPU):
@@ -306,5 +306,5 @@ def errors(case, result, arithmetic=CPU):
     ):
         yield (
             largest_error(value, expected, scale, dtype),
-            allowed_error(name, dtype, condition, arithmetic),
+            allowed_error(name, dtype, condition, arithmetic, case.dimensions),
         )

@@ -266,19 +266,18 @@ def test_torch_compile(reduction):
 
 @on_gpu
 @on_hardware
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_autotune_measures_on_this_gpu(dtype, monkeypatch):
+def test_autotune_measures_on_this_gpu(monkeypatch):
     monkeypatch.setenv("SIMTILE_AUTOTUNE", "1")
     monkeypatch.setattr(autotune, "_found", {})
     monkeypatch.setattr(autotune, "BATCH", 512)
-    slow, too_large = configs.Tile(64, 64, 32, 4, 2), configs.Tile(256, 128, 128, 8, 4)
+    slow, too_large = configs.Tile(64, 64, 32, 4, 2), configs.Tile(128, 128, 128, 8, 8)
     monkeypatch.setattr(configs, "alternatives", lambda tile: [too_large, slow])
     times = []
     milliseconds = autotune._milliseconds
     monkeypatch.setattr(
         autotune, "_milliseconds", lambda call: times.append(milliseconds(call)) or times[-1]
     )
-    case = Case(70, 80, 128, dtype=dtype)
+    case = Case(70, 80, 128, dtype="bfloat16")
     inputs = [x.detach() for x in inputs_of(case)[:2]]
     losses = info_nce(*inputs, temperature=case.temperature, reduction="none")
     (found,) = autotune._found.values()
@@ -332,4 +331,4 @@ def test_in_the_interpreter():
         timeout=300,
     )
     assert process.returncode == 0, process.stdout
-    assert "13 passed, 14 skipped" in process.stdout
+    assert "13 passed, 13 skipped" in process.stdout

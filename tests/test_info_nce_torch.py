@@ -433,6 +433,19 @@ class TestCompile:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(compiled(q, d), simtile.info_nce(q, d))
 
+    def test_for_a_gpu_that_is_not_here(self):
+        """Whether the backend is there is not asked while compiling, but when the call runs."""
+        compiled = torch.compile(
+            lambda q: simtile.info_nce(q, q, backend="triton"), fullgraph=True, backend="aot_eager"
+        )
+        q = torch.empty(6, 4, device="meta", requires_grad=True)
+        compiled(q).backward()
+        assert q.grad.shape == (6, 4)
+        arguments = list(op_arguments(Case(3, 4, 5), "mean"))
+        arguments[arguments.index("cpu")] = "cuda"
+        with pytest.raises(RuntimeError, match="backend: 'cuda' is not available"):
+            torch.ops.simtile.info_nce.default(*arguments)
+
     def test_bad_values_raise_when_it_runs(self):
         compiled = torch.compile(
             lambda q, t: simtile.info_nce(q, q, temperature=t), fullgraph=True, backend="aot_eager"

@@ -77,7 +77,9 @@ def test_cuda_graph(case):
     kept = {}
 
     def convert(x):
-        return kept.setdefault(id(x), on_gpu(x))
+        if id(x) not in kept:
+            kept[id(x)] = on_gpu(x)
+        return kept[id(x)]
 
     scores, ids = search(case, convert)
     workspace = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")

@@ -56,7 +56,8 @@ def choose(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
                 f"{backend!r}; use 'triton' (or 'auto'), or x.cpu(), which gradients pass"
             )
         return backend
-    check_available(backend)
+    if not torch.compiler.is_compiling():  # which cannot look for modules; the operator will
+        check_available(backend)
     if device.type == "cpu":
         from simtile.ops.info_nce_triton import INTERPRETED
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from simtile import _inputs
 from simtile.info_nce import reduce_losses, run
-from simtile.ops._backends import choose
+from simtile.ops._backends import check_available, choose
 from simtile.ops._tensors import (
     DTYPE_NAMES,
     are_plain,
@@ -304,6 +304,7 @@ def _run_on_gpu(
         "document_ids": document_ids,
         "own_negatives": own_negatives,
     }
+    check_available(backend)  # of a compiled call nobody has asked
     if backend == "cuda":
         if any(need_grad):
             raise RuntimeError(
@@ -457,7 +458,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _dispatched_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     _check_differentiated_once()
     if ctx.options is None:
-        grads = [grad * grad_loss for grad in ctx.saved_tensors]
+        grads = [grad * grad_loss.to(grad.device) for grad in ctx.saved_tensors]
     else:
         grads = torch.ops.simtile.info_nce_backward.default(
             grad_loss, *ctx.saved_tensors, *ctx.options
