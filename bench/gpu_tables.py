@@ -8,7 +8,7 @@ import tables
 
 Json = dict[str, Any]
 
-NOT_ON_A_GPU = "Executed by a PTX interpreter on a CPU, not run on a GPU."
+NOT_ON_A_GPU = "Executed by a PTX interpreter on a CPU, not by a GPU."
 
 
 def ptx(results: Json) -> str:

@@ -1,7 +1,8 @@
 """How long the GPU kernels should take by arithmetic alone: `python bench/roofline.py [--check]`.
 
 Writes docs/roofline.md from the published peaks of four chips and from what the kernels multiply
-and move. Nothing is measured. --check writes nothing and fails when the page is stale.
+and move; beside it stands what bench/results/doctor has. --check writes nothing and fails when the
+page is stale.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import gpu_measured
 import tables
 from _chips import (
     BESIDE,
@@ -29,6 +31,7 @@ from simtile.ops import info_nce_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "roofline.md"
+RESULTS = ROOT / "bench" / "results"
 
 SIZE = 2  # bytes of an element
 CHUNK_BYTES = info_nce_triton.CHUNK_BYTES
@@ -180,7 +183,7 @@ N, D = 65536, 768
 
 HEAD = """# What the GPU kernels could reach
 
-**Predicted, not measured.** No kernel of simtile has run on a GPU. Written by
+**Predicted, not measured**, but for the section [Measured](#measured). Written by
 `python bench/roofline.py` from published peaks and from what the kernels multiply and move; a real
 kernel is slower than this, and only a measurement says by how much. 100 % is every peak at once,
 50 % half of each.
@@ -211,6 +214,14 @@ bold the size that simtile has:"""
 
 FORWARD = """The forward alone in CUDA, one launch of `mma.sync`, 2 N² D operations:"""
 
+MEASURED = """## Measured
+
+By `simtile doctor`, which checks the results first; calls find nothing in the caches. Shares are of
+what torch's own kernels reached on the same device, operations counted at 6 N M D forward and
+backward, 2 N M D forward and 2 Q N D of a search."""
+
+BESIDE_PREDICTED = """Beside what is predicted above at 100 %, from published peaks:"""
+
 PEERS = """## Published by others
 
 Their authors' figures, on their machines, beside what is predicted here for the same N and D, or
@@ -239,6 +250,8 @@ def page() -> str:
         forward(),
     ]
     parts += [PEERS, published(), TOPK, searches()]
+    parts += [MEASURED, gpu_measured.markdown(RESULTS, short=False)]
+    parts += [BESIDE_PREDICTED, measured()]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -362,6 +375,33 @@ def searches() -> str:
         rows.append(row)
     names = [chip.name for chip in CHIPS]
     return tables.table(["100 % … 50 %, predicted", "memory", *names, "queries"], rows)
+
+
+def measured() -> str:
+    rows = []
+    for report in gpu_measured.load(RESULTS):
+        device = gpu_measured.device(report)
+        chip = next((chip for chip in CHIPS if chip.name.split()[0] in device), None)
+        for timing in report["gpu"]["timings"] if chip else ():
+            full = predicted(timing, chip)
+            if full is not None:
+                name, dtype, sizes, time, *_ = gpu_measured.row(timing)
+                share = f"{full / timing['median']:.0%}"
+                row = [f"{name}, {dtype}, {sizes}", device, time, tables.seconds(full), share]
+                rows.append(row)
+    return tables.table(["call", "GPU", "measured", "predicted", "predicted / measured"], rows)
+
+
+def predicted(timing: gpu_measured.Json, chip: Chip) -> float | None:
+    """Seconds of a call that the tables above are about; None for others."""
+    sizes = [int(size) for size in timing["sizes"].partition(",")[0].split(" x ")]
+    if timing["dtype"] == "bfloat16" and timing["backend"] == "triton":
+        n, m, d = sizes
+        return seconds(info_nce(n, d, chip.family), chip) if n == m >= 4096 else None
+    if timing["what"] == "search" and sizes[0] == 1:
+        per_clock = POPC_PER_CLOCK if timing["kernel"] == "hamming_topk" else DP4A_PER_CLOCK
+        return Search("", sizes[1], sizes[2], per_clock).seconds(chip)
+    return None
 
 
 def _ms(value: float) -> str:

@@ -18,6 +18,7 @@ import gpu_report
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import gpu_measured  # noqa: E402
 import tables  # noqa: E402
 
 Json = dict[str, Any]
@@ -63,7 +64,7 @@ HEADER = [
 def markdown(results: Path, tests: Path = ROOT) -> str:
     """A row for each kernel of gpu_report.json; "–" is what there cannot be."""
     report: Json = json.loads((results / "gpu_report.json").read_text())
-    doctors = [json.loads(path.read_text()) for path in sorted((results / "doctor").glob("*.json"))]
+    doctors = gpu_measured.load(results)
     rows = []
     for source, half in report.items():
         for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
@@ -119,7 +120,7 @@ def on_hardware(operation: str, source: str, dtypes: Iterable[str], doctors: Seq
         if {check["kernel"] for check in checks} != wanted:
             continue
         passed = all(check["status"] == "passed" for check in checks)
-        device = doctor["gpu"]["device"]
+        device = gpu_measured.device(doctor)
         found.append(device if passed else f"**failed on {device}**")
     return ", ".join(found) or "no"
 

@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
 import tables  # noqa: E402
@@ -42,7 +43,10 @@ def entry(name: str) -> Callable[[Json], str]:
 PTX_KERNELS = ("topk", "info_nce_triton", "info_nce_cuda")
 
 # Regions of several files: what makes markdown of the results' folder
-FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {"gpu_status": gpu_status.markdown}
+FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {
+    "gpu_measured": gpu_measured.markdown,
+    "gpu_status": gpu_status.markdown,
+}
 
 # name of the region: (results file, what makes markdown of it)
 REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {

@@ -42,7 +42,7 @@ class Config(NamedTuple):
     product: Tile
 
 
-# Chosen by compiling ahead of time, not by timing: no GPU has run them. Each is the largest tile
+# Chosen by compiling ahead of time, not by timing one against another. Each is the largest tile
 # whose sums and epilogue stay in registers (docs/gpu-report.md has the counts; 128 x 256 spills
 # everywhere) and whose stages fit the shared memory of a block: 163 KiB on sm80, 227 on sm90 and
 # sm100, 99 on sm120 and on the sm86 and sm89 that use its row, 64 on gfx942. Float32 "ieee" has no
