@@ -113,6 +113,56 @@ def test_run_on_a_gpu(status: ModuleType, results: Path) -> None:
         assert cells(status, results, kernel)[4] == "H100, **failed on L4**"
 
 
+def test_what_was_measured(status: ModuleType, results: Path) -> None:
+    measured = importlib.import_module("gpu_measured")
+    assert "Nothing has been measured" in measured.markdown(results)
+    shares = [
+        {"of": "memory read", "products": 1, "share": 0.1},
+        {"of": "tf32 matmul", "products": 3, "share": 0.25},
+        {"of": "tf32 mma.sync", "products": 3, "share": 0.9},  # published, not measured
+    ]
+    timing = {
+        "kernel": "info_nce",
+        "backend": "triton",
+        "dtype": "float32 (tf32x3)",
+        "sizes": "4096 x 4096 x 768",
+        "what": "forward + backward",
+        "median": 2e-3,
+        "spread": 0.01,
+        "operations_per_second": 40e12,
+        "bytes_per_second": 1e9,
+        "shares": shares,
+    }
+    small = {**timing, "sizes": "64 x 64 x 384"}
+    search = {**timing, "kernel": "topk", "what": "search", "sizes": "1 x 9 x 8, k = 1"}
+    names = ("torch", "triton", "CUDA module")
+    report = {
+        "date": "2026-01-01 00:00 UTC",
+        "found": [{"name": name, "value": "1.0, more"} for name in names],
+        "gpu": {
+            "device": "H100, sm_90",
+            "checks": [{"status": "passed"}, {"status": "failed"}],
+            "peaks": [
+                {"name": "memory read", "rate": 3e12, "unit": "bytes/s", "measured": True},
+                {"name": "tf32 mma.sync", "rate": 3e14, "unit": "operations/s", "measured": False},
+            ],
+            "timings": [timing, small, {**search, "shares": shares[2:]}],
+        },
+    }
+    write(results / "doctor" / "a.json", report)
+    text = measured.markdown(results)
+    assert "1 of the 2 checks on the GPU passed" in text
+    step = "2.00 ms ± 1% | 40.0 Top/s | 25% of tf32 matmul at 3 products |"
+    assert (
+        f"| info_nce (triton), forward + backward | float32 (tf32x3) | 4096 × 4096 × 768 | {step}"
+        in text
+    )
+    assert "| 1 × 9 × 8, k = 1 | 2.00 ms ± 1% | 0.00 TB/s | – |" in text
+    assert "64 × 64" not in text
+    assert "64 × 64 × 384" in measured.markdown(results, short=False)
+    assert "own kernels: memory read 3.00 TB/s." in text
+
+
 def test_every_kernel_of_the_stored_report_has_a_row(status: ModuleType) -> None:
     report = json.loads((RESULTS / "gpu_report.json").read_text())
     table = status.markdown(RESULTS)
