@@ -134,7 +134,7 @@ class Encoding:
         if isinstance(x, Quantized):
             quantized = x
         elif self.dtype in FLOATS:
-            return {f"{self.prefix}codes": _as_floats(x, self.dtype)}
+            return {f"{self.prefix}codes": as_floats(x, self.dtype)}
         elif x.kind == "uint8":
             return {f"{self.prefix}codes": x.array}
         else:
@@ -266,7 +266,7 @@ def _widened(bits: Array) -> Array:
     return wide
 
 
-def _as_floats(rows: _vectors.Rows, dtype: str) -> Array:
+def as_floats(rows: _vectors.Rows, dtype: str) -> Array:
     """Finite rows in an element type of FLOATS, rounded to the nearest."""
     if rows.kind == dtype:
         same: Array = rows.array

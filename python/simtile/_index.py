@@ -100,19 +100,9 @@ class DocumentIndex:
             already, or given twice; the ranges are not known and these are fewer than 100 rows.
         """
         documents = self._encodings[0].check_documents(x)
-        count = _count(documents)
-        given = None if ids is None else check_ids("ids", ids, count)
-        with self._storage.lock:
-            before = self._encodings
-            if count:
-                self._encodings = tuple(e.calibrated(documents) for e in before)
-            try:
-                # Of no documents there may be no ranges yet.
-                columns = self._columns(documents) if count else self._no_columns()
-                return self._storage.add(columns, given)
-            except BaseException:
-                self._encodings = before
-                raise
+        return self._add(
+            documents, None if ids is None else check_ids("ids", ids, _count(documents))
+        )
 
     def update(self, x: Any, ids: Any) -> None:
         """Replace documents, all of them or, with an error, none.
@@ -132,6 +122,20 @@ class DocumentIndex:
     def remove(self, ids: Any) -> None:
         """Remove documents: all that ids [n] name, or, if one is unknown or given twice, none."""
         self._storage.remove(check_ids("ids", ids))
+
+    def _add(self, documents: _vectors.Rows | Quantized, ids: Int64s | None) -> Int64s:
+        count = _count(documents)
+        with self._storage.lock:
+            before = self._encodings
+            if count:
+                self._encodings = tuple(e.calibrated(documents) for e in before)
+            try:
+                # Of no documents there may be no ranges yet.
+                columns = self._columns(documents) if count else self._no_columns()
+                return self._storage.add(columns, ids)
+            except BaseException:
+                self._encodings = before
+                raise
 
     def _columns(self, documents: _vectors.Rows | Quantized) -> dict[str, Array]:
         columns: dict[str, Array] = {}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _files, _index_search, _inputs, _search_call
-from simtile._encoding import Encoding
+from simtile import _files, _index_search, _inputs, _readers, _search_call
+from simtile._encoding import Encoding, check_ids
 from simtile._index import DocumentIndex, damaged
 from simtile._search_call import Operands
 from simtile._storage import Snapshot
@@ -296,6 +296,63 @@ class FlatIndex(DocumentIndex):
         except (TypeError, ValueError) as error:
             raise damaged(path, str(error)) from None
         index._restore(path, contents, whole=verify == "full" or not mmap)
+        return index
+
+    @classmethod
+    def from_faiss(cls, index: Any, *, metric: Metric | None = None) -> FlatIndex:
+        """The documents of an exact index of faiss.
+
+        Parameters
+        ----------
+        index : faiss.IndexFlat, IndexFlatIP, IndexFlatL2, IndexScalarQuantizer, IndexBinaryFlat
+            Or an IndexIDMap, IndexIDMap2 or IndexBinaryIDMap of one, whose ids are kept; without
+            one documents are numbered. Scalar quantizers of 8 bits become "uint8", of 4 "int4",
+            with their ranges, others "float16" and "bfloat16"; codes are copied as they are.
+        metric : str, optional
+            In place of the index's own: "dot" for the inner product, "l2", or "hamming".
+
+        Raises
+        ------
+        TypeError, ValueError
+            The index is of another class or kind, or has a vector with NaN or an infinity.
+
+        Notes
+        -----
+        faiss computes in float32 (and in 4 and 8 bits with one more rounding), so scores may differ
+        in the last digits. Its distances of bits and of "l2" are the same numbers.
+        """
+        return cls._of_found(_readers.read_faiss(index), metric)
+
+    @classmethod
+    def from_usearch(cls, index: Any, *, metric: Metric | None = None) -> FlatIndex:
+        """The documents and keys of an index of usearch.
+
+        Parameters
+        ----------
+        index : usearch.index.Index
+            Of float64 (stored as float32), float32, float16, bfloat16, int8 ("int8_vector" with
+            the scale 1) or bits; one vector for each key.
+        metric : str, optional
+            In place of the index's own: "cosine", "dot" for the inner product, "l2" or "hamming".
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `from_faiss`.
+
+        Notes
+        -----
+        usearch returns distances: 1 - cosine, 1 - dot, and squared ones for "l2".
+        """
+        return cls._of_found(_readers.read_usearch(index), metric)
+
+    @classmethod
+    def _of_found(cls, found: _readers.Found, metric: Metric | None) -> FlatIndex:
+        own: Any = found.metric
+        dtype: Any = found.dtype
+        index = cls(found.dim, dtype, metric=metric or own, ranges=found.ranges)
+        documents = found.documents(index._encodings[0])
+        index._add(documents, None if found.ids is None else check_ids("index", found.ids))
         return index
 
     def _operands(self, snapshot: Snapshot, queries: Any, nan: str) -> list[Operands]:
