@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import secrets
 import struct
 import sys
 import zlib
@@ -317,7 +316,7 @@ def _replacing(path: PathLike) -> Iterator[BinaryIO]:
     """A new file that replaces `path` when the block ends, unless it raises."""
     # A link stays a link: the file it names is replaced.
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".{target.name[:32]}.{os.urandom(8).hex()}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
