@@ -131,6 +131,33 @@ SIMTILE_INLINE T reduce_add(Vector<T> v) {
   return lanes[0];
 }
 
+// accumulator + x * y, rounded once where the level can: for sources that are compiled without contraction.
+SIMTILE_INLINE Vector<float> fused(Vector<float> accumulator, Vector<float> x, Vector<float> y) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)accumulator);
+#elif defined(__FMA__)
+  return (Vector<float>)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)accumulator);
+#elif defined(__aarch64__)
+  return (Vector<float>)vfmaq_f32((float32x4_t)accumulator, (float32x4_t)x, (float32x4_t)y);
+#else
+  return accumulator + x * y;
+#endif
+}
+
+// Bit i: not x[i] < y[i], which NaN is not either.
+SIMTILE_INLINE uint32_t not_less(Vector<float> x, Vector<float> y) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_NLT_UQ);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)y, _CMP_NLT_UQ)));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpnlt_ps((__m128)x, (__m128)y)));
+#else
+  const uint32x4_t bits = {1, 2, 4, 8};
+  return vaddvq_u32(vbicq_u32(bits, vcltq_f32((float32x4_t)x, (float32x4_t)y)));
+#endif
+}
+
 // exp for x <= 0 (the row maximum is subtracted first): under 2 ulp, exactly 0 below the smallest normal result, NaN stays NaN.
 SIMTILE_INLINE Vector<float> exp_nonpositive(Vector<float> x) {
   typedef Simd<float>::Integer Integer;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "topk/pairs.hpp"
+#include "topk/screen_floats.hpp"
 #include "topk/screen_packed.hpp"
 
 namespace simtile {
@@ -27,10 +28,10 @@ constexpr TopkVariant topk_variant(void (*norms)(const TopkNormArgs&, const Exec
           &score_rows<Screen>,     norms};
 }
 
-typedef EveryPair<FloatScores<float, float>> Float32Screen;
-typedef EveryPair<FloatScores<double, double>> Float64Screen;
-typedef EveryPair<FloatScores<f16, float>> Float16Screen;
-typedef EveryPair<FloatScores<bf16, float>> Bfloat16Screen;
+typedef FloatScreen<float, float> Float32Screen;
+typedef FloatScreen<double, double> Float64Screen;
+typedef FloatScreen<f16, float> Float16Screen;
+typedef FloatScreen<bf16, float> Bfloat16Screen;
 template <TopkKind kind>
 using CodeScreen = EveryPair<CodeScores<kind>>;
 
