@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from simtile._search_call import Operands, topk_rows
+from simtile import _core, _inputs
+from simtile._search_call import prepare, topk_rows
 from simtile.integrations._embeddings import Hits, hits, to_numpy
-from simtile.quantized import Quantized, quantize
+from simtile.quantize import ZERO_LEVEL, grid, quantize
+from simtile.quantized import Kind, Quantized
 from simtile.search import topk
 
 Array = npt.NDArray[Any]
@@ -20,9 +22,11 @@ Search = Callable[[], tuple[Array, Array]]
 
 logger = logging.getLogger("simtile.integrations.sentence_transformers")
 
-STEPS = 255  # codes of a dimension, less one
 # Fewer rows than this tell little about the range of a dimension.
 FEW_ROWS = 100
+# Of many documents at the same Hamming distance chance decides which are rescored; with twice as
+# many as asked for it costs no neighbour that the original finds.
+MORE_CANDIDATES = 2
 # Between the two ways to write packed bits: "binary" is "ubinary" - 128 as int8.
 TOP_BIT = np.uint8(0x80)
 
@@ -99,7 +103,9 @@ def search_corpus(
         if index.kind == "float32":
             search = _float_search(index, queries, k, distances)
         elif index.kind == "ubinary":
-            candidates = None if exact else min(len(index), k * max(1, rescore_multiplier))
+            candidates = None
+            if not exact:
+                candidates = min(len(index), MORE_CANDIDATES * k * max(1, rescore_multiplier))
             search = _bit_search(index, queries, precision, k, rescore, candidates)
         else:
             as_distance = distances and not rescore
@@ -149,28 +155,25 @@ def _float_search(index: CorpusIndex, queries: Array, k: int, distances: bool) -
 def _code_search(
     index: CorpusIndex, queries: Array, k: int, ranges: Any, calibration: Any, distances: bool
 ) -> Search:
-    """int8 and uint8: the query's step and start of every dimension are folded into it."""
-    dim = index.embeddings.shape[1]
-    if are_codes(queries) and ranges is None and calibration is None:
-        # Nothing says what the codes stand for: their plain products, as in the original.
-        queries = queries.astype(np.float32)
-        documents = Quantized(index.embeddings, 1.0, 0.0, dim, index.kind)
-    else:
+    """int8 and uint8: the step and start of every dimension are folded into the query."""
+    dim, kind = index.embeddings.shape[1], cast("Kind", index.kind)
+    scored: Array | Quantized = queries
+    if not are_codes(queries) or ranges is not None or calibration is not None:
         if ranges is None:
-            ranges = find_ranges(queries, calibration, index.kind)
-        low, high = check_ranges(ranges, dim)
-        steps = (high - low) / np.float32(STEPS)
-        steps = np.where(steps == 0, np.float32(1), steps)
-        first = np.float32(-128 if index.kind == "int8" else 0)
-        starts = low - first * steps  # of code 0
+            ranges = find_ranges(queries, calibration, kind)
+        starts, steps, middles = grid(check_ranges(ranges, dim), kind)
+        # As the original has it, a document is the start of its level; the middle would move all
+        # scores of a query alike. A query's start would not, so for its codes it is the middle.
+        documents = Quantized(index.embeddings, steps, starts + ZERO_LEVEL[kind] * steps, dim, kind)
         if are_codes(queries):
-            # The middle of the cell: a start would move every product with a document by another
-            # amount. For documents the choice moves all scores of a query alike.
-            queries = (queries.astype(np.float32) + np.float32(0.5)) * steps + starts
-        documents = Quantized(index.embeddings, steps, starts, dim, index.kind)
+            scored = Quantized(queries, steps, middles, dim, kind)
+    else:
+        # Nothing says what the codes stand for: their plain products, as in the original.
+        documents = Quantized(index.embeddings, 1, 0, dim, kind)
+        scored = Quantized(queries, 1, 0, dim, kind)
 
     def search() -> tuple[Array, Array]:
-        products, ids = topk(queries, documents, k, metric="dot")
+        products, ids = topk(scored, documents, k, metric="dot")
         return (1 - products.astype(np.float64) if distances else products), ids
 
     return search
@@ -204,8 +207,8 @@ def _bit_search(
             products, ids = topk(queries, documents, k, metric="dot")
         else:
             nearest = hamming(candidates)[1]
-            operands = Operands(queries, documents, metric="dot")
-            products, ids = topkrows_of(operands, k, candidates=nearest)
+            operands = prepare(queries, documents, "dot")
+            products, ids = topk_rows(operands, k, candidates=nearest)
         # from bits that are -1 and 1 to the original's 0 and 1
         return (products.astype(np.float64) + sums) / 2, ids
 
@@ -231,7 +234,10 @@ def find_ranges(embeddings: Any, calibration: Any, precision: str) -> Array:
                 precision,
                 len(rows),
             )
-    return np.stack([rows.min(axis=0), rows.max(axis=0)])
+    rows = _inputs.kernel_rows(rows_of(rows))
+    ends = np.empty((2, rows.shape[1]), np.float64 if rows.dtype == np.float64 else np.float32)
+    _core.value_ranges(rows, rows.dtype.name, ends, 0)
+    return ends
 
 
 def check_ranges(ranges: Any, dim: int) -> Array:

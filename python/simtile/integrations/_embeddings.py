@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simtile._tensors import is_tensor
+
 Array = npt.NDArray[Any]
 Hits = list[list[dict[str, Any]]]
-
-
-def is_tensor(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "torch"
 
 
 def to_numpy(name: str, x: Any) -> Array:
@@ -69,7 +67,6 @@ def _stacked(name: str, x: Any) -> Any:
     """A list of vectors as a matrix; plain numbers become float32, as torch has them."""
     if is_tensor(x) or isinstance(x, np.ndarray):
         return x
-    if isinstance(x, (list, tuple)) and len(x):
-        if is_tensor(x[0]) or isinstance(x[0], np.ndarray):
-            return np.stack([to_numpy(name, row) for row in x])
+    if len(x) and (is_tensor(x[0]) or isinstance(x[0], np.ndarray)):
+        return np.stack([to_numpy(name, row) for row in x])
     return np.asarray(x, np.float32)

@@ -62,7 +62,7 @@ class IDSelectorRange(IDSelector):
 
 
 class IDSelectorBatch(IDSelector):
-    """The ids of an integer array [n]; ids that no vector has are ignored, as faiss ignores them."""
+    """The ids of an integer array [n]; as in faiss, those that no vector has are ignored."""
 
     def __init__(self, ids: npt.ArrayLike) -> None:
         array = np.asarray(ids)

@@ -30,7 +30,7 @@ from simtile.integrations._selectors import (
     allowed,
     mask_of,
 )
-from simtile.search import range_search, topk
+from simtile.search import Metric, range_search, topk
 
 __all__ = [
     "METRIC_INNER_PRODUCT",
@@ -59,7 +59,7 @@ Array = npt.NDArray[Any]
 METRIC_INNER_PRODUCT = 0
 METRIC_L2 = 1
 
-_METRICS = {METRIC_INNER_PRODUCT: "dot", METRIC_L2: "l2"}
+_METRICS: dict[int, Metric] = {METRIC_INNER_PRODUCT: "dot", METRIC_L2: "l2"}
 _FLOAT32 = np.finfo(np.float32)
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -225,7 +225,8 @@ class _FlatCodes:
         IndexError
             There is no vector with this id.
         """
-        return self.reconstruct_n(_integer("key", key), 1)[0]
+        vector: Array = self.reconstruct_n(_integer("key", key), 1)[0]
+        return vector
 
     def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Array:
         """A copy of `ni` vectors from id `n0` on, all that remain where it is -1."""
@@ -234,7 +235,8 @@ class _FlatCodes:
             raise IndexError(
                 f"ids {n0} to {last - 1}: the index has {self.ntotal} vectors, from id 0 on"
             )
-        return self._vectors[n0:last].copy()
+        vectors: Array = self._vectors[n0:last].copy()
+        return vectors
 
     def reconstruct_batch(self, key: Any) -> Array:
         """A copy of the vectors with the ids of an integer array [n]."""
@@ -242,7 +244,8 @@ class _FlatCodes:
         if ids.size and not 0 <= ids.min() <= ids.max() < self.ntotal:
             wrong = ids[(ids < 0) | (ids >= self.ntotal)][0]
             raise IndexError(f"id {wrong}: the index has {self.ntotal} vectors, from id 0 on")
-        return self._vectors[ids].copy()
+        vectors: Array = self._vectors[ids]
+        return vectors
 
 
 class IndexFlat(_FlatCodes):

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from simtile._tensors import is_tensor
 from simtile.integrations._corpus_search import (
-    TOP_BIT,
     CorpusIndex,
     are_codes,
     check_ranges,
@@ -30,9 +30,10 @@ from simtile.integrations._corpus_search import (
     rows_of,
     search_corpus,
 )
-from simtile.integrations._embeddings import Hits, common, hits, is_tensor, to_numpy
-from simtile.quantized import quantize
-from simtile.search import topk
+from simtile.integrations._embeddings import Hits, common, hits, to_numpy
+from simtile.quantize import quantize
+from simtile.quantized import Kind
+from simtile.search import Metric, topk
 
 __all__ = [
     "CorpusIndex",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
-SCORE_METRICS = {
+SCORE_METRICS: dict[str, Metric] = {
     "cos_sim": "cosine",
     "pytorch_cos_sim": "cosine",
     "dot_score": "dot",
@@ -110,16 +111,15 @@ def quantize_embeddings(
     if x.ndim == 0:
         raise ValueError("embeddings: found a single number, expected [N, D] or [D]")
     if precision in ("binary", "ubinary"):
-        bits = quantize(rows_of(x), "binary").codes
-        if precision == "binary":
-            bits = (bits ^ TOP_BIT).view(np.int8)
+        packed = quantize(rows_of(x), "binary")
+        bits = packed.signed_bits() if precision == "binary" else packed.codes
         return bits.reshape(*x.shape[:-1], bits.shape[-1])
     if len(x) == 0:
         return np.zeros(x.shape, precision)
     if ranges is None:
         ranges = find_ranges(x, calibration_embeddings, precision)
     limits = check_ranges(ranges, x.shape[-1])
-    return quantize(rows_of(x), precision, ranges=limits).codes.reshape(x.shape)
+    return quantize(rows_of(x), cast("Kind", precision), ranges=limits).codes.reshape(x.shape)
 
 
 def semantic_search_faiss(
@@ -156,8 +156,8 @@ def semantic_search_faiss(
         With True, binary codes are scored by their dot product with the query as it is; with False
         by their Hamming distance from the query's bits. uint8 scores do not depend on it.
     rescore_multiplier : int
-        Only of binary codes with ``exact=False``: how many times `top_k` candidates are taken by
-        Hamming distance and rescored.
+        Only of binary codes with ``exact=False``: twice ``top_k * rescore_multiplier`` documents
+        are taken by Hamming distance and rescored.
     exact : bool
         With False, binary codes are rescored for the nearest by Hamming distance alone, which is
         faster; float32 and uint8 are always searched exactly.
@@ -287,7 +287,7 @@ util = SimpleNamespace(
 """For code that has ``util.semantic_search(...)``: these functions and no others."""
 
 
-def _metric_of(score_function: Callable[..., Any] | str) -> str:
+def _metric_of(score_function: Callable[..., Any] | str) -> Metric:
     name, ours = score_function, True
     if not isinstance(score_function, str):
         name = getattr(score_function, "__name__", "")
