@@ -115,10 +115,21 @@ def make_venv() -> None:
         fail("python3 -m venv failed (Debian, Ubuntu: apt install python3-venv)")
 
 
-def is_installed(package: str) -> bool:
-    code = f"import importlib.metadata as m; m.version({package!r})"
+def installed_version(package: str) -> str | None:
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
     command = [str(PYTHON), "-c", code]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def constraints() -> Path:
+    """The pinned versions, with the version of an installed torch in the place of its pin."""
+    text = CONSTRAINTS.read_text()
+    if torch := installed_version("torch"):
+        text = re.sub(r"(?m)^torch==.*$", f"torch=={torch}", text)
+    path = LOG.parent / CONSTRAINTS.name
+    path.write_text(text)
+    return path
 
 
 def cmake_is_new_enough() -> bool:
@@ -130,7 +141,7 @@ def cmake_is_new_enough() -> bool:
 
 
 def install_packages(target: str) -> None:
-    torch = [name for name in TORCH.get(target, []) if not is_installed(name)]
+    torch = [name for name in TORCH.get(target, []) if installed_version(name) is None]
     wanted = digest([ROOT / "pyproject.toml", CONSTRAINTS], target)
     if up_to_date(target, wanted) and not torch:
         return
@@ -142,10 +153,10 @@ def install_packages(target: str) -> None:
     requirements += [] if cmake_is_new_enough() else ["cmake"]
     requirements += [] if shutil.which("ninja") else ["ninja"]
     requirements += requirements_of(EXTRAS[target]) + torch
-    if is_installed("torch"):
+    if installed_version("torch") is not None:
         requirements = [r for r in requirements if not re.match(r"torch\b", r)]
     say(f"Installing {len(requirements)} packages and what they need")
-    pip("--constraint", str(CONSTRAINTS), *requirements)
+    pip("--constraint", str(constraints()), *requirements)
     remember(target, wanted)
 
 
