@@ -17,6 +17,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "builtin type .*[Ss]wig", DeprecationWarning)
     import faiss
 
+# OpenMP's threads wait in a loop: beside other programs, more than one is slower.
+faiss.omp_set_num_threads(1)
+
 FLOAT_METRICS = {"ip": ours.METRIC_INNER_PRODUCT, "l2": ours.METRIC_L2}
 
 seeds = st.integers(0, 2**32 - 1)

@@ -27,6 +27,9 @@ with warnings.catch_warnings():
     import sentence_transformers.util as peer_util
     from sentence_transformers.util import quantization as peer
 
+# OpenMP's threads wait in a loop: beside other programs, more than one is slower.
+faiss.omp_set_num_threads(1)
+
 SEARCHES = {
     "faiss": ("float32", "uint8", "ubinary"),
     "usearch": ("float32", "int8", "binary", "ubinary"),
@@ -197,7 +200,10 @@ def test_search(library, precision, n, queries, dim, top_k, multiplier, rescore,
     assert len(own) == 2
     assert isinstance(own[1], float)
     assert len(own[0]) == len(theirs[0])
-    for hits, wanted in zip(own[0], theirs[0], strict=True):
+    steps = 1 if "binary" in precision else (ranges[1] - ranges[0]) / 255
+    for query, hits, wanted in zip(x, own[0], theirs[0], strict=True):
+        # A float query for codes has 15 bits and a sign (simtile.topk).
+        rounding = np.abs(query * steps).max() / 65278 * dim * (1 if "binary" in precision else 255)
         assert len(hits) == len(wanted)
         assert [type(value) for hit in hits for value in hit.values()] == [int, float] * len(hits)
         assert len({hit["corpus_id"] for hit in hits}) == len(hits)
@@ -210,11 +216,11 @@ def test_search(library, precision, n, queries, dim, top_k, multiplier, rescore,
             np.testing.assert_allclose(found, best, rtol=1e-4, atol=30 * (precision == "uint8"))
         elif rescore:
             # The same scores of the same documents, and as good ones or better in every place.
-            assert (found >= best - 1e-3).all()
+            assert (found >= best - rounding - 1e-4).all()
             own_scores = {hit["corpus_id"]: hit["score"] for hit in hits}
             for hit in wanted:
                 if hit["corpus_id"] in own_scores:
-                    assert abs(own_scores[hit["corpus_id"]] - hit["score"]) < 1e-3
+                    assert abs(own_scores[hit["corpus_id"]] - hit["score"]) <= rounding + 1e-4
         elif library == "usearch":
             assert (np.diff(found) >= 0).all()  # a distance, on another scale than the original's
         else:
@@ -233,7 +239,7 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("count", "asked"),
     # the originals take most of the time: graphs for exact=False, a Python loop for every id
-    [(700, 50), pytest.param(2754, 500, marks=pytest.mark.deep)],
+    [(500, 40), pytest.param(2754, 500, marks=pytest.mark.deep)],
 )
 @pytest.mark.parametrize(
     ("library", "precision", "calibrated"),
