@@ -337,6 +337,19 @@ def test_floats_too_large_for_the_stored_type_are_refused():
             FlatIndex(DIM, dtype).add(x)
 
 
+def test_a_query_of_bits_with_nan():
+    index = FlatIndex(DIM, "binary", metric="hamming")
+    index.add(np.ones((3, DIM)))
+    q = np.ones((3, DIM))
+    q[1, 4] = np.nan
+    for queries in (q, q.astype(np.float32), q.astype(ml_dtypes.bfloat16), torch.from_numpy(q)):
+        with pytest.raises(ValueError, match="queries: found NaN in 1 of 3 queries"):
+            index.search(queries, 2)
+        scores, ids = index.search(queries, 2, nan="ignore", allow=np.ones((3, 3), bool))
+        assert ids.tolist() == [[0, 1], [-1, -1], [0, 1]]
+        assert scores.tolist() == [[0, 0], [2**31 - 1] * 2, [0, 0]]
+
+
 def test_a_query_with_nan():
     index = FlatIndex(DIM)
     index.add(np.ones((3, DIM)))

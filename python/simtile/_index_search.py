@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _encoding, _tensors, _vectors, search
+from simtile import _encoding, _search_call, _tensors, _vectors, search
 from simtile._search_call import WORST, Operands
 from simtile._storage import Snapshot
 from simtile.quantize import quantize
@@ -17,16 +17,20 @@ Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
 
 
-def packed_queries(queries: Any, dim: int) -> Any:
-    """Queries of Hamming distances: floats are packed, the bits of packed ones are checked."""
+def packed_queries(queries: Any, dim: int, nan: str) -> tuple[Any, Any]:
+    """Queries of Hamming distances as bits: floats are packed, packed ones are checked.
+
+    Also the queries that are searched, [Q] bool, if some have NaN, and then only their bits; else
+    None.
+    """
     if isinstance(queries, Quantized):
         if queries.kind == "binary" and queries.dim == dim:
             _encoding.check_packed("queries", queries.numpy().codes, dim)
-        return queries  # others are refused with the reason
+        return queries, None  # others are refused with the reason
     rows = _vectors.read("queries", queries, "Q")
     if rows.kind == "uint8":
         _encoding.check_packed("queries", _tensors.as_array(rows.array), dim)
-        return queries
+        return queries, None
     if rows.kind == "int8":
         raise ValueError(
             f"queries: found {rows}, expected floats or packed bits, uint8 "
@@ -34,7 +38,16 @@ def packed_queries(queries: Any, dim: int) -> Any:
         )
     if rows.array.shape[1] != dim:
         raise ValueError(f"queries: found {rows}, expected [Q, {dim}]")
-    return quantize(queries, "binary")
+    # Of the same kind, and NaN where it is no number: queries as they are searched elsewhere.
+    searched = _search_call.prepare_queries(
+        queries, _search_call.Documents(rows.kind, "dot", rows.array[:0], dim), nan
+    ).searched
+    bits = quantize(queries, "binary")
+    return (bits if searched is None else _kept(bits, searched)), searched
+
+
+def _kept(bits: Quantized, rows: Any) -> Quantized:
+    return Quantized(bits.codes[rows], None, None, bits.dim, bits.kind)
 
 
 def candidate_rows(snapshot: Snapshot, ids: Any, queries: int) -> Int64s:
@@ -96,6 +109,8 @@ def all_of(
     return offsets, scores[order], ids[order]
 
 
-def like_queries(operands: Operands, *found: Any) -> tuple[Any, ...]:
-    """Arrays, or tensors where queries are."""
-    return tuple(_vectors.result(operands.device, x) for x in found)
+def like_queries(queries: Any, *found: Any) -> tuple[Any, ...]:
+    """Arrays, or tensors on the device of the queries where these are tensors."""
+    given = queries.codes if isinstance(queries, Quantized) else queries
+    device = given.device if _tensors.is_tensor(given) else None
+    return tuple(_vectors.result(device, x) for x in found)

@@ -67,6 +67,11 @@ class Segment:
         rank[order] = np.arange(self.length, dtype=np.uint32)
         return rank, self.ids[order]
 
+    @property
+    def rank(self) -> npt.NDArray[np.uint32] | None:
+        """By which equal scores are ordered, and what a search then finds in place of rows."""
+        return None if self.tie_order is None else self.tie_order[0]
+
     def external_ids(self, found: Int64s) -> Int64s:
         """What a search of this segment found, rows or with `tie_order` ranks, as ids; -1 stays."""
         if self.tie_order is not None:

@@ -5,16 +5,17 @@ What a search returns is defined by `reference/topk.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _files, _index_search, _inputs, _readers, _search_call
+from simtile import _files, _index_device, _index_search, _inputs, _readers, _search_call
 from simtile._encoding import Encoding, check_ids
 from simtile._index import DocumentIndex, damaged
 from simtile._search_call import Operands
-from simtile._storage import Snapshot
+from simtile._storage import Segment
 
 if TYPE_CHECKING:
     import torch
@@ -56,13 +57,17 @@ class FlatIndex(DocumentIndex):
         that are packed here. Other metrics compare float queries with what the codes stand for.
     ranges : float [2, dim], optional
         For "int8", "uint8" and "int4".
-    device : "cpu"
-        Where searches run.
+    device : "cpu", "cuda" or "cuda:0", …
+        Where searches run. On a device documents are codes, which stay there if they fit, and else
+        are streamed through it from the host's memory, or the mapped file, by every search; results
+        are equal to the CPU's, and a call waits for them. `range_search` needs the CPU.
 
     Raises
     ------
     ValueError, TypeError
         An argument has a wrong type or value.
+    RuntimeError, ModuleNotFoundError
+        What the device needs is missing.
 
     Notes
     -----
@@ -92,8 +97,10 @@ class FlatIndex(DocumentIndex):
         ranges: npt.ArrayLike | None = None,
         device: str = "cpu",
     ) -> None:
-        _inputs.check_choice("device", device, ("cpu",))
         super().__init__((Encoding.of(dim, dtype, metric, ranges),))
+        self._device = None
+        if str(device) != "cpu":
+            self._device = _index_device.DeviceSearch(device, self._encodings[0])
 
     @property
     def dtype(self) -> str:
@@ -142,7 +149,7 @@ class FlatIndex(DocumentIndex):
             Best first: descending for "cosine" and "dot", ascending for "l2" (squared distances)
             and "hamming".
         ids : int64 [Q, k]
-            Both are tensors where queries are, on their device.
+            Both are tensors where queries are, on the device of the queries.
 
         Raises
         ------
@@ -152,15 +159,23 @@ class FlatIndex(DocumentIndex):
         count = _search_call.check_k(k)
         thread_count = _inputs.check_threads(threads)
         snapshot = self._storage.snapshot
-        searched = self._operands(snapshot, queries, nan)
-        masks = self._masks(snapshot, allow, searched[0].query_count)
-        parts = []
-        for segment, operands, mask in zip(snapshot.segments, searched, masks, strict=False):
-            rank = None if segment.tie_order is None else segment.tie_order[0]
-            scores, rows = _search_call.topk_rows(operands, count, mask, rank, threads=thread_count)
-            parts.append((scores, segment.external_ids(rows)))
-        found = _index_search.best_of(parts, searched[0], count)
-        return _index_search.like_queries(searched[0], *found)
+        operands = self._operands(queries, nan)
+        masks = self._masks(snapshot, allow, operands.query_count)
+        if self._device is not None:
+            parts = self._device.topk(snapshot, self._encodings[0], operands, masks, count)
+        else:
+            parts = []
+            for segment, mask in zip(snapshot.segments, masks, strict=True):
+                scores, rows = _search_call.topk_rows(
+                    self._searched(operands, segment),
+                    count,
+                    mask,
+                    segment.rank,
+                    threads=thread_count,
+                )
+                parts.append((scores, segment.external_ids(rows)))
+        found = _index_search.best_of(parts, operands, count)
+        return _index_search.like_queries(queries, *found)
 
     def range_search(
         self,
@@ -191,17 +206,21 @@ class FlatIndex(DocumentIndex):
         limit = _search_call.check_threshold(threshold)
         thread_count = _inputs.check_threads(threads)
         snapshot = self._storage.snapshot
-        searched = self._operands(snapshot, queries, nan)
-        masks = self._masks(snapshot, allow, searched[0].query_count)
+        if self._device is not None:
+            raise RuntimeError(
+                f"range_search runs on the CPU, and this index searches on {self._device.device}; "
+                "load it with device='cpu', or search for the best k"
+            )
+        operands = self._operands(queries, nan)
+        masks = self._masks(snapshot, allow, operands.query_count)
         parts = []
-        for segment, operands, mask in zip(snapshot.segments, searched, masks, strict=False):
-            rank = None if segment.tie_order is None else segment.tie_order[0]
+        for segment, mask in zip(snapshot.segments, masks, strict=True):
             offsets, scores, rows = _search_call.range_rows(
-                operands, limit, mask, rank, thread_count
+                self._searched(operands, segment), limit, mask, segment.rank, thread_count
             )
             parts.append((offsets, scores, segment.external_ids(rows)))
-        found = _index_search.all_of(parts, searched[0])
-        return _index_search.like_queries(searched[0], *found)
+        found = _index_search.all_of(parts, operands)
+        return _index_search.like_queries(queries, *found)
 
     def score(
         self,
@@ -227,17 +246,22 @@ class FlatIndex(DocumentIndex):
         """
         thread_count = _inputs.check_threads(threads)
         snapshot = self._storage.snapshot
-        searched = self._operands(snapshot, queries, nan)
-        first = searched[0]
-        rows = _index_search.candidate_rows(snapshot, ids, first.query_count)
-        scores = np.full(rows.shape, _search_call.WORST[self.metric], first.score_dtype)
-        for segment, operands in zip(snapshot.segments, searched, strict=False):
+        operands = self._operands(queries, nan)
+        rows = _index_search.candidate_rows(snapshot, ids, operands.query_count)
+        scores = np.full(rows.shape, _search_call.WORST[self.metric], operands.score_dtype)
+        for segment in snapshot.segments:
             local = snapshot.local_rows(segment, rows)
             here = local >= 0
-            if here.any():
-                found = _search_call.score_rows(operands, local, thread_count)
-                scores[here] = found[here]
-        return _index_search.like_queries(first, scores)[0]
+            if not here.any():
+                continue
+            if self._device is not None:
+                found = self._device.score(segment, self._encodings[0], operands, local)
+            else:
+                found = _search_call.score_rows(
+                    self._searched(operands, segment), local, thread_count
+                )
+            scores[here] = found[here]
+        return _index_search.like_queries(queries, scores)[0]
 
     def save(self, path: _files.PathLike) -> None:
         """Write the index to a file, which is replaced at once or, with an error, left as it was.
@@ -355,13 +379,18 @@ class FlatIndex(DocumentIndex):
         index._add(documents, None if found.ids is None else check_ids("index", found.ids))
         return index
 
-    def _operands(self, snapshot: Snapshot, queries: Any, nan: str) -> list[Operands]:
-        """What is searched in each segment; of an empty index, one search of nothing."""
-        if self.metric == "hamming":
-            queries = _index_search.packed_queries(queries, self.dim)
+    def _operands(self, queries: Any, nan: str) -> Operands:
+        """Queries where they are searched, with no documents yet."""
         encoding = self._encodings[0]
-        columns = [segment.columns for segment in snapshot.segments] or [encoding.empty()]
-        return [
-            _search_call.prepare_queries(queries, encoding.documents(column), nan)
-            for column in columns
-        ]
+        if self.metric == "hamming":
+            bits, searched = _index_search.packed_queries(queries, self.dim, nan)
+            return replace(self._placed(bits, encoding, nan), searched=searched)
+        return self._placed(queries, encoding, nan)
+
+    def _placed(self, queries: Any, encoding: Encoding, nan: str) -> Operands:
+        if self._device is not None:
+            return self._device.operands(queries, encoding, nan)
+        return _search_call.prepare_queries(queries, encoding.documents(encoding.empty()), nan)
+
+    def _searched(self, operands: Operands, segment: Segment) -> Operands:
+        return replace(operands, documents=self._encodings[0].documents(segment.columns))
