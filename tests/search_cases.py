@@ -27,7 +27,7 @@ DOCUMENTS = (0, 1, 7, 33, 64, 111, 989)
 DIMS = (1, 3, 7, 8, 31, 32, 33, 64, 65, 111, 200, 384)
 K = (1, 2, 10, 33, 100, 1025)
 LAYOUTS = ("contiguous", "padded rows", "odd base", "broadcast")
-VALUES = ("random", "few", "equal", "zeros", "special", "huge", "tiny", "integers")
+VALUES = ("random", "copies", "few", "equal", "zeros", "special", "huge", "tiny", "integers")
 ALLOW = ("absent", "absent", "all", "nothing", "some", "few", "per query", "per query, padded")
 
 
@@ -71,10 +71,12 @@ class Case:
                 a["query_scale"] = draw_scale(rng, q, self.values)
             else:
                 a["queries"] = draw_floats(rng, q, d, np.float32, self.values)
-        for name in ("queries", "documents"):
-            a[name] = lay_out(a[name], self.layout)
+        a["documents"] = lay_out(a["documents"], self.layout)
         if self.stored not in FLOATS:
             self._draw_scales(rng)
+        if self.values == "copies" and n and not self.integer_queries:
+            a["queries"] = self._copies()
+        a["queries"] = lay_out(a["queries"], self.layout)
         a["allow"] = draw_mask(rng, self.allow, q, n)
         if self.rank:
             a["rank"] = rng.permutation(n).astype(np.uint32)
@@ -82,6 +84,21 @@ class Case:
         if self.candidates is not None:
             drawn = rng.integers(-1, max(n, 1), size=(q, self.candidates))
             a["candidates"] = drawn if n else np.full_like(drawn, -1)
+
+    def _copies(self):
+        """Queries that are documents: l2 is about 0 from both sides before it is rounded."""
+        a = self.arrays
+        rows = np.arange(self.queries) % self.documents
+        if self.stored == "packed":
+            return a["documents"][rows]
+        x = oracle.wide(self.stored, a["documents"][rows], self.dim)
+        if self.stored == "bits":
+            x = 2 * x - 1
+        elif a["scale"] is not None:
+            x = x * a["scale"] + a["offset"]
+        elif self.kind in STORED:
+            x = x * a["own_scale"][rows, None]
+        return x.astype(a["queries"].dtype)
 
     def _draw_scales(self, rng):
         """As the Python layer derives them from codes."""

@@ -74,6 +74,8 @@ def test_ids_of_an_index():
 
     assert as_set([8, 100, 2**40], find) == [0, 3, 5]
     assert as_set([-5], find) == [2]
+    with pytest.raises(ValueError, match="unknown id 18446744073709551611"):
+        resolve(np.array([2**64 - 5], np.uint64), 2, N, find)  # -5 in 64 bits with a sign
     with pytest.raises(ValueError, match=r"unknown id 6 \(1 of 2 .*, expected ids of the index"):
         resolve([7, 6], 2, N, find)
 

@@ -134,17 +134,17 @@ def test_plain_integers_have_exact_dot_products(backend):
 
 
 @every_backend
-def test_calibrated_queries_are_dequantised(backend):
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4"])
+def test_calibrated_queries_are_dequantised(backend, kind, metric):
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(120, 17)).astype(np.float32)
-    for kind in ("int8", "uint8", "int4"):
-        codes = simtile.quantize(x, kind)
-        expected = simtile.topk(codes.dequantize(), codes, 5, backend=backend)
-        check(simtile.topk(codes, codes, 5, backend=backend), expected)
-        check(
-            simtile.topk(codes, x, 5, backend=backend),
-            simtile.topk(codes.dequantize(), x, 5, backend=backend),
-        )
+    codes = simtile.quantize(rng.normal(size=(120, 17)).astype(np.float32), kind)
+    options = {"metric": metric, "backend": backend}
+    for scale, offset in ((codes.scale, codes.offset), (0.1, codes.offset), (codes.scale, 0)):
+        x = Quantized(codes.codes, scale, offset, 17, kind)
+        for documents in (x, x.dequantize()):
+            expected = simtile.topk(x.dequantize(), documents, 5, **options)
+            check(simtile.topk(x, documents, 5, **options), expected)
 
 
 @every_backend
