@@ -122,6 +122,16 @@ def test_integer_queries_are_exact(metric):
             assert scores[i].tolist() == sorted(expected.tolist(), reverse=metric == "dot")
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "int8_vector", "int4_vector"])
+def test_a_distance_is_not_below_zero(kind):
+    case = Case(kind, "l2", 33, 33, 64, k=1, values="copies")
+    scores, ids = case.topk(oracle)
+    assert (scores >= 0).all()
+    assert (scores == 0).any()  # what rounding had led below
+    assert ids[:, 0].tolist() == list(range(33))
+    check((scores, ids), case.topk(Lists))
+
+
 def test_the_order_of_the_sum():
     terms = [0.0] * 70
     terms[0], terms[32], terms[64] = 1e16, 1.0, -1e16  # one lane: 1e16 + 1 loses the 1
