@@ -22,21 +22,33 @@ needs_module = pytest.mark.skipif(
 )
 
 TOPK = {
-    "metric": "int8",
+    "kind": "int8",
+    "metric": "dot",
     "queries": 2,
     "documents": 5,
-    "row_bytes": 16,
+    "dim": 16,
     "queries_data": 4096,
-    "queries_stride": 16,
+    "queries_stride": 64,
     "documents_data": 4096,
     "documents_stride": 16,
-    "query_scales": 0,
-    "document_scales": 0,
-    "allow": 0,
-    "allow_stride": 0,
+    **dict.fromkeys(("scale", "offset", "factor", "addend", "query_scale"), 0),
+    **dict.fromkeys(("allow", "allow_bits", "allow_stride"), 0),
+    **dict.fromkeys(("rank", "candidates", "candidate_count", "first_id"), 0),
     "k": 3,
     "scores": 4096,
     "ids": 4096,
+}
+MERGE = {
+    "metric": "dot",
+    "queries": 2,
+    "k": 3,
+    "first_count": 2,
+    "second_count": 2,
+    **{f"{which}_{what}": 4096 for which in ("first", "second") for what in ("scores", "ids")},
+    "scores": 4096,
+    "ids": 4096,
+    "device": 0,
+    "stream": 1,
 }
 INFO_NCE = {
     "rows": 2,
@@ -72,8 +84,9 @@ calls = {{
     "device_of": lambda: _cuda.device_of(4096),
     "device_of null": lambda: _cuda.device_of(0),
     "wait_for_stream": lambda: _cuda.wait_for_stream(0, 1, 2),
-    "topk_workspace_bytes": lambda: _cuda.topk_workspace_bytes(topk, 0),
-    "topk": lambda: _cuda.topk(topk, 0, 1, 4096, 1 << 20),
+    "topk_workspace_bytes": lambda: _cuda.topk_workspace_bytes(topk, 0, False),
+    "topk": lambda: _cuda.topk(topk, 0, 1, 4096, 1 << 20, False),
+    "topk_merge": lambda: _cuda.topk_merge(**{MERGE}),
     "info_nce_forward": lambda: _cuda.info_nce_forward(info_nce, 0, 1),
 }}
 said = {{}}
@@ -141,6 +154,10 @@ def array(shape, dtype):
     return InterfaceArray(aligned(shape, dtype))
 
 
+def search(queries, documents):
+    return topk.search("packed", "hamming", queries, documents, 128, *[None] * 5, 3)
+
+
 @needs_module
 @pytest.mark.skipif(
     BUILT and bool(_gpu.gpu_info()["devices"]), reason="there is a device: nothing is missing"
@@ -148,7 +165,7 @@ def array(shape, dtype):
 def test_python_functions_raise_it_as_well():
     queries, documents = array((2, 16), "uint8"), array((5, 16), "uint8")
     with pytest.raises(RuntimeError, match=r"^CUDA: cudaGetDeviceCount: .*use the CPU kernels$"):
-        topk.hamming_topk(queries, documents, 3)
+        search(queries, documents)
     info = _gpu.gpu_info()
     assert info["built"]
     assert info["devices"] == []
@@ -159,13 +176,14 @@ def test_python_functions_raise_it_as_well():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metric": "cosine"}, "metric: found 'cosine', expected 'hamming' or 'int8'"),
+        ({"kind": "int16"}, "kind: found 'int16', expected 'packed', 'bits', 'int4'"),
+        ({"metric": "ip"}, "metric: found 'ip', expected 'hamming', 'dot', 'cosine' or 'l2'"),
         ({"k": 0}, "k: found 0, expected at least 1"),
         ({"queries": -1}, "queries: found -1, expected at least 0"),
-        ({"row_bytes": 0}, "row_bytes: found 0, expected at least 1"),
+        ({"dim": 0}, "dim: found 0, expected at least 1"),
+        ({"first_id": -1}, "first_id: found -1, expected at least 0"),
         ({"documents_stride": -16}, "documents_stride: found -16, expected at least 0"),
         ({"queries_data": 0}, "queries_data: found a null pointer, expected device memory"),
-        ({"metric": "hamming", "query_scales": 4096}, "query_scales, document_scales: found one"),
     ],
 )
 def test_topk_arguments_that_are_refused(changes, message):
@@ -205,7 +223,7 @@ def test_an_installation_without_it_says_how_to_get_it():
     with pytest.raises(RuntimeError, match=r"has no CUDA module \(simtile\._cuda\); .*" + hint):
         _gpu.cuda_module()
     with pytest.raises(RuntimeError, match=r"has no CUDA module .*" + hint):
-        topk.hamming_topk(array((2, 16), "uint8"), array((5, 16), "uint8"), 3)
+        search(array((2, 16), "uint8"), array((5, 16), "uint8"))
     with pytest.raises(RuntimeError, match=r"^backend: 'cuda' is not available, .*SIMTILE_CUDA=ON"):
         _backends.check_available("cuda")
     info = _gpu.gpu_info()

@@ -74,29 +74,31 @@ def info_nce_by_cpu(queries, documents, *, backend, precision=None, **options):
     return simtile.info_nce(queries, documents, backend="cpu", **options)
 
 
-def topk_by_numpy(name):
-    def function(queries, documents, k, **options):
-        options = {key: x.numpy() for key, x in options.items()}
-        result = getattr(topk_numpy, name)(queries.numpy(), documents.numpy(), k, **options)
-        return tuple(torch.from_numpy(x) for x in result)
-
-    return function
+def topk_by_numpy(*arguments):
+    """`simtile.ops.topk.search`, of tensors of the CPU."""
+    *operands, k, allow, rank, candidates = (
+        x.numpy() if isinstance(x, torch.Tensor) else x for x in arguments
+    )
+    dtype = np.int32 if operands[1] == "hamming" else np.float32
+    shape = (len(operands[2]), k)
+    scores, ids = np.empty(shape, dtype), np.empty(shape, np.int64)
+    topk_numpy.topk(*operands, k, allow, rank, candidates, 1, scores, ids)
+    return torch.from_numpy(scores), torch.from_numpy(ids)
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """A device, kernels that are right, and sizes that take no time."""
     monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=info_nce_by_cpu))
-    functions = {name: topk_by_numpy(name) for name in ("hamming_topk", "int8_topk")}
-    monkeypatch.setattr(topk, "topk", types.SimpleNamespace(**functions))
+    monkeypatch.setattr(topk, "topk", types.SimpleNamespace(search=topk_by_numpy))
     monkeypatch.setattr(info_nce, "SMALL", TINY)
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
     monkeypatch.setattr(gpu, "TIMED", (LARGE, LARGE))
     monkeypatch.setattr(gpu, "BATCH", LARGE)
     monkeypatch.setattr(gpu, "TIMED_REPEATS", 3)
-    monkeypatch.setattr(topk, "SMALL", (topk.Case(9, 33, 4, 5, few=True),))
-    monkeypatch.setattr(topk, "LARGE", (topk.Case(2, 40, 3, 50, allow=True),))
+    monkeypatch.setattr(topk, "SMALL", (topk.Case(9, 33, 31, 5, few=True),))
+    monkeypatch.setattr(topk, "LARGE", (topk.Case(2, 40, 24, 50, allow=True),))
     monkeypatch.setattr(devices, "LEAST_FLUSH", 1 << 10)
     monkeypatch.setattr(devices, "COPIED", 1 << 12)
     monkeypatch.setattr(devices, "MATRIX", 32)
@@ -134,8 +136,7 @@ EVERY = {
     ("info_nce", "triton", "bfloat16"),
     ("info_nce", "triton", "float16"),
     ("info_nce", "cuda", "bfloat16"),
-    ("hamming_topk", "cuda", "bits"),
-    ("int8_topk", "cuda", "int8"),
+    *(("topk", "cuda", kind) for kind in topk.KINDS),
 }
 
 
@@ -152,10 +153,8 @@ def test_a_whole_run(report_of):
         ("info_nce", "beside the CPU's float64 kernel"),
         ("info_nce", "same bits"),
         ("info_nce", "beyond 2^31 elements"),
-        ("hamming_topk", "equal to NumPy's"),
-        ("hamming_topk", "beyond 2^31 bytes"),
-        ("int8_topk", "equal to NumPy's"),
-        ("int8_topk", "beyond 2^31 bytes"),
+        ("topk", "equal to NumPy's"),
+        ("topk", "beyond 2^31 bytes"),
     }
     for check in half["checks"]:
         outputs = " ".join(c["output"] for c in check["comparisons"])
@@ -168,7 +167,7 @@ def test_a_whole_run(report_of):
             assert "grad" not in outputs, check
     assert stored["not_checked"] == []
     assert "info_nce (triton)" in shown
-    assert "hamming_topk (cuda)" in shown
+    assert "topk (cuda)" in shown
 
 
 def test_quick_leaves_out_the_largest_and_says_so(report_of):
@@ -234,20 +233,20 @@ def test_one_wrong_gradient_fails(variant, name, fake, monkeypatch):
 @pytest.mark.parametrize("kind", topk.KINDS)
 @pytest.mark.parametrize("place", [0, 1])
 def test_one_wrong_id_or_score_fails(kind, place, report_of, monkeypatch):
-    function = topk_by_numpy(f"{kind}_topk")
-
-    def wrong(*arguments, **options):
-        result = function(*arguments, **options)
-        result[place][-1, 0] += 1
+    def wrong(*arguments):
+        result = topk_by_numpy(*arguments)
+        if arguments[0] == kind:
+            result[place][-1, 0] += 1
         return result
 
-    monkeypatch.setattr(topk.topk, f"{kind}_topk", wrong)
+    monkeypatch.setattr(topk.topk, "search", wrong)
     monkeypatch.setattr(gpu, "INFO_NCE", ())
     status, _, stored = report_of()
     assert status == 1
     failed = [check for check in stored["gpu"]["checks"] if check["status"] == "failed"]
-    assert {check["kernel"] for check in failed} == {f"{kind}_topk"}
-    assert {check["what"] for check in failed} == {"equal to NumPy's", "beyond 2^31 bytes"}
+    assert {check["dtype"] for check in failed} == {kind}
+    whats = {"equal to NumPy's", *(["beyond 2^31 bytes"] if kind in topk.BEYOND else [])}
+    assert {check["what"] for check in failed} == whats
 
 
 def test_results_that_change_between_calls_fail(fake, monkeypatch):
@@ -271,10 +270,9 @@ def test_an_address_that_wraps_around_fails(fake, monkeypatch):
 
 def test_an_output_of_another_type_or_shape_fails(fake, monkeypatch):
     for change in (lambda s, i: (s.long(), i), lambda s, i: (s[:, :-1], i[:, :-1])):
-        right = topk_by_numpy("int8_topk")
-        monkeypatch.setattr(topk.topk, "int8_topk", lambda *a, **k: change(*right(*a, **k)))  # noqa: B023
+        monkeypatch.setattr(topk.topk, "search", lambda *a: change(*topk_by_numpy(*a)))  # noqa: B023
         with pytest.raises(RuntimeError, match=r"scores: .*, expected int32 \(9, 5\)"):
-            list(topk.values(fake, "int8", topk.SMALL[0]))
+            list(topk.values(fake, "packed", topk.SMALL[0]))
 
 
 def test_a_kernel_that_cannot_run_fails_alone(report_of, monkeypatch):

@@ -90,7 +90,7 @@ def test_a_test_file_counts_when_it_exists(status: ModuleType, results: Path) ->
 
 def test_executed_ptx(status: ModuleType, results: Path) -> None:
     path = results / "ptx" / "topk.json"
-    runs = [run("HammingELi4ELi8ELi8E", 80), run("topk_scan_mma", 120)]
+    runs = [run("topk_scan<Int8, 4, 8, 4>, topk_merge", 80), run("topk_scan_mma, topk_merge", 120)]
     counts = {"complete": True, "failures": [], "runs": runs}
     write(path, counts)
     assert cells(status, results, "topk_scan")[3] == "sm_80"
@@ -101,13 +101,12 @@ def test_executed_ptx(status: ModuleType, results: Path) -> None:
 
 
 def test_run_on_a_gpu(status: ModuleType, results: Path) -> None:
-    hamming, int8 = ("hamming_topk", "cuda"), ("int8_topk", "cuda")
-    write(results / "doctor" / "a.json", doctor("H100", (*hamming, "passed"), (*int8, "passed")))
-    write(results / "doctor" / "b.json", doctor("L4", (*hamming, "failed"), (*int8, "passed")))
-    # not all of the kernel's operations, another backend, no GPU
-    write(results / "doctor" / "c.json", doctor("T4", (*hamming, "passed")))
-    triton = [("hamming_topk", "triton", "passed"), ("int8_topk", "triton", "passed")]
-    write(results / "doctor" / "d.json", doctor("A100", *triton))
+    passed, failed = (("topk", "cuda", status) for status in ("passed", "failed"))
+    write(results / "doctor" / "a.json", doctor("H100", passed, passed))
+    write(results / "doctor" / "b.json", doctor("L4", failed, passed))
+    # another operation, another backend, no GPU
+    write(results / "doctor" / "c.json", doctor("T4", ("info_nce", "cuda", "passed")))
+    write(results / "doctor" / "d.json", doctor("A100", ("topk", "triton", "passed")))
     write(results / "doctor" / "e.json", doctor(""))
     for kernel in ("topk_scan", "topk_merge"):
         assert cells(status, results, kernel)[4] == "H100, **failed on L4**"

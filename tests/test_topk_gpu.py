@@ -7,25 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from topk_cases import Case, check, run_oracle
+from search_cases import Case
+from topk_cases import check
 
 from simtile.ops import topk
+from simtile.reference import topk_numpy as oracle
 
 pytestmark = pytest.mark.gpu
 
 CASES = [
-    Case("hamming", 9, 3000, 48, 33, allow="per query"),
-    Case("int8", 17, 3000, 96, 10, scales="both", allow="some"),
+    Case("packed", "hamming", 9, 3000, 384, 33, allow="per query"),
+    Case("int8", "cosine", 17, 3000, 96, 10, allow="some"),
 ]
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.metric)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
 
 
 def search(case, convert, **options):
-    function = getattr(topk, f"{case.metric}_topk")
-    given = {name: convert(x) for name, x in case.options.items() if x is not None}
-    return function(
-        convert(case["queries"]), convert(case["documents"]), case.k, **given, **options
-    )
+    given = [convert(x) if isinstance(x, np.ndarray) else x for x in (*case.operands, case.k)]
+    return topk.search(*given, convert(case["allow"]), **options)
 
 
 def on_gpu(x):
@@ -37,7 +36,7 @@ def test_cupy(case):
     cupy = pytest.importorskip("cupy")
     results = search(case, cupy.asarray)
     assert all(isinstance(x, cupy.ndarray) for x in results)
-    check([x.get() for x in results], run_oracle(case))
+    check([x.get() for x in results], case.topk(oracle))
 
 
 @every_case
@@ -45,7 +44,7 @@ def test_on_the_stream_of_cupy(case):
     cupy = pytest.importorskip("cupy")
     with cupy.cuda.Stream(non_blocking=True):
         results = search(case, cupy.asarray)
-        check([x.get() for x in results], run_oracle(case))
+        check([x.get() for x in results], case.topk(oracle))
 
 
 @every_case
@@ -68,7 +67,7 @@ def test_dlpack(case):
     )
     workspace = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
     search(case, OnlyDLPack, out=out, workspace=workspace)
-    check([x.numpy(force=True) for x in out], run_oracle(case))
+    check([x.numpy(force=True) for x in out], case.topk(oracle))
 
 
 @every_case
@@ -94,4 +93,4 @@ def test_cuda_graph(case):
     for x in (*out, workspace):
         x.fill_(77)
     graph.replay()
-    check([x.numpy(force=True) for x in out], run_oracle(case_again))
+    check([x.numpy(force=True) for x in out], case_again.topk(oracle))

@@ -35,10 +35,14 @@ class Expected:
 # The first that fits. mma.sync on sm_90 and sm_100 is HMMA and IMMA as on sm_80: not the faster
 # instructions of those architectures, which work on tiles in shared memory.
 EXPECTS = (
-    Expected("topk", "topk::topk_scan<simtile::cuda::topk::Hamming", "bits", ("POPC",)),
-    Expected("topk", "topk::topk_scan<simtile::cuda::topk::Int8Dot", "int8", ("IDP",)),
-    Expected("topk", "topk::topk_scan_mma", "int8", ("IMMA",)),
-    Expected("topk", "topk::topk_merge", "keys", ()),
+    Expected("topk", "topk::topk_scan<simtile::cuda::topk::Packed", "bits", ("POPC",)),
+    Expected("topk", "topk::topk_scan<", "codes", ("IDP",)),
+    Expected("topk", "topk::topk_scan_mma<simtile::cuda::topk::Packed", "bits", ("BMMA",)),
+    Expected("topk", "topk::topk_scan_mma", "codes", ("IMMA",)),
+    Expected("topk", "topk::topk_rows<simtile::cuda::topk::Packed", "bits", ("POPC",)),
+    Expected("topk", "topk::topk_rows<", "codes", ("IDP",)),
+    Expected("topk", "topk::topk_fold", "float64", ("DADD",)),
+    Expected("topk", "topk::topk_", "keys", ()),
     Expected("info_nce", "", "bfloat16", ("HMMA.*.BF16",)),
 )
 

@@ -29,20 +29,16 @@ TESTS = {
     ("info_nce", "cuda"): "tests/test_info_nce_cuda_host.py",
     ("topk", "cuda"): "tests/test_topk.py",
 }
-# A file of bench/results/ptx, and how a run in it names a kernel, where not by its name: a run of
-# top-k is a whole call, named by its scan, and every call ends with the merge.
-PTX: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
-    ("info_nce", "triton"): ("info_nce_triton", {}),
-    ("info_nce", "cuda"): ("info_nce_cuda", {}),
-    ("topk", "cuda"): (
-        "topk",
-        {"topk_scan": r"topk_scan\b|Hamming|Int8Dot", "topk_merge": ""},
-    ),
+# A file of bench/results/ptx. A run in it names its kernel; one of top-k, a whole call, names all.
+PTX: dict[tuple[str, str], str] = {
+    ("info_nce", "triton"): "info_nce_triton",
+    ("info_nce", "cuda"): "info_nce_cuda",
+    ("topk", "cuda"): "topk",
 }
 # What `simtile doctor` calls the operation of a kernel, by element type; other types: all of them.
 CHECKS: dict[str, dict[str, str]] = {
     "info_nce": {"": "info_nce"},
-    "topk": {"bits": "hamming_topk", "int8": "int8_topk"},
+    "topk": {"": "topk"},
 }
 
 NOTES = """“no” has not been done, “–” cannot be. A test file is run by `make test`. Within budget
@@ -70,8 +66,7 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
         for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
             test = TESTS[operation, source]
             tested = f"`{test}`" if (tests / test).is_file() else "no"
-            file, named = PTX[operation, source]
-            path = results / "ptx" / f"{file}.json"
+            path = results / "ptx" / f"{PTX[operation, source]}.json"
             counts = json.loads(path.read_text()) if path.is_file() else {}
             rows.append(
                 [
@@ -80,7 +75,7 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
                     tested if source == "triton" else "–",
                     tested if source == "cuda" else "–",
                     within_budget(compiled),
-                    executed(named.get(kernel, rf"{kernel}\b"), counts),
+                    executed(kernel, counts),
                     on_hardware(operation, source, {row["dtype"] for row in compiled}, doctors),
                 ]
             )
@@ -98,11 +93,12 @@ def within_budget(compiled: Iterable[Json]) -> str:
     return listed + f"; **not {', '.join(bad)}**" * bool(bad)
 
 
-def executed(named: str, counts: Mapping[str, Any]) -> str:
+def executed(kernel: str, counts: Mapping[str, Any]) -> str:
     """Architectures whose PTX gave the oracle's result in every run of a complete file."""
     if not counts or counts["failures"] or not counts["complete"]:
         return "no"
-    arches = {run["arch"] for run in counts["runs"] if re.match(named, run["kernel"])}
+    named = rf"\b{kernel}\b"
+    arches = {run["arch"] for run in counts["runs"] if re.search(named, run["kernel"])}
     return ", ".join(f"sm_{arch}" for arch in sorted(arches)) or "no"
 
 

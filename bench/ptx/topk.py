@@ -1,7 +1,8 @@
-"""Top-k (kernels/topk/cuda.cuh) as its dispatch launches it, executed and counted."""
+"""Search (kernels/topk/cuda.cuh) as its dispatch launches it, executed and counted."""
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from _ptx import ROOT, Run, cuda_ptx, total
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-import topk_cases
 from cuda_host import build
-from topk_cases import Case
+from search_cases import Case
+from topk_cuda import Host, masks
+
+from simtile.reference import topk_numpy as oracle
 
 # The dispatch names every instance that it may launch; nvcc emits them all.
 SOURCE = """
@@ -35,47 +38,64 @@ MULTIPROCESSORS = 2  # few splits of a few thousand documents: each is as long a
 
 # name, case, held to the requirements
 CASES = (
-    ("1024 bits", Case("hamming", 1, 4001, 128, 10), True),
-    ("1024 bits", Case("hamming", 8, 4001, 128, 10), True),
-    ("768 bits", Case("hamming", 1, 4001, 96, 10), True),
-    ("768 bits", Case("hamming", 8, 4001, 96, 100), True),
-    ("384 bits", Case("hamming", 1, 4001, 48, 10), True),
-    ("256 bits", Case("hamming", 1, 4001, 32, 10), True),
-    ("384 dimensions", Case("int8", 1, 3001, 384, 10, scales="both"), True),
-    ("384 dimensions", Case("int8", 8, 3001, 384, 10), True),
-    ("768 dimensions", Case("int8", 1, 3001, 768, 10), True),
-    ("768 dimensions", Case("int8", 8, 3001, 768, 10, scales="document"), True),
-    ("384 dimensions", Case("int8", 17, 3001, 384, 10, scales="both", allow="some"), True),
-    ("768 dimensions", Case("int8", 32, 3001, 768, 33), True),
-    ("a mask for each", Case("int8", 16, 1001, 384, 10, allow="per query", values="few"), False),
-    ("two passes", Case("hamming", 2, 1501, 96, 1025, values="few"), False),
-    ("odd rows", Case("hamming", 7, 989, 111, 33, layout="odd base"), False),
-    ("odd rows", Case("int8", 9, 989, 300, 64, layout="word base", scales="special"), False),
-    ("one document", Case("int8", 1, 1, 1, 5), False),
-    ("no document", Case("hamming", 9, 0, 16, 5), False),
+    ("1024 bits", Case("packed", "hamming", 1, 4001, 1024), True),
+    ("1024 bits", Case("packed", "hamming", 8, 4001, 1024), True),
+    ("768 bits", Case("packed", "hamming", 1, 4001, 768), True),
+    ("384 bits", Case("packed", "hamming", 1, 4001, 384), True),
+    ("256 bits", Case("packed", "hamming", 1, 4001, 256), True),
+    ("bits", Case("bits", "cosine", 1, 2001, 1024), True),
+    ("int4", Case("int4", "l2", 1, 2001, 768), True),
+    ("int8", Case("int8", "cosine", 1, 2001, 768), True),
+    ("int8", Case("int8", "dot", 4, 2001, 384), True),
+    ("uint8", Case("uint8", "dot", 1, 2001, 384), True),
+    ("int8, many", Case("int8", "dot", 16, 1001, 384), True),
+    ("int8 and int8", Case("int8_vector", "l2", 17, 1001, 384, integer_queries=True), True),
+    ("int4, many", Case("int4", "cosine", 9, 501, 384), False),
+    ("bits, many", Case("bits", "dot", 9, 501, 256), False),
+    ("a mask", Case("int8", "dot", 2, 1001, 384, allow="few"), False),
+    ("a mask for each", Case("int8", "dot", 16, 1001, 384, allow="per query"), False),
+    ("selected", Case("packed", "hamming", 2, 4501, 256, k=1025, values="few"), False),
+    ("candidates", Case("int8", "dot", 2, 501, 96, candidates=60), False),
+    ("odd rows", Case("packed", "hamming", 7, 989, 888, k=33, layout="odd base"), False),
+    ("odd rows", Case("uint8", "l2", 3, 503, 111, k=64, layout="odd base"), False),
+    ("one document", Case("int8", "dot", 1, 1, 1, k=5), False),
+    ("no document", Case("packed", "hamming", 9, 0, 128, k=5), False),
 )
 
 
 def global_bytes(case: Case, tile: int, splits: int) -> int:
-    """The README's formula: loads and stores of a scan and of the merge, in one pass."""
-    q, n, w = case.queries, case.documents, case.width
-    tiles = -(-q // tile)
-    scale = {"none": (0, 0), "query": (4, 0), "document": (0, 4)}.get(case.scales, (4, 4))
-    mask = 0 if case["allow"] is None else 1
-    scan = tiles * n * (w + scale[1] + mask) + splits * q * (w + scale[0])
-    return scan + 2 * 8 * q * case.k * splits + 12 * q * case.k
+    """The README's formula: loads and stores of fold, scan and merge, without masks."""
+    q, n, k = case.queries, case.documents, case.k
+    width = case["documents"].shape[1]
+    own = sum(4 for name in ("factor", "addend") if case[name] is not None)
+    total_bytes = -(-q // tile) * n * (width + own) + 2 * 8 * q * k * splits + 12 * q * k
+    if case.kind == "packed":
+        return total_bytes + splits * q * width
+    rows = 8 if case.kind == "bits" else 2 if case.stored == "int4" else 1
+    planes = 1 if case.integer_queries else 2
+    folded = planes * rows * (-(-width // 16) * 16)
+    # The largest weight, sums and integers: each reads the query, and what it is multiplied with.
+    read = case.dim * (1 if case.integer_queries else 4)
+    passes = (1 if case.integer_queries else 2) + 1
+    loads = read * passes
+    if case["scale"] is not None:
+        loads += 2 * 4 * case.dim + read + 4 * case.dim
+    elif case.kind == "bits":
+        loads += read
+    return total_bytes + q * (loads + folded + 64) + splits * q * (folded + 64)
 
 
 def matrix_operations(case: Case) -> int:
-    """2 Q N D with queries padded to 16, documents to 32, dimensions to 64."""
+    """2 Q N D, of both planes, with queries padded to 16, documents to 32, dimensions to 64."""
     rows, documents = -(-case.queries // 16) * 16, -(-case.documents // 32) * 32
-    return 2 * rows * documents * (-(-case.width // 64) * 64)
+    planes = 1 if case.integer_queries else 2
+    return 2 * planes * rows * documents * (-(-case.dim // 64) * 64)
 
 
 def on_device(interp: ModuleType, x: Any) -> Any:
     """The array where cudaMalloc might have put it: the same strides and the same misalignment."""
-    if x is None:
-        return None
+    if not isinstance(x, np.ndarray):
+        return x
     span = (len(x) - 1) * x.strides[0] + x[0].nbytes if len(x) else 0
     offset = x.ctypes.data % 64
     memory = interp.aligned(span + offset, np.uint8, 0x5A)[offset:]
@@ -85,52 +105,65 @@ def on_device(interp: ModuleType, x: Any) -> Any:
 
 
 def arguments(argument: bytes, arrays: list[Any]) -> list[Any]:
-    """A kernel's argument in words, the address of an array replaced by its memory."""
-    memory = {}
-    for x in arrays:
-        if x is not None and x.size:
-            memory[x.ctypes.data] = x if x.flags.c_contiguous else x.base
-    return [memory.get(word, ("Q", word)) for (word,) in struct.iter_unpack("Q", argument)]
+    """A kernel's argument in words; an address inside an array replaced by what follows there."""
+    words = []
+    for (word,) in struct.iter_unpack("Q", argument):
+        for x in arrays:
+            offset = word - x.ctypes.data
+            if 0 <= offset < x.nbytes:
+                words.append(x.view(np.uint8).reshape(-1)[offset:] if x.flags.c_contiguous else x)
+                break
+        else:
+            words.append(("Q", word))
+    return words
 
 
 def run(interp: ModuleType, module: Any, host: Any, name: str, case: Case, **where: Any) -> Run:
-    """One call with its passes, on outputs and a workspace full of what is no result."""
-    names = ("queries", "documents", "query_scale", "document_scale", "allow")
-    queries, documents, *options = (on_device(interp, case[what]) for what in names)
-    inputs = (case.metric, queries, documents, case.k, *options, MULTIPROCESSORS)
+    """One call with all its launches, on outputs and a workspace full of what is no result."""
+    shim = Host(host, multiprocessors=MULTIPROCESSORS)
+    given = {key: on_device(interp, x) for key, x in shim.given(case.operands).items()}
+    given |= {key: on_device(interp, x) for key, x in masks(case).items()}
     shape = (case.queries, case.k)
     scores = interp.aligned(shape, case.score_dtype)
     scores.view(np.int32)[...] = 0x5A5A5A5A
     ids = interp.aligned(shape, np.int64, -0x5A5A)
-    workspace = interp.aligned(max(1, host.workspace_bytes(*inputs)), np.uint8, 0)
+    given |= {"k": case.k, "scores": scores, "ids": ids}
+    workspace = interp.aligned(max(1, host.workspace_bytes(given, False)), np.uint8, 0)
 
-    arrays = [queries, documents, *options, scores, ids, workspace]
-    tile, splits = host.division(*inputs)
-    counters, kernel = [], "topk_merge"
-    for launched, grid, block, shared_bytes, argument in host.launches(
-        *inputs, scores, ids, workspace
-    ):
-        if launched != "topk_merge":
-            kernel = launched
+    arrays = [x for x in (*given.values(), workspace) if isinstance(x, np.ndarray)]
+    arrays = [x if x.flags.c_contiguous else x.base for x in arrays if x.size]
+    tile, splits = host.division(given)
+    counters, kernels = [], []
+    for launched, grid, block, shared_bytes, argument in host.launches(given, workspace, False):
+        kernels.append(readable(launched))
         packed = arguments(argument, arrays)
-        module.launch(launched, (grid,), (block,), packed, shared_bytes, where["order"])
+        module.launch(launched, grid, (block,), packed, shared_bytes, where["order"])
         counters.append(interp.stats())
 
-    expected = topk_cases.run_oracle(case)
+    expected = case.topk(oracle)
     equal = [
         np.array_equal(ours, theirs) for ours, theirs in zip((scores, ids), expected, strict=True)
     ]
+    matrix = any("mma" in kernel for kernel in kernels)
     return Run(
         name=name,
-        kernel=kernel,
-        sizes={"Q": case.queries, "N": case.documents, "W": case.width, "k": case.k},
+        kernel=", ".join(dict.fromkeys(kernels)),
+        sizes={"Q": case.queries, "N": case.documents, "D": case.dim, "k": case.k},
         ok=all(equal),
         error=float(np.sum(scores != expected[0]) + np.sum(ids != expected[1])),
         counters=total(counters),
-        expected_global_bytes=global_bytes(case, tile, splits),
-        expected_flops=matrix_operations(case) if kernel == "topk_scan_mma" else 0,
+        expected_global_bytes=global_bytes(case, tile, max(splits, 1)),
+        expected_flops=matrix_operations(case) if matrix else 0,
         **where,
     )
+
+
+def readable(mangled: str) -> str:
+    """`topk_scan<Int8, 16, 8, 1>` of the part of a mangled name."""
+    kernel, _, rest = mangled.partition("INS1_")
+    values = re.findall(r"Li(\d+)", rest)
+    codes = re.match(r"\d+([A-Z]\w*?)ELi", rest)
+    return f"{kernel}<{', '.join([codes[1], *values])}>" if codes else kernel
 
 
 def runs(interp: ModuleType) -> Iterator[Run]:

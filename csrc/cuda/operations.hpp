@@ -12,8 +12,9 @@
 
 namespace simtile::cuda {
 
-int64_t topk_workspace_bytes(const TopkArgs& args, const Device& device);
-void queue_topk(const TopkArgs& args, const Device& device, void* workspace, cudaStream_t stream);
+int64_t topk_workspace_bytes(const TopkArgs& args, const Device& device, bool scores_only);
+void queue_topk(const TopkArgs& args, const Device& device, void* workspace, bool scores_only, cudaStream_t stream);
+void queue_topk_merge(const TopkMergeArgs& args, cudaStream_t stream);
 
 void queue_info_nce(const InfoNceForwardArgs& args, const Device& device, cudaStream_t stream);
 

@@ -1,221 +1,233 @@
-// Which top-k kernels run, on what grid, with how much memory. The same code under nvcc and on the host: `launch` is called as
-// launch(kernel, grid, block, dynamic_shared_bytes, arguments...).
+// Which top-k kernels run, in which order. The same code under nvcc and on the host: `launch` is called as
+// launch(kernel, grid, block, dynamic_shared_bytes, argument).
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <stdexcept>
-#include <string>
-
-#include "tile/cuda_device.hpp"
-#include "topk/cuda.cuh"
-#include "topk/cuda_args.hpp"
+#include "cuda/topk_plan.hpp"
 
 namespace simtile::cuda {
 
 namespace topk {
 
-constexpr int64_t keys_per_pass = 1024;               // a list of more would leave no room for a block's warps
-constexpr int64_t most_row_bytes = 32 << 10;          // one query and its lists fit shared memory
-constexpr int64_t most_documents = int64_t(1) << 32;  // a key has 32 bits for a document
-constexpr int64_t shared_limit = 64 << 10;  // two blocks a multiprocessor on every device from sm_80 but 86, 89, 120
-constexpr int64_t blocks_per_multiprocessor = 4;  // not measured: 16 warps with 4 KiB of loads in flight each
-constexpr int scan_tile = 8;                      // queries of a block without the matrix unit
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-inline void check(const TopkArgs& args) {
-  const auto refuse = [](const std::string& what) { throw std::invalid_argument("topk: " + what); };
-  if (args.k < 1) refuse("k = " + std::to_string(args.k) + "; expected at least 1");
-  if (args.queries < 0 || args.queries >= int64_t(1) << 31)
-    refuse("queries: " + std::to_string(args.queries) + " rows; expected fewer than 2^31; split them");
-  if (args.documents < 0 || args.documents >= most_documents)
-    refuse("documents: " + std::to_string(args.documents) +
-           " rows; expected fewer than 2^32; split them and merge the results");
-  if (args.row_bytes < 1 || args.row_bytes > most_row_bytes)
-    refuse("documents: rows of " + std::to_string(args.row_bytes) + " bytes; expected 1 to " +
-           std::to_string(most_row_bytes));
-  if (args.metric == TopkMetric::hamming && args.scaled()) refuse("scales; Hamming distances have none");
-}
-
-// What a block may load at once: 16, 4 or 1 bytes, by the alignment of every row.
-inline int load_bytes(const TopkArgs& args) {
-  uint64_t bits = reinterpret_cast<uintptr_t>(args.queries_data) | reinterpret_cast<uintptr_t>(args.documents_data);
-  if (args.queries > 1) bits |= static_cast<uint64_t>(args.queries_stride);
-  if (args.documents > 1) bits |= static_cast<uint64_t>(args.documents_stride);
-  return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
-}
-
-struct Plan {
-  ScanArgs scan;  // without what changes from pass to pass
-  bool mma;
-  int load_bytes;   // the template arguments of topk_scan: BYTES,
-  int lanes;        // LANES,
-  int kernel_tile;  // and TILE, at least scan.tile
-  int warps;        // of a scanning block
-  int64_t shared_bytes;
-  int merge_warps;
-  int64_t merge_shared_bytes;
-  int64_t passes;
-  int64_t partial_keys;
-};
-
-// Queries a block and its warps: as many as fit shared memory, queries first, since each tile reads every document again.
-inline void fit(Plan& plan, const TopkArgs& args, const Device& device) {
-  const int64_t limit = std::min<int64_t>(shared_limit, static_cast<int64_t>(device.shared_bytes_per_block));
-  const auto fits = [&](int tile, int warps, int rows) {
-    plan.scan.tile = tile;
-    plan.warps = warps;
-    plan.shared_bytes = scan_shared_bytes(plan.scan, warps, rows);
-    return plan.shared_bytes <= limit;
-  };
-  if (args.metric == TopkMetric::int8 && args.queries > scan_tile && plan.load_bytes == 16 &&
-      args.row_bytes % 16 == 0) {
-    // 64 past a multiple of 128: eight lanes that read 16 bytes each, 4 of one query and 4 of the next, meet every bank once.
-    plan.scan.query_pitch = static_cast<int>(round_up(args.row_bytes - 64, 128) + 64);
-    const int tile = static_cast<int>(std::min<int64_t>(args.queries, mma_rows));
-    plan.mma = fits(tile, scan_warps, mma_rows) || fits(tile, scan_warps / 2, mma_rows);
-    if (plan.mma) return;
-  }
-  plan.scan.query_pitch = static_cast<int>(round_up(args.row_bytes, 16));
-  for (int tile = static_cast<int>(std::min<int64_t>(args.queries, scan_tile)); tile > 0; --tile)
-    if (fits(tile, scan_warps, tile)) return;
-  for (int warps = scan_warps / 2; warps > 0; warps /= 2)
-    if (fits(1, warps, 1)) return;
-  throw std::invalid_argument("topk: rows of " + std::to_string(args.row_bytes) + " bytes with k = " +
-                              std::to_string(args.k) + " need " + std::to_string(plan.shared_bytes) +
-                              " bytes of shared memory a block; this device allows " + std::to_string(limit));
-}
-
-// The instance of topk_scan. A tile of one query has its own: with one eighth of the sums, more warps fit a multiprocessor.
-// Where loads are narrow, they and not the registers are the limit. Lanes that share a document: as many as it has pieces
-// of 16 bytes, so that short rows leave few of them idle.
-inline void choose_kernel(Plan& plan) {
-  plan.kernel_tile = plan.load_bytes == 16 && plan.scan.tile == 1 ? 1 : scan_tile;
-  plan.lanes = 8;
-  if (plan.scan.kind != ScoreKind::distance || plan.load_bytes < 16) return;
-  if (plan.scan.row_bytes <= 32)
-    plan.lanes = 2;
-  else if (plan.scan.row_bytes <= 64)
-    plan.lanes = 4;
-}
-
-inline ListShape list_shape(int64_t keys) {
-  int capacity = warp_size;
-  while (capacity < keys) capacity *= 2;
-  return {capacity, std::max(warp_size, capacity / 4)};
-}
-
-inline Plan plan(const TopkArgs& args, const Device& device) {
-  check(args);
-  Plan plan = {};
-  plan.load_bytes = load_bytes(args);
-  plan.passes = std::max<int64_t>(1, ceil_div(std::min(args.k, args.documents), keys_per_pass));
-
-  ScanArgs& scan = plan.scan;
-  scan.queries = static_cast<const uint8_t*>(args.queries_data);
-  scan.documents = static_cast<const uint8_t*>(args.documents_data);
-  scan.query_scales = args.query_scales;
-  scan.document_scales = args.document_scales;
-  if (args.allow) (args.allow_stride ? scan.allow_each : scan.allow_all) = args.allow;
-  scan.queries_stride = args.queries_stride;
-  scan.documents_stride = args.documents_stride;
-  scan.allow_stride = args.allow_stride;
-  scan.query_count = args.queries;
-  scan.document_count = args.documents;
-  scan.row_bytes = static_cast<int>(args.row_bytes);
-  scan.keys = static_cast<int>(std::min(args.k, keys_per_pass));
-  scan.list = list_shape(scan.keys);
-  scan.kind = args.metric == TopkMetric::hamming ? ScoreKind::distance
-              : args.scaled()                    ? ScoreKind::scaled_dot
-                                                 : ScoreKind::dot;
-  if (args.queries > 0) fit(plan, args, device);
-  choose_kernel(plan);
-
-  scan.tiles = static_cast<int>(args.queries > 0 ? ceil_div(args.queries, scan.tile) : 0);
-  if (scan.tiles > 0 && args.documents > 0) {
-    const int64_t wanted = ceil_div(device.multiprocessors * blocks_per_multiprocessor, scan.tiles);
-    const int64_t round = plan.warps * warp_size;
-    // A split of fewer documents than keys would write a list that is mostly empty.
-    const int64_t per_split = std::max<int64_t>(ceil_div(args.documents, wanted), scan.keys);
-    scan.documents_per_split = round_up(per_split, round);
-    scan.splits = static_cast<int>(ceil_div(args.documents, scan.documents_per_split));
-  }
-  plan.partial_keys = args.queries * scan.keys * scan.splits;
-
-  plan.merge_warps = 1;
-  const auto merge_bytes = [&](int warps) { return int64_t(warps) * scan.list.keys() * int64_t(sizeof(Key)); };
-  while (plan.merge_warps < most_merge_warps && plan.merge_warps * warp_size < scan.splits &&
-         merge_bytes(2 * plan.merge_warps) <= shared_limit)
-    plan.merge_warps *= 2;
-  plan.merge_shared_bytes = merge_bytes(plan.merge_warps);
-  return plan;
-}
-
 using ScanKernel = void (*)(ScanArgs);
+using RowsKernel = void (*)(RowsArgs);
 
-template <class Metric, int LANES>
-ScanKernel wide_kernel(int tile) {
-  return tile == 1 ? topk_scan<Metric, 16, LANES, 1> : topk_scan<Metric, 16, LANES, scan_tile>;
+template <int LANES>
+ScanKernel packed_kernel(int tile) {
+  return tile == 1 ? topk_scan<Packed, 16, LANES, 1> : topk_scan<Packed, 16, LANES, packed_tile>;
 }
 
-template <class Metric>
-ScanKernel narrow_kernel(int load_bytes) {
-  return load_bytes == 1 ? topk_scan<Metric, 1, 8, scan_tile> : topk_scan<Metric, 4, 8, scan_tile>;
-}
-
-inline ScanKernel scan_kernel(const Plan& plan) {
-  if (plan.mma) return topk_scan_mma;
-  const bool hamming = plan.scan.kind == ScoreKind::distance;
-  if (plan.load_bytes < 16) {
-    return hamming ? narrow_kernel<Hamming>(plan.load_bytes) : narrow_kernel<Int8Dot>(plan.load_bytes);
+template <class Codes>
+ScanKernel scan_kernel_of(const Plan& plan) {
+  constexpr int tile = Codes::folded ? folded_tile : packed_tile;
+  if (plan.load_bytes == 1) return topk_scan<Codes, 1, 8, tile>;
+  if (plan.load_bytes == 4) return topk_scan<Codes, 4, 8, tile>;
+  if constexpr (!Codes::folded) {
+    if (plan.lanes == 2) return packed_kernel<2>(plan.kernel_tile);
+    if (plan.lanes == 4) return packed_kernel<4>(plan.kernel_tile);
   }
-  if (!hamming) return wide_kernel<Int8Dot, 8>(plan.kernel_tile);
-  if (plan.lanes == 2) return wide_kernel<Hamming, 2>(plan.kernel_tile);
-  if (plan.lanes == 4) return wide_kernel<Hamming, 4>(plan.kernel_tile);
-  return wide_kernel<Hamming, 8>(plan.kernel_tile);
+  return plan.kernel_tile == 1 ? topk_scan<Codes, 16, 8, 1> : topk_scan<Codes, 16, 8, tile>;
+}
+
+inline ScanKernel scan_kernel(const Plan& plan, TopkKind kind) {
+  switch (kind) {
+    case TopkKind::packed:
+      return plan.mma ? topk_scan_mma<Packed, 1> : scan_kernel_of<Packed>(plan);
+    case TopkKind::bits:
+      return plan.mma ? topk_scan_mma<Bits, 2> : scan_kernel_of<Bits>(plan);
+    case TopkKind::int4:
+      if (plan.mma) return plan.planes == 1 ? topk_scan_mma<Int4, 1> : topk_scan_mma<Int4, 2>;
+      return scan_kernel_of<Int4>(plan);
+    case TopkKind::int8:
+      if (plan.mma) return plan.planes == 1 ? topk_scan_mma<Int8, 1> : topk_scan_mma<Int8, 2>;
+      return scan_kernel_of<Int8>(plan);
+    default:
+      return plan.mma ? topk_scan_mma<Uint8, 2> : scan_kernel_of<Uint8>(plan);
+  }
+}
+
+template <class Codes>
+RowsKernel rows_kernel_of(const Plan& plan) {
+  return plan.load_bytes == 1 ? topk_rows<Codes, 1> : topk_rows<Codes, 4>;
+}
+
+inline RowsKernel rows_kernel(const Plan& plan, TopkKind kind) {
+  switch (kind) {
+    case TopkKind::packed:
+      return rows_kernel_of<Packed>(plan);
+    case TopkKind::bits:
+      return rows_kernel_of<Bits>(plan);
+    case TopkKind::int4:
+      return rows_kernel_of<Int4>(plan);
+    case TopkKind::int8:
+      return rows_kernel_of<Int8>(plan);
+    default:
+      return rows_kernel_of<Uint8>(plan);
+  }
+}
+
+inline dim3 grid(int64_t items, int per_block, int64_t rows = 1) {
+  return {static_cast<unsigned>(ceil_div(items, per_block)), static_cast<unsigned>(rows)};
+}
+
+inline Results results(const TopkArgs& args, int64_t first_query = 0) {
+  return {args.k, args.first_id, args.metric, static_cast<unsigned*>(args.scores) + first_query * args.k,
+          args.ids ? args.ids + first_query * args.k : nullptr};
+}
+
+template <class Launch>
+void prepare(const Plan& plan, const TopkArgs& args, const Launch& launch) {
+  if (plan.pack.rows > 0) {
+    launch(topk_pack_allow, grid(plan.pack.rows * plan.pack.words, fold_threads / warp_size), dim3(fold_threads), 0,
+           plan.pack);
+  }
+  if (args.is_folded()) {
+    constexpr size_t shared = (2 + fold_threads / warp_size) * sizeof(double);
+    launch(topk_fold, dim3(static_cast<unsigned>(args.queries)), dim3(fold_threads), shared, plan.fold);
+  }
+}
+
+template <class Launch>
+void scan(const Plan& plan, const ScanArgs& args, TopkKind kind, const Launch& launch) {
+  if (args.splits == 0) return;
+  launch(scan_kernel(plan, kind), dim3(static_cast<unsigned>(args.tiles) * static_cast<unsigned>(args.splits)),
+         dim3(static_cast<unsigned>(plan.warps * warp_size)), static_cast<size_t>(plan.shared_bytes), args);
+}
+
+// keys [queries, size] ascending, in steps between chunks and inside them.
+template <class Launch>
+void sort(Key* keys, int64_t size, int64_t queries, const Launch& launch) {
+  SortArgs args = {keys, size, 0, static_cast<int>(std::min<int64_t>(size, sort_chunk)), false, true};
+  const auto chunks = [&] {
+    launch(topk_sort_chunks, grid(size, args.chunk, queries), dim3(sort_threads),
+           static_cast<size_t>(args.chunk) * sizeof(Key), args);
+  };
+  chunks();
+  args.whole = false;
+  for (int64_t run = 2 * int64_t(args.chunk); run <= size; run *= 2) {
+    for (args.distance = run / 2; args.distance >= args.chunk; args.distance /= 2) {
+      args.flip = args.distance == run / 2;
+      launch(topk_sort_step, grid(size / 2, sort_threads, queries), dim3(sort_threads), 0, args);
+    }
+    chunks();
+  }
+}
+
+// Rows of `args` from `first` on.
+inline RowsArgs rows_args(const Plan& plan, const TopkArgs& args, int64_t first) {
+  const ScanArgs& scan = plan.scan;
+  RowsArgs rows = {};
+  rows.corpus = scan.corpus;
+  rows.queries = scan.queries + first * scan.queries_stride;
+  rows.queries_stride = scan.queries_stride;
+  rows.rows_stride = scan.rows_stride;
+  rows.terms = scan.terms ? scan.terms + first : nullptr;
+  rows.first_query = first;
+  rows.count = args.candidates ? args.candidate_count : args.documents;
+  return rows;
+}
+
+template <class Launch>
+void score(const Plan& plan, TopkKind kind, const RowsArgs& rows, int64_t queries, const Launch& launch) {
+  launch(rows_kernel(plan, kind), grid(rows.count, rows_threads / 8, queries), dim3(rows_threads), 0, rows);
+}
+
+// Every score of a batch of queries, then the best of them.
+template <class Launch>
+void select(const Plan& plan, const TopkArgs& args, const Device& device, int64_t first, const Launch& launch) {
+  RadixArgs radix = plan.radix;
+  const int64_t queries = std::min(plan.batch, args.queries - first);
+  const auto blocks = [&] {
+    const int64_t each = ceil_div(device.multiprocessors * blocks_per_multiprocessor, queries);
+    return dim3(static_cast<unsigned>(std::min(ceil_div(radix.count, radix_threads), each)),
+                static_cast<unsigned>(queries));
+  };
+  launch(topk_radix_begin, dim3(static_cast<unsigned>(queries)), dim3(radix_threads), 0, radix);
+  if (radix.count > 0) {
+    if (args.candidates) {
+      const CandidatesArgs candidates = {args.candidates + first * radix.count, radix.count, plan.candidate_keys,
+                                         plan.candidates};
+      launch(topk_candidates, grid(plan.candidates, sort_threads, queries), dim3(sort_threads), 0, candidates);
+      sort(plan.candidate_keys, plan.candidates, queries, launch);
+      RowsArgs rows = rows_args(plan, args, first);
+      rows.sorted = plan.candidate_keys;
+      rows.sorted_stride = plan.candidates;
+      rows.ordered = plan.scan.all;
+      score(plan, args.kind, rows, queries, launch);
+    } else {
+      Plan part = plan;
+      part.scan.queries += first * plan.scan.queries_stride;
+      if (part.scan.terms) part.scan.terms += first;
+      if (part.scan.corpus.allow) part.scan.corpus.allow += first * part.scan.corpus.allow_stride;
+      plan_splits(part, args, queries, device);
+      scan(part, part.scan, args.kind, launch);
+    }
+    if (!radix.all) {
+      for (radix.digit = 0; radix.digit < key_digits; ++radix.digit) {
+        launch(topk_radix_count, blocks(), dim3(radix_threads), digits * sizeof(unsigned), radix);
+        launch(topk_radix_digit, dim3(static_cast<unsigned>(queries)), dim3(warp_size), 0, radix);
+      }
+    }
+    launch(topk_radix_collect, blocks(), dim3(radix_threads), 0, radix);
+  }
+  sort(radix.keys, radix.size, queries, launch);
+  const ResultsArgs found = {radix.keys, radix.size, results(args, first)};
+  launch(topk_results, grid(args.k, sort_threads, queries), dim3(sort_threads), 0, found);
 }
 
 }  // namespace topk
 
 // Of the caller's workspace for exactly these arguments, pointers included. It is aligned to 256 bytes.
-inline int64_t workspace_bytes(const TopkArgs& args, const Device& device) {
-  const topk::Plan plan = topk::plan(args, device);
-  return (plan.partial_keys + (plan.passes > 1 ? args.queries : 0)) * static_cast<int64_t>(sizeof(topk::Key));
+inline int64_t workspace_bytes(const TopkArgs& args, const Device& device, bool scores_only = false) {
+  return topk::plan(args, device, nullptr, scores_only).bytes;
 }
 
 // Queues the kernels; throws std::invalid_argument before the first of them for what they cannot do.
 template <class Launch>
 void run(const TopkArgs& args, const Device& device, void* workspace, const Launch& launch) {
-  const topk::Plan plan = topk::plan(args, device);
+  topk::Plan plan = topk::plan(args, device, workspace);
   if (args.queries == 0) return;
-  topk::ScanArgs scan = plan.scan;
-  scan.partial = static_cast<topk::Key*>(workspace);
-  topk::Key* last = plan.passes > 1 ? scan.partial + plan.partial_keys : nullptr;
+  topk::prepare(plan, args, launch);
+  if (!plan.lists) {
+    for (int64_t first = 0; first < args.queries; first += plan.batch) topk::select(plan, args, device, first, launch);
+    return;
+  }
+  topk::scan(plan, plan.scan, args.kind, launch);
+  plan.merge.results = topk::results(args);
+  launch(topk::topk_merge, dim3(static_cast<unsigned>(args.queries)),
+         dim3(static_cast<unsigned>(plan.merge_warps * topk::warp_size)), static_cast<size_t>(plan.merge_shared_bytes),
+         plan.merge);
+}
 
-  for (int64_t pass = 0; pass < plan.passes; ++pass) {
-    if (scan.splits > 0) {
-      launch(topk::scan_kernel(plan), dim3(static_cast<unsigned>(scan.tiles) * static_cast<unsigned>(scan.splits)),
-             dim3(static_cast<unsigned>(plan.warps * topk::warp_size)), static_cast<size_t>(plan.shared_bytes), scan);
+// The scores of candidates where they stand: args.scores is [Q, candidate_count], k and ids are not used.
+template <class Launch>
+void run_rows(const TopkArgs& args, const Device& device, void* workspace, const Launch& launch) {
+  const topk::Plan plan = topk::plan(args, device, workspace, true);
+  if (args.queries == 0 || args.candidate_count == 0) return;
+  topk::prepare(plan, args, launch);
+  for (int64_t first = 0; first < args.queries; first += topk::launch_queries) {
+    topk::RowsArgs rows = topk::rows_args(plan, args, first);
+    rows.candidates = args.candidates + first * args.candidate_count;
+    rows.results = {args.candidate_count, 0, args.metric,
+                    static_cast<unsigned*>(args.scores) + first * args.candidate_count, nullptr};
+    topk::score(plan, args.kind, rows, std::min(topk::launch_queries, args.queries - first), launch);
+  }
+}
+
+template <class Launch>
+void run_merge(const TopkMergeArgs& args, const Launch& launch) {
+  for (int64_t first = 0; first < args.queries; first += topk::launch_queries) {
+    topk::CombineArgs combine = {};
+    for (int list = 0; list < 2; ++list) {
+      combine.counts[list] = args.counts[list];
+      combine.scores[list] = static_cast<const unsigned*>(args.scores[list]) + first * args.counts[list];
+      combine.ids[list] = args.ids[list] + first * args.counts[list];
     }
-    const int64_t first_place = pass * topk::keys_per_pass;
-    topk::MergeArgs merge = {};
-    merge.partial = scan.partial;
-    merge.splits = scan.splits;
-    merge.keys = scan.keys;
-    merge.list = scan.list;
-    merge.kind = scan.kind;
-    merge.first_place = first_place;
-    merge.places = pass + 1 < plan.passes ? topk::keys_per_pass : args.k - first_place;
-    merge.k = args.k;
-    merge.scores = static_cast<unsigned*>(args.scores);
-    merge.ids = args.ids;
-    merge.last = last;
-    launch(topk::topk_merge, dim3(static_cast<unsigned>(args.queries)),
-           dim3(static_cast<unsigned>(plan.merge_warps * topk::warp_size)),
-           static_cast<size_t>(plan.merge_shared_bytes), merge);
-    scan.after = last;
+    combine.results = {args.k, 0, args.metric, static_cast<unsigned*>(args.merged_scores) + first * args.k,
+                       args.merged_ids + first * args.k};
+    launch(topk::topk_combine,
+           topk::grid(args.counts[0] + args.counts[1], topk::combine_threads,
+                      std::min(topk::launch_queries, args.queries - first)),
+           dim3(topk::combine_threads), 0, combine);
   }
 }
 

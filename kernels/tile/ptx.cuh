@@ -39,6 +39,17 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// d += the bits that a row of A [16][256] and a column of B [256][8] have in common, d [16][8] int32. Words as above, 32 k each.
+__device__ __forceinline__ void mma_m16n8k256_and_popc(int32_t (&d)[4], const uint32_t (&a)[4],
+                                                       const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, "
+      "%1, "
+      "%2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Copies 16 bytes, both addresses aligned to 16, past the first-level cache. They are there for the calling thread after
 // cp_async_wait, for other threads after a barrier that follows it.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global) {

@@ -1,6 +1,9 @@
-// Top-k on a device: scan the documents in splits, merge the splits' lists. README.md beside this file tells how.
+// Search on a device. README.md beside this file tells how the parts work together.
 #pragma once
 
+#include "topk/fold.cuh"
 #include "topk/merge.cuh"
+#include "topk/radix.cuh"
+#include "topk/rows.cuh"
 #include "topk/scan.cuh"
 #include "topk/scan_mma.cuh"

@@ -1,4 +1,4 @@
-// The partial lists of one query's splits into the result: one block a query.
+// The partial lists of one query's splits into the result, one block a query; and two results into one.
 #pragma once
 
 #include "topk/score.cuh"
@@ -6,19 +6,31 @@
 namespace simtile::cuda::topk {
 
 constexpr int most_merge_warps = 16;
+constexpr int combine_threads = 256;
+
+// Where results go.
+struct Results {
+  int64_t k;
+  int64_t first_id;
+  TopkMetric metric;
+  unsigned* scores;  // [Q, k] the bits of int32 or float32
+  int64_t* ids;      // [Q, k]
+};
+
+__device__ inline void write_result(const Results& results, int64_t query, int64_t place, Key key) {
+  const bool missing = key == no_key;
+  const int64_t at = query * results.k + place;
+  results.scores[at] =
+      missing ? missing_score_bits(results.metric) : score_bits(static_cast<unsigned>(key >> 32), results.metric);
+  results.ids[at] = missing ? -1 : results.first_id + static_cast<int64_t>(key & 0xffffffffu);
+}
 
 struct MergeArgs {
   const Key* partial;  // [Q, keys, splits], ascending along keys
   int splits;
   int keys;
   ListShape list;
-  ScoreKind kind;
-  int64_t first_place;  // of these keys among the query's k
-  int64_t places;       // to write from there; those after `keys` are empty
-  int64_t k;
-  unsigned* scores;  // [Q, k] the bits of int32 or float32
-  int64_t* ids;      // [Q, k]
-  Key* last;         // [Q] for the next pass; or null
+  Results results;
 };
 
 // A lane walks down one split's list while the lanes beside it walk down the next ones, so that loads are side by side
@@ -52,16 +64,55 @@ static __global__ void __launch_bounds__(most_merge_warps* warp_size) topk_merge
   }
   flush_list(list, args.list, count);
   merge_warps(lists, args.list, warps, 1);
+  for (int64_t place = threadIdx.x; place < args.results.k; place += blockDim.x)
+    write_result(args.results, query, place, place < args.keys ? lists[place] : no_key);
+}
 
-  const int64_t start = query * args.k + args.first_place;
-  for (int64_t place = threadIdx.x; place < args.places; place += blockDim.x) {
-    const Key key = place < args.keys ? lists[place] : no_key;
-    const bool missing = key == no_key;
-    args.scores[start + place] =
-        missing ? missing_score_bits(args.kind) : score_bits(static_cast<unsigned>(key >> 32), args.kind);
-    args.ids[start + place] = missing ? -1 : static_cast<int64_t>(key & 0xffffffffu);
+struct CombineArgs {
+  const unsigned* scores[2];  // [Q, count] best first
+  const int64_t* ids[2];      // -1 last
+  int64_t counts[2];
+  Results results;
+};
+
+__device__ inline unsigned order_of_bits(unsigned bits, TopkMetric metric) {
+  if (metric == TopkMetric::hamming) return bits;
+  const float score = __uint_as_float(bits);
+  return order_cost(metric == TopkMetric::l2 ? score : -score);
+}
+
+// Two lists of a query become one, one thread for each of their results: its place is its own in its list, plus how many of the other
+// list come before it. Among equals those of the first list do. Grid (threads for both lists, queries).
+static __global__ void __launch_bounds__(combine_threads) topk_combine(const CombineArgs args) {
+  const int64_t query = blockIdx.y;
+  int64_t own = static_cast<int64_t>(blockIdx.x) * combine_threads + threadIdx.x;
+  const int list = own >= args.counts[0];
+  if (list) own -= args.counts[0];
+  if (own >= args.counts[list]) return;
+  const TopkMetric metric = args.results.metric;
+  const unsigned* scores = args.scores[list] + query * args.counts[list];
+  const int64_t id = args.ids[list][query * args.counts[list] + own];
+  const unsigned ordered = order_of_bits(scores[own], metric);
+  const unsigned* other_scores = args.scores[1 - list] + query * args.counts[1 - list];
+  const int64_t* other_ids = args.ids[1 - list] + query * args.counts[1 - list];
+
+  int64_t low = 0, high = args.counts[1 - list];
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    const int64_t other_id = other_ids[middle];
+    const unsigned other = order_of_bits(other_scores[middle], metric);
+    bool before = other < ordered || (other == ordered && (other_id < id || (list && other_id == id)));
+    if (other_id < 0 || id < 0) before = other_id < 0 ? list && id < 0 : true;
+    if (before) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
   }
-  if (args.last && threadIdx.x == 0) args.last[query] = lists[args.keys - 1];
+  const int64_t place = own + low;
+  if (place >= args.results.k) return;
+  args.results.scores[query * args.results.k + place] = scores[own];
+  args.results.ids[query * args.results.k + place] = id;
 }
 
 }  // namespace simtile::cuda::topk

@@ -13,7 +13,8 @@ namespace simtile::cuda::topk {
 
 using Key = unsigned long long;
 
-constexpr Key no_key = ~0ull;  // after every real key: its score is one that no metric gives
+constexpr Key no_key = ~0ull;               // after every real key
+constexpr unsigned no_order = 0xffffffffu;  // the upper half of a key that no score gives
 constexpr int warp_size = 32;
 constexpr unsigned full_warp = 0xffffffffu;
 

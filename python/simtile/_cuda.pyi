@@ -13,6 +13,7 @@ __all__: list[str] = [
     "info_nce_forward",
     "runtime_version",
     "topk",
+    "topk_merge",
     "topk_workspace_bytes",
     "wait_for_stream",
 ]
@@ -47,19 +48,28 @@ class TopkArgs:
     def __init__(
         self,
         *,
+        kind: str,
         metric: str,
         queries: typing.SupportsInt | typing.SupportsIndex,
         documents: typing.SupportsInt | typing.SupportsIndex,
-        row_bytes: typing.SupportsInt | typing.SupportsIndex,
+        dim: typing.SupportsInt | typing.SupportsIndex,
         queries_data: typing.SupportsInt | typing.SupportsIndex,
         queries_stride: typing.SupportsInt | typing.SupportsIndex,
         documents_data: typing.SupportsInt | typing.SupportsIndex,
         documents_stride: typing.SupportsInt | typing.SupportsIndex,
-        query_scales: typing.SupportsInt | typing.SupportsIndex,
-        document_scales: typing.SupportsInt | typing.SupportsIndex,
+        scale: typing.SupportsInt | typing.SupportsIndex,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+        factor: typing.SupportsInt | typing.SupportsIndex,
+        addend: typing.SupportsInt | typing.SupportsIndex,
+        query_scale: typing.SupportsInt | typing.SupportsIndex,
         allow: typing.SupportsInt | typing.SupportsIndex,
+        allow_bits: typing.SupportsInt | typing.SupportsIndex,
         allow_stride: typing.SupportsInt | typing.SupportsIndex,
+        rank: typing.SupportsInt | typing.SupportsIndex,
+        candidates: typing.SupportsInt | typing.SupportsIndex,
+        candidate_count: typing.SupportsInt | typing.SupportsIndex,
         k: typing.SupportsInt | typing.SupportsIndex,
+        first_id: typing.SupportsInt | typing.SupportsIndex,
         scores: typing.SupportsInt | typing.SupportsIndex,
         ids: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
@@ -81,9 +91,26 @@ def topk(
     stream: typing.SupportsInt | typing.SupportsIndex,
     workspace: typing.SupportsInt | typing.SupportsIndex,
     workspace_bytes: typing.SupportsInt | typing.SupportsIndex,
+    scores_only: bool,
+) -> None: ...
+def topk_merge(
+    *,
+    metric: str,
+    queries: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    first_count: typing.SupportsInt | typing.SupportsIndex,
+    first_scores: typing.SupportsInt | typing.SupportsIndex,
+    first_ids: typing.SupportsInt | typing.SupportsIndex,
+    second_count: typing.SupportsInt | typing.SupportsIndex,
+    second_scores: typing.SupportsInt | typing.SupportsIndex,
+    second_ids: typing.SupportsInt | typing.SupportsIndex,
+    scores: typing.SupportsInt | typing.SupportsIndex,
+    ids: typing.SupportsInt | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def topk_workspace_bytes(
-    args: TopkArgs, device: typing.SupportsInt | typing.SupportsIndex
+    args: TopkArgs, device: typing.SupportsInt | typing.SupportsIndex, scores_only: bool
 ) -> int: ...
 def wait_for_stream(
     device: typing.SupportsInt | typing.SupportsIndex,

@@ -38,6 +38,8 @@ uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t value, unsigned argument,
 uint32_t reduce(Reduction kind, unsigned mask, uint32_t value, Source source);
 void mma_bf16(float* d, const uint32_t* a, const uint32_t* b, Source source);
 void mma_s8(int32_t* d, const uint32_t* a, const uint32_t* b, Source source);
+void mma_and_popc(int32_t* d, const uint32_t* a, const uint32_t* b, Source source);
+unsigned atomic_add(unsigned* address, unsigned value, Source source);
 void copy_async(void* shared, const void* global, int valid_bytes, Source source);
 void commit_copies();
 void wait_for_copies(int left);
@@ -73,6 +75,10 @@ struct Launch {
 inline void __syncthreads(cuda_host::Source source = cuda_host::Source::here()) { cuda_host::sync_threads(source); }
 inline void __syncwarp(unsigned mask = ~0u, cuda_host::Source source = cuda_host::Source::here()) {
   cuda_host::sync_warp(mask, source);
+}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value, cuda_host::Source source = cuda_host::Source::here()) {
+  return cuda_host::atomic_add(address, value, source);
 }
 
 template <class T>

@@ -36,6 +36,8 @@ SIMTILE_CUDA_BITS(__float_as_uint, float, unsigned)
 SIMTILE_CUDA_BITS(__float_as_int, float, int)
 SIMTILE_CUDA_BITS(__uint_as_float, unsigned, float)
 SIMTILE_CUDA_BITS(__int_as_float, int, float)
+SIMTILE_CUDA_BITS(__double_as_longlong, double, long long)
+SIMTILE_CUDA_BITS(__longlong_as_double, long long, double)
 #undef SIMTILE_CUDA_BITS
 
 // The device's fast versions are off by an ulp or two; these are the accurate ones. __fmul_rn and __fadd_rn are never
@@ -45,6 +47,12 @@ inline float __logf(float x) { return logf(x); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double value) { return sqrt(value); }
+inline int __double2int_rn(double value) { return int(rint(value)); }  // of what an int holds
+inline float __double2float_rn(double value) { return float(value); }
 inline float __int2float_rn(int value) { return float(value); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 

@@ -15,6 +15,11 @@ inline void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint3
   cuda_host::mma_s8(d, a, b, source);
 }
 
+inline void mma_m16n8k256_and_popc(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                   cuda_host::Source source = cuda_host::Source::here()) {
+  cuda_host::mma_and_popc(d, a, b, source);
+}
+
 inline void cp_async_16(void* shared, const void* global, cuda_host::Source source = cuda_host::Source::here()) {
   cuda_host::copy_async(shared, global, 16, source);
 }

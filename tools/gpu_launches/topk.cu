@@ -6,22 +6,41 @@ namespace {
 
 using namespace simtile::cuda;
 
+TopkArgs arguments(TopkKind kind, int64_t alignment, int64_t dim, int64_t queries, int64_t k) {
+  TopkArgs args = {};
+  args.kind = kind;
+  args.metric = kind == TopkKind::packed ? TopkMetric::hamming : TopkMetric::dot;
+  args.queries = queries;
+  args.documents = 1 << 20;
+  args.dim = dim;
+  args.queries_data = args.documents_data = address(static_cast<std::size_t>(alignment));
+  args.queries_stride = args.documents_stride = topk::row_bytes(kind, dim);
+  args.k = k;
+  return args;
+}
+
 void record(const Device& device, const RecordLaunch& launch) {
-  for (const TopkMetric metric : {TopkMetric::hamming, TopkMetric::int8})
+  for (const TopkKind kind : {TopkKind::packed, TopkKind::bits, TopkKind::int4, TopkKind::int8, TopkKind::uint8})
     for (const int64_t alignment : {16, 4, 1})
-      for (const int64_t row_bytes : {32, 64, 128, 768, 4096})
+      for (const int64_t dim : {256, 512, 1024, 4096})
         for (const int64_t queries : {1, 8, 64})
-          for (const int64_t k : {1, 10, 100, 1024}) {
-            TopkArgs args = {};
-            args.metric = metric;
-            args.queries = queries;
-            args.documents = 1 << 20;
-            args.row_bytes = row_bytes;
-            args.queries_data = args.documents_data = address(alignment);
-            args.queries_stride = args.documents_stride = row_bytes;
-            args.k = k;
+          for (const int64_t k : {1, 10, 100, 1024, 65536}) {
+            TopkArgs args = arguments(kind, alignment, dim, queries, k);
+            run(args, device, nullptr, launch);
+            static const float scales[64] = {};
+            if (kind != TopkKind::int4 && kind != TopkKind::int8) continue;
+            args.query_scale = scales;
             run(args, device, nullptr, launch);
           }
+  TopkArgs args = arguments(TopkKind::packed, 16, 1024, 8, 100);
+  static const int64_t candidates[1] = {};
+  static const uint8_t allow[1] = {};
+  args.candidates = candidates;
+  args.candidate_count = 10000;
+  args.allow = allow;
+  run(args, device, nullptr, launch);
+  run_rows(args, device, nullptr, launch);
+  run_merge({TopkMetric::dot, 8, {100, 100}, 100, {}, {}, nullptr, nullptr}, launch);
 }
 
 }  // namespace

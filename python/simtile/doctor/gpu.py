@@ -74,17 +74,14 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
             what = "beyond 2^31 elements"
             found.append(add("4 x 2^21 x 1024", what, partial(_beyond, device, variant)))
     for kind in topk.KINDS if "cuda" in backends else ():
-        add = partial(Check, f"{kind}_topk", "cuda", "bits" if kind == "hamming" else "int8")
-        cases = list(topk.SMALL) if quick else [*topk.SMALL, *topk.LARGE]
-        if kind == "int8":
-            cases.append(topk.Case(9, 989, 100, 20, scaled=True, few=True, seed=7))
-        for topk_case in cases:
+        add = partial(Check, "topk", "cuda", kind)
+        for topk_case in list(topk.SMALL) if quick else [*topk.SMALL, *topk.LARGE]:
             exact = partial(topk.values, device, kind, topk_case)
             found.append(add(str(topk_case), "equal to NumPy's", exact))
-        if not quick:
+        if not quick and kind in topk.BEYOND:
             what = "beyond 2^31 bytes"
             beyond = partial(topk.beyond_31_bits, device, kind)
-            found.append(add("1 x (2^24 + 5) x 128, k = 1", what, beyond))
+            found.append(add("1 x (2^24 + 5) x 128 bytes, k = 1", what, beyond))
     return [check for check in found if _fits(device, check)]
 
 
@@ -243,7 +240,7 @@ def timings(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> lis
             found += [_step(device, variant, case) for case in cases]
     if "cuda" in backends:
         for kind in topk.KINDS:
-            found += [_search(device, kind, queries, quick) for queries in (1, 64)]
+            found += [_search(device, kind, queries, quick) for queries in (1, 100)]
     return found
 
 
@@ -287,27 +284,23 @@ def _step(device: TorchDevice, variant: Variant, case: Case) -> Timing:
 
 
 def _search(device: TorchDevice, kind: str, queries: int, quick: bool) -> Timing:
-    width, count = (128 if kind == "hamming" else 768), SEARCHED[quick]
-    dtype = torch.uint8 if kind == "hamming" else torch.int8
-    low, high = (0, 256) if kind == "hamming" else (-128, 128)
+    dim, count = (1024 if kind == "packed" else 768), SEARCHED[quick]
 
     def prepare() -> Callable[[], object]:
-        inputs = {
-            name: torch.randint(low, high, (rows, width), dtype=dtype, device=device.device)
-            for name, rows in (("queries", queries), ("documents", count))
-        }
-        return lambda: topk.run(kind, inputs, 10)
+        inputs = topk.timed_inputs(device, kind, queries, count, dim)
+        return lambda: topk.run(kind, dim, 10, inputs)
 
     return Timing(
-        f"{kind}_topk",
+        "topk",
         "cuda",
-        "bits" if kind == "hamming" else "int8",
-        f"{queries} x {count} x {width}, k = 10",
+        kind,
+        f"{queries} x {count} x {dim}, k = 10",
         "search",
         prepare,
-        2.0 * queries * count * width,
-        float(count * width),
-        "" if kind == "hamming" else "int8",
+        2.0 * queries * count * dim,
+        float(count * topk.width_of(kind, dim)),
+        "" if kind == "packed" else "int8",
+        topk.PLANES[kind],
     )
 
 

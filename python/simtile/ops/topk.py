@@ -1,362 +1,239 @@
-"""Exact top-k on a CUDA device: what the public search functions call for arrays that are there.
+"""Exact search on a CUDA device: what the public search functions call for arrays that are there.
 
-Arrays are of torch, CuPy or anything else that `simtile._device` reads; torch is not imported. A
-call returns once its kernels are queued on the stream of ``queries`` (see `simtile._device`); it
+The arguments are those of `simtile._core.topk` and its siblings, the definition of every score is
+`simtile.reference.topk`, and results are equal to the CPU's to the last bit. Arrays are of torch,
+CuPy or anything else that `simtile._device` reads; torch is not imported.
+
+A call returns once its kernels are queued on the stream of ``queries`` (see `simtile._device`); it
 neither waits nor, with ``out=`` and ``workspace=``, allocates, so a CUDA graph can capture it.
 Arrays must live until the stream has got there.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from simtile import _device, _gpu
 from simtile._device import DeviceArray
-
-MOST_DOCUMENTS = 2**32 - 1  # an id shares 64 bits with a 32-bit score
-
-
-def hamming_topk(
-    queries: Any,
-    documents: Any,
-    k: int,
-    *,
-    allow: Any = None,
-    out: tuple[Any, Any] | None = None,
-    workspace: Any = None,
-) -> tuple[Any, Any]:
-    """The k documents with the smallest Hamming distance to each query.
-
-    Parameters
-    ----------
-    queries, documents : arrays on one CUDA device, uint8 [Q, W] and [N, W]
-        Packed bits. Rows may have any stride, the elements of a row lie side by side.
-    k : int
-        At least 1. Beyond N, and where fewer documents are allowed, places hold id -1 and the
-        largest int32.
-    allow : array on the device, bool [N] or [Q, N], optional
-        A document with False never appears.
-    out : (scores, ids), optional
-        Where results go: int32 [Q, k] and int64 [Q, k], C order. Without it they are allocated as
-        the queries were, which needs torch tensors or CuPy arrays.
-    workspace : array on the device, optional
-        Scratch memory of at least `hamming_topk_workspace_bytes`, aligned to 256 bytes; allocated
-        like ``out`` when None.
-
-    Returns
-    -------
-    scores : int32 [Q, k]
-        Distances, ascending.
-    ids : int64 [Q, k]
-        Rows of ``documents``; ties are in ascending order of ids.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is not as described.
-    RuntimeError
-        There is no CUDA module, driver or device, or CUDA reports an error.
-    """
-    return _topk("hamming", queries, documents, k, None, None, allow, out, workspace)
+from simtile.ops._topk_call import (
+    SCORE_TYPES,
+    Call,
+    allocated,
+    check,
+    output,
+    run,
+    workspace_bytes,
+)
 
 
-def int8_topk(
-    queries: Any,
-    documents: Any,
-    k: int,
-    *,
-    query_scale: Any = None,
-    document_scale: Any = None,
-    allow: Any = None,
-    out: tuple[Any, Any] | None = None,
-    workspace: Any = None,
-) -> tuple[Any, Any]:
-    """The k documents with the largest dot product of int8 codes with each query.
-
-    Parameters
-    ----------
-    queries, documents : arrays on one CUDA device, int8 [Q, D] and [N, D]
-        Symmetric codes, D at most 32768. Rows may have any stride, the elements of a row lie side
-        by side.
-    k : int
-        At least 1. Beyond N, and where fewer documents are allowed, places hold id -1 and the
-        worst score: the smallest int32, or -inf with a scale.
-    query_scale, document_scale : arrays on the device, float32 [Q] and [N], optional
-        With either, a score is ``float32(dot) * (query_scale * document_scale)``, an absent scale
-        being 1; without both it is the integer dot product.
-    allow, out, workspace
-        As in `hamming_topk`; scores in ``out`` are int32, or float32 with a scale.
-
-    Returns
-    -------
-    scores : int32 or float32 [Q, k]
-        Descending.
-    ids : int64 [Q, k]
-        Rows of ``documents``; ties are in ascending order of ids.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is not as described.
-    RuntimeError
-        There is no CUDA module, driver or device, or CUDA reports an error.
-    """
-    return _topk("int8", queries, documents, k, query_scale, document_scale, allow, out, workspace)
-
-
-def hamming_topk_workspace_bytes(queries: Any, documents: Any, k: int, *, allow: Any = None) -> int:
-    """The bytes of scratch memory that `hamming_topk` needs for these arguments."""
-    call = _check("hamming", queries, documents, k, None, None, allow)
-    return _workspace_bytes(call, 0, 0)
-
-
-def int8_topk_workspace_bytes(
-    queries: Any,
-    documents: Any,
-    k: int,
-    *,
-    query_scale: Any = None,
-    document_scale: Any = None,
-    allow: Any = None,
-) -> int:
-    """The bytes of scratch memory that `int8_topk` needs for these arguments."""
-    call = _check("int8", queries, documents, k, query_scale, document_scale, allow)
-    return _workspace_bytes(call, 0, 0)
-
-
-class _Call(NamedTuple):
-    """Inputs that were checked."""
-
-    metric: str
-    k: int
-    arrays: dict[str, DeviceArray]
-    device: int
-    stream: int
-
-    @property
-    def score_dtype(self) -> str:
-        scaled = self.arrays.keys() & {"query_scale", "document_scale"}
-        return "float32" if scaled else "int32"
-
-    @property
-    def result_shape(self) -> tuple[int, int]:
-        return self.arrays["queries"].shape[0], self.k
-
-
-def _topk(
+def search(
+    kind: str,
     metric: str,
     queries: Any,
     documents: Any,
-    k: int,
+    dim: int,
+    scale: Any,
+    offset: Any,
+    factor: Any,
+    addend: Any,
     query_scale: Any,
-    document_scale: Any,
-    allow: Any,
-    out: tuple[Any, Any] | None,
-    workspace: Any,
+    k: int,
+    allow: Any = None,
+    rank: Any = None,
+    candidates: Any = None,
+    *,
+    first_id: int = 0,
+    out: tuple[Any, Any] | None = None,
+    workspace: Any = None,
 ) -> tuple[Any, Any]:
-    call = _check(metric, queries, documents, k, query_scale, document_scale, allow)
-    empty = _device.allocator(queries)
-    if out is None:
-        if empty is None:
-            raise ValueError(
-                f"out: found None, expected (scores, ids), {call.score_dtype} and int64 "
-                f"{list(call.result_shape)} on cuda:{call.device}: memory like that of "
-                f"{type(queries).__module__}.{type(queries).__qualname__} cannot be allocated here"
-            )
-        out = (empty(call.result_shape, call.score_dtype), empty(call.result_shape, "int64"))
-    scores, ids = _outputs(call, out)
-    if call.result_shape[0] == 0:
-        return out
-    needed = _workspace_bytes(call, scores.pointer, ids.pointer)
-    if workspace is None:
-        if empty is None and needed:
-            raise ValueError(
-                f"workspace: found None, expected {needed} bytes on cuda:{call.device}: memory "
-                f"like that of {type(queries).__module__}.{type(queries).__qualname__} cannot be "
-                "allocated here"
-            )
-        workspace = empty((needed,), "uint8") if empty is not None else None
-    arrays = [*call.arrays.values(), scores, ids]
-    address, size = 0, 0
-    if workspace is not None:
-        memory = _workspace(call, workspace, needed)
-        address, size = memory.pointer, memory.nbytes
-        arrays.append(memory)
-    cuda = _gpu.cuda_module()
-    with _device.ordered(arrays, call.device, call.stream):
-        cuda.topk(
-            _arguments(call, scores.pointer, ids.pointer),
-            device=call.device,
-            stream=call.stream,
-            workspace=address,
-            workspace_bytes=size,
-        )
+    """The k best documents for every query.
+
+    Parameters
+    ----------
+    kind : str
+        Of the documents: "packed" bits for metric "hamming"; codes "bits", "int4", "int8", "uint8".
+    metric : str
+        "hamming", "dot", "cosine" or "l2".
+    queries : array on a CUDA device, float32 [Q, D]
+        For packed documents uint8 [Q, ceil(D / 8)]; with ``query_scale`` int8 codes [Q, D]. Rows
+        may have any stride, the elements of a row lie side by side; so for documents.
+    documents : array, [N, D] or packed [N, ceil(D / 8)], int4 [N, ceil(D / 2)]
+        N below 2^32.
+    dim : int
+        D; packed bits at most 262144, others 32768.
+    scale, offset : float32 [D], or None
+        Of codes: a document is code * scale + offset.
+    factor, addend : float32 [N], or None
+        Of a document's score, as in `simtile.reference.topk`.
+    query_scale : float32 [Q], or None
+    k : int
+        From 1 to 65536. Beyond N, and where fewer documents are allowed, places hold id -1 and the
+        worst score.
+    allow : bool [N] or [Q, N]; uint32 or uint64 [words] or [Q, words]; optional
+        A document with False never appears. Words have document i as bit i % 32 (64) of word
+        i // 32 (64). A NumPy mask is copied to the device where queries are of torch.
+    rank : uint32 [N], optional
+        A permutation: the id of a row is rank[row], in results and for ties.
+    candidates : int64 [Q, C], optional
+        The only rows that a query may find; -1 is none, as is what is not below N, and twice the
+        same counts once.
+    first_id : int
+        Added to every id: that of row 0, where documents are a part of more.
+    out : (scores, ids), optional
+        Where results go: [Q, k] in C order. Without it they are allocated as the queries were,
+        which needs torch tensors or CuPy arrays.
+    workspace : array on the device, optional
+        Scratch memory of at least `search_workspace_bytes`, aligned to 256 bytes; allocated like
+        ``out`` when None.
+
+    Returns
+    -------
+    scores : float32 [Q, k], int32 for hamming
+        Best first: ascending for hamming and l2, else descending.
+    ids : int64 [Q, k]
+        Ties are in ascending order of ids.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described.
+    RuntimeError
+        There is no CUDA module, driver or device, or CUDA reports an error.
+    """
+    arrays = (queries, documents, scale, offset, factor, addend, query_scale)
+    call = check(kind, metric, dim, arrays, k, allow, rank, candidates, first_id)
+    shape = (call.queries, call.k)
+    types = (SCORE_TYPES[metric], "int64")
+    out = allocated(call, queries, out, shape, types)
+    scores, ids = (
+        output(call, name, x, shape, dtype)
+        for name, x, dtype in zip(("scores", "ids"), out, types, strict=True)
+    )
+    run(call, queries, workspace, (scores, ids), scores_only=False)
+    return out[0], out[1]
+
+
+def score_rows(
+    kind: str,
+    metric: str,
+    queries: Any,
+    documents: Any,
+    dim: int,
+    scale: Any,
+    offset: Any,
+    factor: Any,
+    addend: Any,
+    query_scale: Any,
+    candidates: Any,
+    *,
+    out: Any = None,
+    workspace: Any = None,
+) -> Any:
+    """The scores of rows, [Q, C]; the worst where the row is -1, NaN where the score is.
+
+    Arguments are those of `search`; ``out`` is the array of scores.
+    """
+    arrays = (queries, documents, scale, offset, factor, addend, query_scale)
+    if candidates is None:
+        raise TypeError("candidates: found None, expected int64 [Q, C]")
+    call = check(kind, metric, dim, arrays, 1, None, None, candidates, 0)
+    shape = call.arrays["candidates"].shape
+    given = None if out is None else (out,)
+    (out,) = allocated(call, queries, given, shape, (SCORE_TYPES[metric],))
+    scores = output(call, "scores", out, shape, SCORE_TYPES[metric])
+    run(call, queries, workspace, (scores,), scores_only=True)
     return out
 
 
-def _check(
+def merge(
+    metric: str,
+    first: tuple[Any, Any],
+    second: tuple[Any, Any],
+    k: int,
+    *,
+    out: tuple[Any, Any] | None = None,
+) -> tuple[Any, Any]:
+    """The k best of two results of the same queries, for documents that come in parts.
+
+    Parameters
+    ----------
+    metric : str
+    first, second : (scores, ids) on one CUDA device, [Q, k1] and [Q, k2] in C order
+        As `search` returns them.
+    k : int
+        At most k1 + k2.
+    out : (scores, ids), optional
+        As in `search`.
+
+    Returns
+    -------
+    scores, ids : [Q, k]
+    """
+    if metric not in SCORE_TYPES:
+        raise ValueError(f"metric: found {metric!r}, expected one of {list(SCORE_TYPES)}")
+    stream = _device.call_stream(first[0])
+    lists: dict[str, DeviceArray] = {}
+    types = (SCORE_TYPES[metric], "int64")
+    for name, pair in (("first", first), ("second", second)):
+        for what, x, dtype in zip(("scores", "ids"), pair, types, strict=True):
+            array = _device.view(f"{name}: {what}", x, stream)
+            if array.dtype != dtype or len(array.shape) != 2 or not array.is_contiguous:
+                raise ValueError(f"{name}: {what}: found {array}, expected {dtype} [Q, k], C order")
+            lists[f"{name}: {what}"] = array
+        if lists[f"{name}: scores"].shape != lists[f"{name}: ids"].shape:
+            raise ValueError(
+                f"{name}: found {lists[f'{name}: scores']} and {lists[f'{name}: ids']}, expected "
+                "one shape"
+            )
+    (q, k1), (q2, k2) = lists["first: scores"].shape, lists["second: scores"].shape
+    if q != q2 or not 1 <= k <= k1 + k2:
+        raise ValueError(
+            f"second: found results of {q2} queries and k = {k}, expected {q} queries as in first "
+            f"and k from 1 to {k1 + k2}"
+        )
+    call = Call("", metric, k, 0, 0, lists, _device.check_same_device(lists), stream)
+    out = allocated(call, first[0], out, (q, k), types)
+    scores, ids = (
+        output(call, name, x, (q, k), dtype)
+        for name, x, dtype in zip(("scores", "ids"), out, types, strict=True)
+    )
+    if q:
+        with _device.ordered([*lists.values(), scores, ids], call.device, stream):
+            _gpu.cuda_module().topk_merge(
+                metric=metric,
+                queries=q,
+                k=k,
+                first_count=k1,
+                first_scores=lists["first: scores"].pointer,
+                first_ids=lists["first: ids"].pointer,
+                second_count=k2,
+                second_scores=lists["second: scores"].pointer,
+                second_ids=lists["second: ids"].pointer,
+                scores=scores.pointer,
+                ids=ids.pointer,
+                device=call.device,
+                stream=stream,
+            )
+    return out[0], out[1]
+
+
+def search_workspace_bytes(
+    kind: str,
     metric: str,
     queries: Any,
     documents: Any,
-    k: int,
+    dim: int,
+    scale: Any,
+    offset: Any,
+    factor: Any,
+    addend: Any,
     query_scale: Any,
-    document_scale: Any,
-    allow: Any,
-) -> _Call:
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"k: found {k!r}, expected an int")
-    k = int(k)
-    if k < 1:
-        raise ValueError(f"k: found {k}, expected at least 1")
-    stream = _device.call_stream(queries)
-    given = {
-        "queries": queries,
-        "documents": documents,
-        "query_scale": query_scale,
-        "document_scale": document_scale,
-        "allow": allow,
-    }
-    arrays = {
-        name: _device.view(name, x, stream)
-        for name, x in given.items()
-        if x is not None or name in ("queries", "documents")
-    }
-    dtype, hint = {
-        "hamming": ("uint8", "packed bits, as numpy.packbits and simtile.quantize make them"),
-        "int8": ("int8", "symmetric codes"),
-    }[metric]
-    for name, rows in (("queries", "Q"), ("documents", "N")):
-        _check_matrix(name, arrays[name], dtype, rows, hint)
-    q, width = arrays["queries"].shape
-    n = arrays["documents"].shape[0]
-    if arrays["documents"].shape[1] != width:
-        raise ValueError(
-            f"documents: found {arrays['documents']}, expected [N, {width}] because queries are "
-            f"{list(arrays['queries'].shape)}"
-        )
-    if n > MOST_DOCUMENTS:
-        raise ValueError(
-            f"documents: found {n} rows, expected fewer than 2^32; search them in parts and merge"
-        )
-    for name, size, per in (("query_scale", q, "query"), ("document_scale", n, "document")):
-        scale = arrays.get(name)
-        if scale is not None and (
-            scale.dtype != "float32" or scale.shape != (size,) or not scale.is_contiguous
-        ):
-            raise ValueError(
-                f"{name}: found {scale} with strides {list(scale.strides)} bytes, expected float32 "
-                f"[{size}], one per {per}, side by side"
-            )
-    if "allow" in arrays:
-        _check_allow(arrays["allow"], q, n)
-    return _Call(metric, k, arrays, _device.check_same_device(arrays), stream)
-
-
-def _check_matrix(name: str, array: DeviceArray, dtype: str, rows: str, what: str) -> None:
-    if array.dtype != dtype:
-        raise ValueError(f"{name}: found {array}, expected {dtype} ({what})")
-    if len(array.shape) != 2:
-        hint = "; a single vector is x[None, :]" if len(array.shape) == 1 else ""
-        raise ValueError(f"{name}: found {array}, expected [{rows}, W]{hint}")
-    if array.shape[1] == 0:
-        raise ValueError(f"{name}: found {array}, expected at least one column")
-    _check_rows(name, array)
-
-
-def _check_rows(name: str, array: DeviceArray) -> None:
-    """Raise unless the elements of a row lie side by side, and rows come one after the other."""
-    beside = array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
-    forward = len(array.shape) == 1 or array.shape[0] <= 1 or array.strides[0] >= 0
-    if not (beside and forward):
-        raise ValueError(
-            f"{name}: found strides {list(array.strides)} bytes, expected {array.itemsize} in the "
-            "last axis and none below 0; pass a copy (torch: x.contiguous(), CuPy: "
-            "cupy.ascontiguousarray(x))"
-        )
-
-
-def _check_allow(allow: DeviceArray, q: int, n: int) -> None:
-    if allow.dtype != "bool":
-        raise ValueError(
-            f"allow: found {allow}, expected a mask of bool [{n}] or [{q}, {n}]; "
-            "ids are not taken here: mask[ids] = True makes one"
-        )
-    if allow.shape not in ((n,), (q, n)):
-        raise ValueError(
-            f"allow: found {allow}, expected [{n}], one per document, or [{q}, {n}], one row per "
-            "query"
-        )
-    _check_rows("allow", allow)
-
-
-def _outputs(call: _Call, out: tuple[Any, Any]) -> tuple[DeviceArray, DeviceArray]:
-    if not isinstance(out, (tuple, list)) or len(out) != 2:
-        raise TypeError(f"out: found {type(out).__name__}, expected a pair (scores, ids)")
-    views = []
-    for name, x, dtype in (("scores", out[0], call.score_dtype), ("ids", out[1], "int64")):
-        array = _device.view(f"out: {name}", x, call.stream)
-        if array.dtype != dtype or array.shape != call.result_shape:
-            raise ValueError(
-                f"out: {name}: found {array}, expected {dtype} {list(call.result_shape)}"
-            )
-        if not array.is_contiguous or array.read_only:
-            raise ValueError(
-                f"out: {name}: found {'read-only memory' if array.read_only else 'gaps'}, expected "
-                "an array in C order that can be written"
-            )
-        _device.check_same_device({"queries": call.arrays["queries"], f"out: {name}": array})
-        views.append(array)
-    return views[0], views[1]
-
-
-def _workspace(call: _Call, workspace: Any, needed: int) -> DeviceArray:
-    array = _device.view("workspace", workspace, call.stream)
-    if array.nbytes < needed or array.pointer % 256 or not array.is_contiguous or array.read_only:
-        raise ValueError(
-            f"workspace: found {array}, {array.nbytes} bytes at address {array.pointer:#x}, "
-            f"expected at least {needed} bytes without gaps, aligned to 256, that can be written"
-        )
-    _device.check_same_device({"queries": call.arrays["queries"], "workspace": array})
-    return array
-
-
-def _arguments(call: _Call, scores: int, ids: int) -> Any:
-    queries, documents = call.arrays["queries"], call.arrays["documents"]
-    allow = call.arrays.get("allow")
-
-    def pointer(name: str) -> int:
-        array = call.arrays.get(name)
-        # The null pointer of an empty array would read as an argument that was not given.
-        return 0 if array is None else array.pointer or queries.pointer
-
-    return _gpu.cuda_module().TopkArgs(
-        metric=call.metric,
-        queries=queries.shape[0],
-        documents=documents.shape[0],
-        row_bytes=queries.shape[1],
-        queries_data=queries.pointer,
-        queries_stride=_row_stride(queries),
-        documents_data=documents.pointer,
-        documents_stride=_row_stride(documents),
-        query_scales=pointer("query_scale"),
-        document_scales=pointer("document_scale"),
-        allow=pointer("allow"),
-        allow_stride=0 if allow is None or len(allow.shape) == 1 else _row_stride(allow),
-        k=call.k,
-        scores=scores,
-        ids=ids,
-    )
-
-
-def _workspace_bytes(call: _Call, scores: int, ids: int) -> int:
-    if call.result_shape[0] == 0:
-        return 0
-    needed: int = _gpu.cuda_module().topk_workspace_bytes(
-        _arguments(call, scores, ids), device=call.device
-    )
-    return needed
-
-
-def _row_stride(array: DeviceArray) -> int:
-    # Of a single row it is whatever the producer found handy.
-    return array.strides[0] if array.shape[0] > 1 else array.shape[1] * array.itemsize
+    k: int,
+    allow: Any = None,
+    rank: Any = None,
+    candidates: Any = None,
+) -> int:
+    """The bytes of scratch memory that `search` needs for these arguments."""
+    arrays = (queries, documents, scale, offset, factor, addend, query_scale)
+    call = check(kind, metric, dim, arrays, k, allow, rank, candidates, 0)
+    return workspace_bytes(call, (), scores_only=False)

@@ -124,7 +124,7 @@ void mma(const char* operation, T* d, const uint32_t* a, const uint32_t* b, Sour
   constexpr int per_register = K / 8;
   const MmaInput<T> input{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}};
   const auto compute = [&](const Lanes<MmaInput<T>, MmaOutput<T>>& lanes) {
-    T left[16][K], right[K][8];
+    decltype(element(0u, 0)) left[16][K], right[K][8];
     lanes.each([&](int lane) {
       const int group = lane / 4, first = lane % 4 * per_register;
       for (int i = 0; i < per_register; ++i) {
@@ -201,6 +201,13 @@ void mma_s8(int32_t* d, const uint32_t* a, const uint32_t* b, Source source) {
   const auto element = [](uint32_t word, int i) { return int32_t(int8_t(word >> 8 * i)); };
   const auto add = [](int32_t sum, int32_t x, int32_t y) { return int32_t(uint32_t(sum) + uint32_t(x * y)); };
   mma<32>("mma_m16n8k32_s8", d, a, b, source, element, add);
+}
+
+// 32 bits of k at a time.
+void mma_and_popc(int32_t* d, const uint32_t* a, const uint32_t* b, Source source) {
+  const auto element = [](uint32_t word, int) { return word; };
+  const auto add = [](int32_t sum, uint32_t x, uint32_t y) { return sum + __builtin_popcount(x & y); };
+  mma<8>("mma_m16n8k256_and_popc", d, a, b, source, element, add);
 }
 
 }  // namespace cuda_host

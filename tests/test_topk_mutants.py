@@ -1,0 +1,364 @@
+"""Planted mistakes in the CUDA search: every one must be seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cuda_host import build
+from search_cases import Case
+from topk_cases import check
+from topk_cuda import Host
+
+from simtile.reference import topk_numpy as oracle
+
+ORDERS = (0, 1, 2, 3)
+
+FOLDER = "kernels/topk/"
+
+# name, file, what was, what is
+PLANTED = (
+    (
+        "buffer sorted before it is filled",
+        "select.cuh",
+        "buffer[i] = no_key;\n  __syncwarp();",
+        "buffer[i] = no_key;",
+    ),
+    (
+        "sorting steps run into each other",
+        "select.cuh",
+        "order_pair(keys[first], keys[first + distance]);\n  }\n  __syncwarp();",
+        "order_pair(keys[first], keys[first + distance]);\n  }",
+    ),
+    (
+        "warps merged before they are done",
+        "select.cuh",
+        "  __syncthreads();\n  for (int apart",
+        "  for (int apart",
+    ),
+    (
+        "queries used before they are there",
+        "block.cuh",
+        "  __syncthreads();\n  return block;",
+        "  return block;",
+    ),
+    (
+        "ties to the higher index",
+        "select.cuh",
+        "if (b < a) {",
+        "if ((b ^ 0xffffffffu) < (a ^ 0xffffffffu)) {",
+    ),
+    (
+        "last document of a split left out",
+        "block.cuh",
+        "block.begin + args.documents_per_split, args",
+        "block.begin + args.documents_per_split - 1, args",
+    ),
+    (
+        "one document too many",
+        "block.cuh",
+        "(1u << left) - 1 : 0;",
+        "(2u << left) - 1 : 0;",
+    ),
+    (
+        "masks of the block's first query alone",
+        "block.cuh",
+        "for (int q = 1; q < count; ++q) allowed",
+        "for (int q = 1; q < count - count; ++q) allowed",
+    ),
+    (
+        "mask of another query",
+        "scan.cuh",
+        "allowed_word(corpus, base, query, 1)",
+        "allowed_word(corpus, base, q, 1)",
+    ),
+    (
+        "mask of another query, mma",
+        "scan_mma.cuh",
+        "allowed_word(corpus, base, block.first_query + q, 1)",
+        "allowed_word(corpus, base, block.first_query + group, 1)",
+    ),
+    (
+        "butterfly keeps the wrong half",
+        "scan.cuh",
+        "const bool upper = lane_index() & apart;",
+        "const bool upper = lane_index() & 1;",
+    ),
+    (
+        "threshold one place too early",
+        "scan.cuh",
+        "put(threshold, q, threshold_of<Codes>(corpus, list[args.keys - 1]));",
+        "put(threshold, q, threshold_of<Codes>(corpus, list[args.keys - 2]));",
+    ),
+    (
+        "last keys not flushed",
+        "scan.cuh",
+        "args.list, __shfl_sync(full_warp, buffered, q));",
+        "args.list, 0 * __shfl_sync(full_warp, buffered, q));",
+    ),
+    (
+        "lanes race for a place",
+        "scan.cuh",
+        "count + __popc(takers & lanes_below())] = key;",
+        "count] = key;",
+    ),
+    (
+        "buffer overflows",
+        "scan.cuh",
+        "if (count + __popc(takers) > args.list.buffer) {",
+        "if (count > args.list.buffer) {",
+    ),
+    (
+        "end of a row left out",
+        "scan.cuh",
+        "block, whole_pieces, corpus.row_bytes);",
+        "block, whole_pieces, whole_pieces);",
+    ),
+    (
+        "equal scores of a lower rank are too late",
+        "scan.cuh",
+        "ordered + (corpus.rank && last != no_key ? 1 : 0)",
+        "ordered",
+    ),
+    ("NaN is found", "score.cuh", "return 0xffffffffu;", "return 0xfffffffeu;"),
+    ("-0 is not 0", "score.cuh", "__float_as_uint(cost + 0.0f)", "__float_as_uint(cost)"),
+    (
+        "bound above the cost",
+        "score.cuh",
+        "fmaf(-0x1p-19f, most, cost)",
+        "fmaf(0x1p-19f, most, cost)",
+    ),
+    ("l2 below zero", "score.cuh", "score < 0 ? 0 : score", "score"),
+    ("shift of uint8 left out", "score.cuh", "256ll * hi + lo + terms.shift", "256ll * hi + lo"),
+    (
+        "product and sum fused",
+        "score.cuh",
+        "__dadd_rn(__dmul_rn(terms.slope, dot), terms.level)",
+        "fma(terms.slope, dot, terms.level)",
+    ),
+    (
+        "halves of int4 swapped",
+        "score.cuh",
+        "(part ? word : word << 4)",
+        "(part ? word << 4 : word)",
+    ),
+    ("bits from the other end", "fold.cuh", "7 - part : part", "part : part"),
+    ("carry of the low byte lost", "fold.cuh", "(z - lo) / 256", "z / 256"),
+    (
+        "sums read before they are there",
+        "fold.cuh",
+        "  __syncthreads();\n  for (int w = 0; w < warps; ++w) largest",
+        "  for (int w = 0; w < warps; ++w) largest",
+    ),
+    (
+        "largest weight overwritten while it is read",
+        "fold.cuh",
+        "largest = __longlong_as_double(largest_bits);\n  __syncthreads();",
+        "largest = __longlong_as_double(largest_bits);",
+    ),
+    (
+        "sum in another order",
+        "fold.cuh",
+        "i = lane_index(); i < dim",
+        "i = 31 - lane_index(); i < dim",
+    ),
+    ("mask bits beyond N", "fold.cuh", "document < args.documents;", "document <= args.documents;"),
+    (
+        "words of a fragment swapped",
+        "scan_mma.cuh",
+        "{documents[tile].word[half], documents[tile].word[half + 1]}",
+        "{documents[tile].word[half + 1], documents[tile].word[half]}",
+    ),
+    (
+        "accumulators of other documents",
+        "scan_mma.cuh",
+        "2 * (lane_index() % 4) + slot % 2",
+        "lane_index() % 4 + slot % 2 * 4",
+    ),
+    (
+        "planes swapped",
+        "scan_mma.cuh",
+        "slot % 4 / 2][slot / 4][slot % 2 + 2];",
+        "slot % 4 / 2][slot / 4][slot % 2];",
+    ),
+    (
+        "ones of another document",
+        "scan_mma.cuh",
+        "document % mma_columns * 4);",
+        "document % mma_columns);",
+    ),
+    (
+        "lanes of a group share a place",
+        "scan_mma.cuh",
+        "if (other < lane % 4) before += theirs;",
+        "",
+    ),
+    (
+        "a list is left while some lanes are below the threshold",
+        "merge.cuh",
+        "if (takers == 0) break;",
+        "if (takers != full_warp) break;",
+    ),
+    ("merged with the wrong order of ties", "merge.cuh", "other_id < id ||", "other_id > id ||"),
+    (
+        "an empty place before a result",
+        "merge.cuh",
+        "before = other_id < 0 ? list && id < 0 : true;",
+        "before = true;",
+    ),
+    (
+        "twice the same candidate",
+        "rows.cuh",
+        "if (place > 0 && keys[place - 1] == keys[place]) document = no_document;",
+        "",
+    ),
+    (
+        "candidates that are not allowed",
+        "rows.cuh",
+        "document % warp_size & 1 ? document : no_document;",
+        "document % warp_size & 1 ? document : document;",
+    ),
+    (
+        "candidates of NaN scores",
+        "rows.cuh",
+        "missing ? missing_score_bits(metric) : score_bits",
+        "ordered == no_order ? missing_score_bits(metric) : score_bits",
+    ),
+    (
+        "counts of the pass before",
+        "radix.cuh",
+        "    histogram[i] = 0;\n    sum",
+        "    sum",
+    ),
+    (
+        "digits before are not compared",
+        "radix.cuh",
+        "if (((key ^ prefix) >> shift >> digit_bits) == 0) atomic",
+        "atomic",
+    ),
+    (
+        "counted before cleared",
+        "radix.cuh",
+        "counts[i] = 0;\n  __syncthreads();",
+        "counts[i] = 0;",
+    ),
+    ("k-th key left out", "radix.cuh", "taken = key <= last", "taken = key < last"),
+    (
+        "rank not in a key",
+        "radix.cuh",
+        "args.rank ? args.rank[document] : static_cast",
+        "static_cast",
+    ),
+    (
+        "sorting steps of a block run into each other",
+        "sort.cuh",
+        "order_pair_of(shared, pair, distance, flip);\n      __syncthreads();",
+        "order_pair_of(shared, pair, distance, flip);",
+    ),
+    (
+        "runs met from the same end",
+        "sort.cuh",
+        "flip ? 2 * distance - 1 - within : distance + within",
+        "distance + within",
+    ),
+)
+MUTANTS = [
+    build.Mutation(name, FOLDER + file, before, after) for name, file, before, after in PLANTED
+]
+
+
+def improving():
+    """Every document is better than those before, and one of every 32 is not allowed."""
+    case = Case("int8", "dot", 1, 3000, 64, 10, allow="all")
+    order = np.argsort(oracle.scores_of(*operands_of_first(case)))
+    case["documents"][...] = case["documents"][order]
+    case["allow"][::32] = False
+    return case
+
+
+def one_warp_has_the_best():
+    """The best documents, first the best and last the second, where one warp meets them all."""
+    case = Case("int8", "dot", 1, 3000, 64, 2)
+    order = np.argsort(oracle.scores_of(*operands_of_first(case)))
+    places = np.flatnonzero(np.arange(3000) // 32 % 4 == 0)[:160]
+    best = np.roll(order[-160:], 1)
+    others = np.delete(np.arange(3000), places)
+    moved = np.empty_like(order)
+    moved[places], moved[others] = best, order[:-160]
+    case["documents"][...] = case["documents"][moved]
+    return case
+
+
+def operands_of_first(case):
+    kind, metric, queries, documents, dim, *scales, query_scale = case.operands
+    return (kind, metric, queries[0], oracle.wide(kind, documents, dim), dim, *scales, query_scale)
+
+
+def near_zero():
+    """Distances that rounding takes below zero: documents that the queries were made of."""
+    case = Case("int8", "l2", 3, 333, 33, 20)
+    case["queries"][...] = oracle.wide("int8", case["documents"][:3], 33) * case["scale"]
+    case["queries"][...] += case["offset"]
+    return case
+
+
+# Together they see every mutant: ties, masks, several splits and tiles, tails, lists that fill up
+# and improve, every other document found, all scan kernels, selection from scores.
+REVEALING = [
+    Case("packed", "hamming", 9, 989, 392, 33, values="few", allow="per query"),
+    Case("packed", "hamming", 1, 989, 144, 10, rank=True, values="few"),
+    Case("packed", "hamming", 1, 989, 150, 10),
+    Case("packed", "hamming", 1, 1900, 128, 1000),
+    Case("packed", "hamming", 17, 989, 384, 10),
+    Case("int8", "dot", 1, 3000, 64, 100),
+    one_warp_has_the_best(),
+    improving(),
+    near_zero(),
+    Case("int8_vector", "dot", 4, 989, 80, 10, values="special"),
+    Case("int8", "cosine", 9, 989, 128, 10, allow="per query", values="few"),
+    Case("uint8", "dot", 5, 989, 96, 50, values="zeros"),
+    Case("int4", "l2", 2, 989, 111, 120),
+    Case("bits", "cosine", 3, 989, 65, 50),
+    Case("bits", "dot", 9, 989, 128, 50),
+    Case("packed", "hamming", 2, 6000, 64, 1025, values="few", rank=True),
+    Case("int8", "dot", 2, 6000, 16, 1500, allow="some"),
+    Case("int8_vector", "cosine", 2, 111, 40, 30, candidates=90, allow="some", values="special"),
+]
+
+
+def faults(module):
+    """What the revealing cases find: wrong results, and what the shim forbids."""
+    for case in REVEALING:
+        expected = case.topk(oracle)
+        scored = case["candidates"] is not None
+        for order in ORDERS:
+            # one multiprocessor: many documents for every list
+            host = Host(module, order, multiprocessors=1)
+            try:
+                check(case.topk(host), expected)
+                if scored:
+                    np.testing.assert_array_equal(case.score_rows(host), case.score_rows(oracle))
+                check(merged(host, case, expected), expected)
+            except (AssertionError, RuntimeError) as error:
+                return f"{case}, order {order}: {error}"
+    return None
+
+
+def merged(host, case, expected):
+    """The results dealt out to two lists, and merged."""
+    scores, ids = expected
+    parts = []
+    for first in (0, 1):
+        places = np.arange(first, case.k, 2)
+        parts.append(tuple(np.ascontiguousarray(x[:, places]) for x in (scores, ids)))
+    return host.merge(case.metric, *parts, case.k)
+
+
+@pytest.mark.slow  # eighteen cases in four orders
+def test_no_mutant_no_fault():
+    assert faults(build.load("topk")) is None
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mutation", MUTANTS, ids=lambda mutation: mutation.name)
+def test_mutant_is_caught(mutation):
+    assert faults(build.load("topk", mutation=mutation)) is not None
