@@ -7,7 +7,7 @@ call of a search takes one snapshot of the rows and works on that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ class DocumentIndex:
     `_encodings` may change once, when the first documents are added to an index whose ranges come
     from them: before that there is nothing to search.
     """
+
+    FILE_KIND: ClassVar[str]  # what its files say they hold
 
     def __init__(self, encodings: tuple[Encoding, ...]) -> None:
         self._encodings = encodings
@@ -179,7 +181,7 @@ class DocumentIndex:
             "automatic_ids": snapshot.automatic,
             "next_id": snapshot.next_id,
         }
-        _files.write(path, type(self).__name__, described, sections)
+        _files.write(path, self.FILE_KIND, described, sections)
 
     def _restore(self, path: _files.PathLike, contents: _files.Contents, whole: bool) -> None:
         """Take the documents of a file, whose encodings, without ranges, are those of this index.

@@ -88,6 +88,8 @@ class FlatIndex(DocumentIndex):
     >>> index = simtile.FlatIndex.load("documents.simtile")
     """
 
+    FILE_KIND = "FlatIndex"
+
     def __init__(
         self,
         dim: int,
@@ -308,7 +310,7 @@ class FlatIndex(DocumentIndex):
         OSError
             It cannot be opened.
         """
-        contents = _files.read(path, "FlatIndex", map_file=bool(mmap), verify=verify)
+        contents = _files.read(path, cls.FILE_KIND, map_file=bool(mmap), verify=verify)
         described = contents.attributes
         try:
             index = cls(
