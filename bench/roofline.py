@@ -178,6 +178,14 @@ SEARCHES = (
 )
 
 
+# How the doctor names, and named, what is searched there.
+SEARCHED = {
+    ("topk", "packed"): POPC_PER_CLOCK,
+    ("topk", "int8"): DP4A_PER_CLOCK,
+    ("hamming_topk", "bits"): POPC_PER_CLOCK,
+    ("int8_topk", "int8"): DP4A_PER_CLOCK,
+}
+
 N, D = 65536, 768
 
 
@@ -398,9 +406,10 @@ def predicted(timing: gpu_measured.Json, chip: Chip) -> float | None:
     if timing["dtype"] == "bfloat16" and timing["backend"] == "triton":
         n, m, d = sizes
         return seconds(info_nce(n, d, chip.family), chip) if n == m >= 4096 else None
-    if timing["what"] == "search" and sizes[0] == 1:
-        per_clock = POPC_PER_CLOCK if timing["kernel"] == "hamming_topk" else DP4A_PER_CLOCK
-        return Search("", sizes[1], sizes[2], per_clock).seconds(chip)
+    per_clock = SEARCHED.get((timing["kernel"], timing["dtype"]))
+    if per_clock is not None and sizes[0] == 1:
+        row_bytes = timing["bytes_per_second"] * timing["median"] / sizes[1]
+        return Search("", sizes[1], round(row_bytes), per_clock).seconds(chip)
     return None
 
 

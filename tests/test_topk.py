@@ -296,7 +296,7 @@ def test_device_masks_of_words(allow, bits):
 @pytest.mark.parametrize("kind", ["packed", "int8"])
 def test_device_finds_planted_documents_among_many(kind):
     """More documents than one block's range by far: what was planted comes back in its order."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)  # not the case's: that drew the queries
     n, places = 1_000_003, 10
     metric = "hamming" if kind == "packed" else "dot"
     case = Case(kind, metric, 9, 1, 768 if kind == "packed" else 96, places)
