@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,8 @@ def quantize(
         scale = max |x_i| / 127                  7 for int4; then rounded to float32
         code  = round(x_i / scale)               half to even, within ±127 or ±7; 0 if scale is 0
 
-    The same input gives the same bits at every ISA level, with any number of threads and on a GPU.
+    The same input gives the same bits at every ISA level, with any number of threads and on a GPU,
+    where the call waits for the device, to see whether there was a NaN.
 
     Examples
     --------
@@ -115,40 +116,119 @@ def quantize(
     """
     _inputs.check_choice("kind", kind, KINDS)
     thread_count = _inputs.check_threads(threads)
-    data, dtype = _float_rows("x", x)
+    rows = _rows("x", x)
+    ends = starts = steps = offset = None
     if kind in PER_DIMENSION:
-        ends = _ranges(data, dtype, kind, ranges, calibration, quantiles, thread_count)
-        return _by_dimension(x, data, dtype, kind, ends, thread_count)
-    for name, value in (("ranges", ranges), ("calibration", calibration), ("quantiles", quantiles)):
-        if value is not None:
-            raise ValueError(f"{name}: found one for {kind!r}, expected None: it has no ranges")
-    codes = _empty_codes(data, kind)
-    scale = np.empty(len(data), np.float32) if kind in PER_VECTOR else None
-    without = _core.quantize(
-        data, dtype, kind, None, None, codes.view(np.uint8), scale, thread_count
-    )
-    if without >= 0:
+        ends = _ranges(rows, kind, ranges, calibration, quantiles, thread_count)
+        starts, steps, offset = _grid(ends, kind, rows)
+    else:
+        given = (("ranges", ranges), ("calibration", calibration), ("quantiles", quantiles))
+        for name, value in given:
+            if value is not None:
+                raise ValueError(f"{name}: found one for {kind!r}, expected None: it has no ranges")
+    codes, scale, without = _codes(rows, kind, starts, steps, thread_count)
+    if without >= 0 and kind in PER_VECTOR:
         raise ValueError(
             f"x: found a NaN, an infinity or a value too large for float32 in row {without}, "
             f"expected finite numbers: {kind!r} divides a row by its largest magnitude"
         )
-    return _result(x, codes, scale, None, data.shape[1], kind, None)
-
-
-def _by_dimension(
-    x: Any, data: Array, dtype: str, kind: Kind, ends: Array, threads: int
-) -> Quantized:
-    starts, steps, offset = grid(ends, kind)
-    codes = _empty_codes(data, kind)
-    without = _core.quantize(data, dtype, kind, starts, steps, codes.view(np.uint8), None, threads)
     if without >= 0:
         warnings.warn(
             f"x: found a NaN or an infinity in row {without} or in the ranges; codes that are not "
             "a number have become 0",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
-    return _result(x, codes, steps, offset, data.shape[1], kind, ends)
+    scale = steps if kind in PER_DIMENSION else scale
+    result = Quantized(codes, scale, offset, rows.dim, kind, ranges=ends)
+    return result.to(rows.device) if rows.device is not None else result
+
+
+class _Rows(NamedTuple):
+    """A matrix of floats as the kernels take it: unit stride in the last axis."""
+
+    data: Any  # an array, bfloat16 as uint16, or a tensor on a GPU
+    dtype: str  # the name of the element type
+    on_gpu: bool
+    device: Any  # of the tensor that was given, if it was one
+
+    @property
+    def dim(self) -> int:
+        return int(self.data.shape[1])
+
+
+def _is_gpu(device: Any) -> bool:
+    return bool(device.type == "cuda")
+
+
+def _rows(name: str, x: Any) -> _Rows:
+    on_gpu, device = False, None
+    data: Any
+    if _tensors.is_tensor(x):
+        dtype = _tensors.dtype_name(x)
+        if dtype not in ("float32", "float64", "float16", "bfloat16"):
+            raise ValueError(
+                f"{name}: found {dtype} {list(x.shape)}, expected float32, float64, float16 or "
+                "bfloat16; convert with x.float()"
+            )
+        device = x.device
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{name}: found a tensor on {device}, expected the CPU or CUDA")
+        on_gpu = _is_gpu(device)
+        data = x.detach() if on_gpu else _tensors.as_array(x)
+    else:
+        data, dtype = _inputs.float_array(name, x)
+        if dtype == "bfloat16":
+            data = data.view(np.uint16)
+    if data.ndim != 2:
+        hint = "; a single vector is x[None, :]" if data.ndim == 1 else ""
+        raise ValueError(f"{name}: found shape {list(data.shape)}, expected [N, D]{hint}")
+    if data.shape[1] == 0:
+        raise ValueError(f"{name}: found shape {list(data.shape)}, expected at least one column")
+    if not on_gpu:
+        data = _inputs.kernel_rows(data)
+    elif data.shape[1] > 1 and data.stride(1) != 1:
+        data = data.contiguous()
+    return _Rows(data, dtype, on_gpu, device)
+
+
+def _codes(rows: _Rows, kind: str, starts: Any, steps: Any, threads: int) -> tuple[Any, Any, int]:
+    """Codes, the scale of each vector if there is one, and the first row without codes or -1."""
+    if rows.on_gpu:
+        found = _gpu_kernels().codes(rows.data, kind, starts, steps)
+        without = -1
+        if found.flags is not None and bool(found.flags.any()):
+            without = int(found.flags.int().argmax())
+        return found.codes, found.scale, without
+    n = len(rows.data)
+    codes = np.empty((n, code_width(kind, rows.dim)), code_dtype(kind))
+    scale = np.empty(n, np.float32) if kind in PER_VECTOR else None
+    without = _core.quantize(
+        rows.data, rows.dtype, kind, starts, steps, codes.view(np.uint8), scale, threads
+    )
+    return codes, scale, without
+
+
+def _grid(ends: Any, kind: str, rows: _Rows) -> tuple[Any, Any, Any]:
+    if not rows.on_gpu:
+        return grid(_tensors.as_array(ends), kind)
+    ends = _tensors.as_tensor(ends, rows.data.device)
+    found: tuple[Any, Any, Any] = _gpu_kernels().grid(ends, LEVELS[kind], ZERO_LEVEL[kind])
+    return found
+
+
+def _gpu_kernels() -> Any:
+    try:
+        from simtile.ops import quantize_triton
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ModuleNotFoundError(
+            "x: found a tensor on a GPU, whose kernels need triton, which is not installed: pip "
+            "install 'simtile[gpu]', or pass x.cpu()",
+            name="triton",
+        ) from None
+    return quantize_triton
 
 
 def grid(ends: Array, kind: str) -> tuple[Array, Array, Array]:
@@ -166,39 +246,11 @@ def grid(ends: Array, kind: str) -> tuple[Array, Array, Array]:
     return np.ascontiguousarray(starts), steps, offset
 
 
-def _float_rows(name: str, x: Any) -> tuple[Array, str]:
-    """A matrix of floats as the kernels take it, and the name of its element type."""
-    if _tensors.is_tensor(x):
-        dtype = _tensors.dtype_name(x)
-        if dtype not in ("float32", "float64", "float16", "bfloat16"):
-            raise ValueError(
-                f"{name}: found {dtype} {list(x.shape)}, expected float32, float64, float16 or "
-                "bfloat16; convert with x.float()"
-            )
-        data = _tensors.as_array(x)
-    else:
-        data, dtype = _inputs.float_array(name, x)
-        if dtype == "bfloat16":
-            data = data.view(np.uint16)
-    if data.ndim != 2:
-        hint = "; a single vector is x[None, :]" if data.ndim == 1 else ""
-        raise ValueError(f"{name}: found shape {list(data.shape)}, expected [N, D]{hint}")
-    if data.shape[1] == 0:
-        raise ValueError(f"{name}: found shape {list(data.shape)}, expected at least one column")
-    return _inputs.kernel_rows(data), dtype
-
-
 def _ranges(
-    data: Array,
-    dtype: str,
-    kind: str,
-    ranges: Any,
-    calibration: Any,
-    quantiles: Any,
-    threads: int,
-) -> Array:
+    rows: _Rows, kind: str, ranges: Any, calibration: Any, quantiles: Any, threads: int
+) -> Any:
     """The ends of every dimension's range, float32 [2, D]."""
-    dim = data.shape[1]
+    dim = rows.dim
     if ranges is not None:
         for name, value in (("calibration", calibration), ("quantiles", quantiles)):
             if value is not None:
@@ -207,27 +259,30 @@ def _ranges(
     name = "x"
     if calibration is not None:
         name = "calibration"
-        data, dtype = _float_rows(name, calibration)
-        if data.shape[1] != dim:
+        rows = _rows(name, calibration)
+        if rows.dim != dim:
             raise ValueError(
-                f"calibration: found shape {list(data.shape)}, expected [M, {dim}] because x has "
-                f"{dim} columns"
+                f"calibration: found shape {list(rows.data.shape)}, expected [M, {dim}] because x "
+                f"has {dim} columns"
             )
-    if len(data) < 2:
+    count = len(rows.data)
+    if count < 2:
         raise ValueError(
-            f"{name}: found {len(data)} rows, expected at least 2 to take the ranges of {kind!r} "
-            "from; give ranges=[2, D], or more vectors as calibration"
+            f"{name}: found {count} rows, expected at least 2 to take the ranges of {kind!r} from; "
+            "give ranges=[2, D], or more vectors as calibration"
         )
-    if len(data) < FEW_ROWS and calibration is None:
+    if count < FEW_ROWS and calibration is None:
         warnings.warn(
-            f"x: the ranges of {kind!r} are taken from {len(data)} rows; those of at least "
-            f"{FEW_ROWS} are steadier, and can be given as calibration",
-            stacklevel=4,
+            f"x: the ranges of {kind!r} are taken from {count} rows; those of at least {FEW_ROWS} "
+            "are steadier, and can be given as calibration",
+            stacklevel=3,
         )
     if quantiles is not None:
-        return _quantile_ranges(data, dtype, quantiles)
-    ends = np.empty((2, dim), np.float64 if dtype == "float64" else np.float32)
-    _core.value_ranges(data, dtype, ends, threads)
+        return _quantile_ranges(_tensors.as_array(rows.data), rows.dtype, quantiles)
+    if rows.on_gpu:
+        return _gpu_kernels().ranges(rows.data)
+    ends = np.empty((2, dim), np.float64 if rows.dtype == "float64" else np.float32)
+    _core.value_ranges(rows.data, rows.dtype, ends, threads)
     with np.errstate(over="ignore"):
         return ends.astype(np.float32, copy=False)
 
@@ -271,20 +326,3 @@ def _quantile_ranges(data: Array, dtype: str, quantiles: Any) -> Array:
             found = np.quantile(block.astype(np.float64), pair.astype(np.float64), axis=1)
             ends[:, columns] = found
     return ends
-
-
-def _empty_codes(data: Array, kind: str) -> Array:
-    return np.empty((len(data), code_width(kind, data.shape[1])), code_dtype(kind))
-
-
-def _result(
-    x: Any,
-    codes: Array,
-    scale: Array | None,
-    offset: Array | None,
-    dim: int,
-    kind: Kind,
-    ranges: Array | None,
-) -> Quantized:
-    result = Quantized(codes, scale, offset, dim, kind, ranges=ranges)
-    return result.to(x.device) if _tensors.is_tensor(x) else result

@@ -1,0 +1,107 @@
+"""The tile shapes of triton.py, and what is compiled ahead of time.
+
+Nothing here imports torch or needs a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from simtile.kernels.quantize import triton as kernels
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+WARPS = 4
+# Elements of a tile. Each thread has 16 of them, so that a few loads of 16 bytes are under way and
+# the rest of a tile stays in registers.
+TILE = 2048
+# Columns of a tile of `ends`, and how many programs share the rows of one block of columns: enough
+# for every multiprocessor, few enough that going over what they found is short.
+END_COLUMNS = 128
+END_ROWS = TILE // END_COLUMNS
+END_PARTS = 64
+
+# Elements a byte.
+PER = {"int8": 1, "uint8": 1, "int4": 2, "binary": 8, "int8_vector": 1, "int4_vector": 2}
+TOP = {"int8": 255, "uint8": 255, "int4": 15, "int8_vector": 127, "int4_vector": 7}
+FLIP = {"int8": 128, "uint8": 0, "int4": 8}
+
+
+class Tile(NamedTuple):
+    rows: int
+    bytes: int  # of codes
+
+
+def tile(kind: str, dim: int) -> Tile:
+    """Rows as wide as the vectors are, up to a whole tile."""
+    columns = min(max(64, 1 << (dim - 1).bit_length()), 1024)
+    return Tile(TILE // columns, columns // PER[kind])
+
+
+def code_options(kind: str, dim: int) -> dict[str, Any]:
+    rows, width = tile(kind, dim)
+    options: dict[str, Any] = {"ROWS": rows, "BYTES": width}
+    if kind != "binary":
+        options |= {"TOP": TOP[kind], "PER": PER[kind]}
+    if kind in FLIP:
+        options["FLIP"] = FLIP[kind]
+    return options
+
+
+class Variant(NamedTuple):
+    """A kernel as it is compiled ahead of time for one family."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    dtype: str
+    expects: str | None
+    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
+
+
+_POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
+_KINDS = {
+    "starts": "*fp32",
+    "steps": "*fp32",
+    "scales": "*fp32",
+    "codes": "*u8",
+    "flags": "*i8",
+}
+
+
+def _variant(name: str, kernel: Any, dtype: str, constexprs: dict[str, Any]) -> Variant:
+    found = "*fp64" if dtype == "float64" else "*fp32"
+    kinds = {
+        **_KINDS,
+        "x": _POINTERS[dtype],
+        **dict.fromkeys(("smallest", "largest"), found),
+    }
+    names = [parameter.name for parameter in kernel.params]
+    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
+    divisible = tuple(
+        p.name
+        for p in kernel.params
+        if signature[p.name] != "constexpr"
+        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
+    )
+    return Variant(
+        f"{name}[{dtype}]", kernel, signature, constexprs, WARPS, 1, dtype, None, divisible
+    )
+
+
+def variants(family: str, dim: int = 768) -> Iterator[Variant]:
+    """Every kernel in every element type; all families run the same."""
+    for dtype in DTYPES:
+        tiles = {"ROWS": END_ROWS, "BLOCK": END_COLUMNS}
+        yield _variant("ends", kernels.ends, dtype, tiles)
+        for kind in PER:
+            options = code_options(kind, dim)
+            if kind == "binary":
+                yield _variant("signs", kernels.signs, dtype, options)
+            elif kind in FLIP:
+                yield _variant(f"by_dimension {kind}", kernels.by_dimension, dtype, options)
+            else:
+                yield _variant(f"by_vector {kind}", kernels.by_vector, dtype, options)
