@@ -52,6 +52,7 @@ inline void check_dtype(const char* name, const py::array& array, char kind, int
 // Elements from one row to the next along `axis`; the last axis has unit stride.
 inline int64_t row_stride(const char* name, const py::array& array, int axis) {
   const py::ssize_t last = array.ndim() - 1, item = array.itemsize();
+  if (array.size() == 0) return array.shape(last);  // whose strides NumPy sets to 0
   if (array.shape(last) > 1 && array.strides(last) != item) refuse(name, "the last axis is not contiguous");
   if (array.shape(axis) <= 1) return array.shape(last);
   if (array.strides(axis) % item != 0) refuse(name, "rows are not a whole number of elements apart");

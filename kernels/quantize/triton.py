@@ -8,13 +8,14 @@
 Elements are packed PER to a byte: 1, 2 (int4, the even one in the low half) or 8 (bits, the first
 one highest). Divisions are rounded as IEEE 754 says (`tl.div_rn`; what Triton makes of `/` for
 float32 is not), and nothing is multiplied and then added. Each output element is written by one
-program. Addresses are 64-bit; numbers of rows and strides compile nothing anew.
+program. Addresses are 64-bit; another number of rows compiles nothing anew.
 """
 
 import triton
 import triton.language as tl
 
-_SIZES = ["rows", "dim", "width"]
+# Not `dim` and `width`: that 16 divides them lets a thread read 16 bytes at once.
+_SIZES = ["rows"]
 
 
 @triton.jit
@@ -37,12 +38,16 @@ def wide(x):
 
 
 @triton.jit
-def shifts(PER: tl.constexpr):
-    """By how much each element of a byte is shifted, [PER]."""
-    i = tl.arange(0, PER)
-    if PER == 8:
-        return 7 - i
-    return 4 * i
+def pack(codes, PER: tl.constexpr):
+    """Codes [R, W * PER] that fit into their share of a byte to bytes [R, W]."""
+    if PER == 1:
+        packed = codes
+    else:
+        i = tl.arange(0, PER)
+        shift = 7 - i if PER == 8 else 4 * i
+        apart = tl.reshape(codes, (codes.shape[0], codes.shape[1] // PER, PER))
+        packed = tl.sum(apart << shift[None, None, :], axis=2)
+    return packed.to(tl.uint8)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -86,34 +91,37 @@ def by_dimension(
     steps,
     codes,  # uint8 [rows, width]
     width,
-    flags,  # int8 [rows]: whether an element has no level
+    flags,  # int8 [rows], zeros: 1 where an element has no level
     TOP: tl.constexpr,  # 255, 15
     FLIP: tl.constexpr,  # what makes a level two's complement, and the level of NaN: 128, 0, 8
     PER: tl.constexpr,
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
+    REPEAT: tl.constexpr,  # tiles of rows that share what is read of starts and steps
 ):
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    undefined = tl.zeros((ROWS,), tl.int32)
     for first in range(0, width, BYTES):
-        byte = first + tl.arange(0, BYTES)
-        column = byte[:, None] * PER + tl.arange(0, PER)[None, :]  # [BYTES, PER]
-        inside = (row < rows)[:, None, None] & (column < dim)[None, :, :]
-        value = tl.load(x + row[:, None, None] * stride + column[None, :, :], inside, other=0.0)
-        start = tl.load(starts + column, column < dim, other=0.0)[None, :, :]
-        step = tl.load(steps + column, column < dim, other=1.0)[None, :, :]
-        value = wide(value)
-        q = quotient(value - start.to(value.dtype), step.to(value.dtype) + tl.zeros_like(value))
-        level = tl.where(q > 0, q, 0.0)
-        level = tl.where(level < TOP, level, TOP)
-        level = tl.where(q == q, level, FLIP)
-        code = tl.where(inside, level.to(tl.int32) ^ FLIP, 0)
-        packed = tl.sum(code << shifts(PER)[None, None, :], axis=2)  # [ROWS, BYTES]
-        there = (row < rows)[:, None] & (byte < width)[None, :]
-        tl.store(codes + row[:, None] * width + byte[None, :], packed.to(tl.uint8), there)
-        missing = tl.where(inside & (q != q), 1, 0)
-        undefined |= tl.max(tl.max(missing, axis=2), axis=1)
-    tl.store(flags + row, undefined.to(tl.int8), row < rows)
+        byte = (first + tl.arange(0, BYTES))[None, :]
+        column = first * PER + tl.arange(0, BYTES * PER)
+        known = column < dim
+        number = wide(tl.load(x + column, column < 0, other=0.0)).dtype
+        start = tl.load(starts + column, known, other=0.0).to(number)[None, :]
+        step = tl.load(steps + column, known, other=1.0).to(number)[None, :]
+        for again in range(REPEAT):
+            at = tl.program_id(0).to(tl.int64) * REPEAT * ROWS + again * ROWS + tl.arange(0, ROWS)
+            row = at[:, None]
+            inside = (row < rows) & known[None, :]
+            value = wide(tl.load(x + row * stride + column[None, :], inside, other=0.0))
+            # The selection changes nothing, but without it sm_100 and newer subtract from a float16
+            # as it is (sub.f32.f16): the same number, but PTX interpreters may lack it.
+            value = tl.where(inside, value, 0.0)
+            q = quotient(value - start, tl.broadcast_to(step, value.shape))
+            level = tl.where(q > 0, q, 0.0)
+            level = tl.where(level < TOP, level, TOP)
+            level = tl.where(q == q, level, FLIP)
+            code = tl.where(inside, level.to(tl.int32) ^ FLIP, 0)
+            tl.store(codes + row * width + byte, pack(code, PER), (row < rows) & (byte < width))
+            undefined = tl.max(tl.where(inside & (q != q), 1, 0), axis=1)
+            tl.store(flags + at, undefined.to(tl.int8), undefined != 0)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -151,24 +159,21 @@ def by_vector(
     divides = finite & (scale != 0)
     tl.store(scales + row, scale, row < rows)
     tl.store(flags + row, tl.where(finite, 0, 1).to(tl.int8), row < rows)
-    divisor = tl.where(divides, scale, 1.0).to(nothing.dtype)[:, None, None]
+    divisor = tl.where(divides, scale, 1.0).to(nothing.dtype)[:, None]
     # 1.5 * 2^23, 1.5 * 2^52: adding it leaves the rounded integer in the low bits of the mantissa.
     shift = 6755399441055744.0 if nothing.dtype == tl.float64 else 12582912.0
     for first in range(0, width, BYTES):
-        byte = first + tl.arange(0, BYTES)
-        column = byte[:, None] * PER + tl.arange(0, PER)[None, :]
-        inside = (row < rows)[:, None, None] & (column < dim)[None, :, :]
-        value = tl.load(x + row[:, None, None] * stride + column[None, :, :], inside, other=0.0)
-        value = wide(value)
-        q = quotient(value, divisor + tl.zeros_like(value))
+        column = (first * PER + columns)[None, :]
+        inside = (row < rows)[:, None] & (column < dim)
+        value = wide(tl.load(source + column, inside, other=0.0))
+        q = quotient(value, tl.broadcast_to(divisor, value.shape))
         q = tl.where(q > -TOP, q, -TOP)
         q = tl.where(q < TOP, q, TOP)
         q = (q + shift) - shift
-        code = tl.where(divides[:, None, None], q, 0.0).to(tl.int32)
-        code = (code & (255 if PER == 1 else 15)) << shifts(PER)[None, None, :]
-        there = (row < rows)[:, None] & (byte < width)[None, :]
-        packed = tl.sum(code, axis=2).to(tl.uint8)
-        tl.store(codes + row[:, None] * width + byte[None, :], packed, there)
+        code = tl.where(divides[:, None], q, 0.0).to(tl.int32) & (255 if PER == 1 else 15)
+        byte = (first + tl.arange(0, BYTES))[None, :]
+        there = (row < rows)[:, None] & (byte < width)
+        tl.store(codes + row[:, None] * width + byte, pack(code, PER), there)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -182,13 +187,11 @@ def signs(
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     for first in range(0, width, BYTES):
-        byte = first + tl.arange(0, BYTES)
-        column = byte[:, None] * 8 + tl.arange(0, 8)[None, :]
-        inside = (row < rows)[:, None, None] & (column < dim)[None, :, :]
-        value = tl.load(x + row[:, None, None] * stride + column[None, :, :], inside, other=0.0)
-        bit = tl.where(wide(value) > 0, 1, 0) << shifts(8)[None, None, :]
-        there = (row < rows)[:, None] & (byte < width)[None, :]
-        packed = tl.sum(bit, axis=2).to(tl.uint8)
-        tl.store(codes + row[:, None] * width + byte[None, :], packed, there)
+        column = (first * 8 + tl.arange(0, BYTES * 8))[None, :]
+        inside = (row < rows) & (column < dim)
+        value = wide(tl.load(x + row * stride + column, inside, other=0.0))
+        byte = (first + tl.arange(0, BYTES))[None, :]
+        there = (row < rows) & (byte < width)
+        tl.store(codes + row * width + byte, pack(tl.where(value > 0, 1, 0), 8), there)

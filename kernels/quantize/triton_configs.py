@@ -10,11 +10,16 @@ from typing import Any, NamedTuple
 
 from simtile.kernels.quantize import triton as kernels
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(ITEMSIZE)
 WARPS = 4
-# Elements of a tile. Each thread has 16 of them, so that a few loads of 16 bytes are under way and
-# the rest of a tile stays in registers.
+# Elements of a tile that is packed; each thread has 16 of them.
 TILE = 2048
+# Bytes of vectors that each thread has of a tile that is not packed: loads and stores of one tile
+# are shared out alike, and with more bytes neighbouring threads would not read side by side.
+THREAD_BYTES = 16
+# Tiles of rows that a program of `by_dimension` goes through.
+REPEAT = 8
 # Columns of a tile of `ends`, and how many programs share the rows of one block of columns: enough
 # for every multiprocessor, few enough that going over what they found is short.
 END_COLUMNS = 128
@@ -32,19 +37,20 @@ class Tile(NamedTuple):
     bytes: int  # of codes
 
 
-def tile(kind: str, dim: int) -> Tile:
-    """Rows as wide as the vectors are, up to a whole tile."""
-    columns = min(max(64, 1 << (dim - 1).bit_length()), 1024)
-    return Tile(TILE // columns, columns // PER[kind])
+def tile(kind: str, dim: int, item: int) -> Tile:
+    """Rows as wide as the vectors are, up to a whole tile; `item` is the size of an element."""
+    elements = TILE if PER[kind] > 1 else WARPS * 32 * THREAD_BYTES // item
+    columns = min(max(64, 1 << (dim - 1).bit_length()), elements, 1024)
+    return Tile(elements // columns, columns // PER[kind])
 
 
-def code_options(kind: str, dim: int) -> dict[str, Any]:
-    rows, width = tile(kind, dim)
+def code_options(kind: str, dim: int, item: int) -> dict[str, Any]:
+    rows, width = tile(kind, dim, item)
     options: dict[str, Any] = {"ROWS": rows, "BYTES": width}
     if kind != "binary":
         options |= {"TOP": TOP[kind], "PER": PER[kind]}
     if kind in FLIP:
-        options["FLIP"] = FLIP[kind]
+        options |= {"FLIP": FLIP[kind], "REPEAT": REPEAT}
     return options
 
 
@@ -98,7 +104,7 @@ def variants(family: str, dim: int = 768) -> Iterator[Variant]:
         tiles = {"ROWS": END_ROWS, "BLOCK": END_COLUMNS}
         yield _variant("ends", kernels.ends, dtype, tiles)
         for kind in PER:
-            options = code_options(kind, dim)
+            options = code_options(kind, dim, ITEMSIZE[dtype])
             if kind == "binary":
                 yield _variant("signs", kernels.signs, dtype, options)
             elif kind in FLIP:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _inputs, _tensors
+from simtile import _core, _inputs, _tensors
 
 if TYPE_CHECKING:
     import torch
@@ -265,17 +265,11 @@ def unpack(codes: Array, kind: str, dim: int) -> Array:
 
 
 def _compute_norms(q: Quantized, inverse: bool) -> Array:
-    from simtile.reference.topk_numpy import code_norms
-
     norms = np.empty(len(q), np.float32)
-    kind = CODE_KINDS[q.kind]
     scale = q.scale if q.kind in PER_DIMENSION else None
-    step = max(1, _BLOCK // q.dim)
-    for begin in range(0, len(q), step):
-        block = slice(begin, begin + step)
-        code_norms(kind, q.codes[block], q.dim, scale, q.offset, inverse, 0, norms[block])
+    _core.code_norms(CODE_KINDS[q.kind], q.codes, q.dim, scale, q.offset, inverse, 0, norms)
     if q.kind in PER_VECTOR and not inverse:
-        with np.errstate(all="ignore"):  # beyond the range of float32, as in the kernels
+        with np.errstate(over="ignore"):
             norms = (norms * q.scale.astype(np.float64) ** 2).astype(np.float32)
     return norms
 

@@ -71,10 +71,10 @@ def codes(x: Tensor, kind: str, starts: Tensor | None, steps: Tensor | None) -> 
     if kind in PER_VECTOR:
         scale = torch.empty(rows, dtype=torch.float32, device=x.device)
     if kind != "binary":
-        flags = torch.empty(rows, dtype=torch.int8, device=x.device)
+        flags = torch.zeros(rows, dtype=torch.int8, device=x.device)
     if rows:
-        options = configs.code_options(kind, dim)
-        programs = (triton.cdiv(rows, options["ROWS"]),)
+        options = configs.code_options(kind, dim, x.element_size())
+        programs = (triton.cdiv(rows, options["ROWS"] * options.get("REPEAT", 1)),)
         source = (x, x.stride(0), rows, dim)
         with _on(x.device):
             if kind in PER_DIMENSION:
