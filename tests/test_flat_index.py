@@ -1,5 +1,7 @@
 """FlatIndex: what it finds is what simtile.topk finds among the documents it holds."""
 
+import copy
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -383,6 +385,21 @@ def test_an_empty_index_finds_nothing(tmp_path):
                     one.search(np.ones((2, DIM)), 3, allow=[0])
 
 
+@pytest.mark.parametrize(("dtype", "metric"), KINDS[:-1])
+def test_no_queries_and_no_candidates(dtype, metric):
+    index = new_index(dtype, metric)
+    index.add(np.ones((4, DIM)))
+    none = np.empty((0, DIM), np.float32)
+    assert [x.shape for x in index.search(none, 3)] == [(0, 3), (0, 3)]
+    assert [x.shape for x in index.range_search(none, 0.5)] == [(1,), (0,), (0,)]
+    assert index.score(none, np.empty((0, 4), int)).shape == (0, 4)
+    assert index.score(np.ones((2, DIM)), np.empty((2, 0), int)).shape == (2, 0)
+    assert index.add(none).tolist() == []
+    index.update(none, [])
+    index.remove([])
+    assert len(index) == 4
+
+
 def test_properties():
     index = FlatIndex(DIM, "int8_vector", metric="l2")
     index.add(np.ones((4, DIM)), [3, 1, 2**62, 0])
@@ -398,6 +415,8 @@ def test_properties():
     assert repr(index).startswith("FlatIndex(11, 'int8_vector', metric='l2'; 3 documents, ")
     with pytest.raises(TypeError, match="not a sequence"):
         iter(index)
+    with pytest.raises(TypeError, match="is not pickled or copied; save it"):
+        copy.deepcopy(index)
     automatic = FlatIndex(DIM, "binary")
     automatic.add(np.ones((4, DIM)))
     assert automatic.nbytes == 4 * 2
@@ -407,6 +426,7 @@ def test_properties():
     ("arguments", "options", "error", "message"),
     [
         ((0,), {}, ValueError, "dim: found 0"),
+        ((1 << 25,), {}, ValueError, "dim: found 33554432, expected 1 to 16777216"),
         ((True,), {}, TypeError, "dim: found True"),
         ((3.0,), {}, TypeError, "dim: found 3.0"),
         ((3, "float64"), {}, ValueError, "dtype: found 'float64', expected one of"),
@@ -538,6 +558,7 @@ def write_changed(path, change):
         lambda a, s: a.pop("dim"),
         lambda a, s: a.update(dim="11"),
         lambda a, s: a.update(dim=12),
+        lambda a, s: a.update(dim=10**7),
         lambda a, s: a.update(dim=10**30),
         lambda a, s: a.update(dtype="float32"),
         lambda a, s: a.update(dtype=["int8"]),

@@ -29,6 +29,7 @@ Array = npt.NDArray[Any]
 
 FLOATS = ("float32", "bfloat16", "float16")
 DTYPES = (*FLOATS, *KINDS)
+MOST_DIMENSIONS = 1 << 24
 BLOCK_ELEMENTS = 1 << 20  # checked or converted at a time
 
 
@@ -61,8 +62,8 @@ class Encoding:
         if isinstance(dim, bool) or not hasattr(dim, "__index__"):
             raise TypeError(f"dim: found {dim!r}, expected an int")
         size = dim.__index__()
-        if size < 1:
-            raise ValueError(f"dim: found {size}, expected at least 1")
+        if not 1 <= size <= MOST_DIMENSIONS:
+            raise ValueError(f"dim: found {size}, expected 1 to {MOST_DIMENSIONS}")
         _inputs.check_choice("dtype", dtype, DTYPES)
         _inputs.check_choice("metric", metric, METRICS)
         if metric == "hamming" and dtype != "binary":

@@ -77,6 +77,9 @@ class DocumentIndex:
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} is not a sequence; its ids are .ids")
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is not pickled or copied; save it, and load the file")
+
     def add(self, x: Any, ids: Any = None) -> Int64s:
         """Add documents, all of them or, with an error, none.
 
@@ -200,7 +203,9 @@ class DocumentIndex:
         for encoding in self._encodings:
             ranges = arrays.pop(f"{encoding.prefix}ranges", None)
             if ranges is not None:
-                if not encoding.needs_ranges or ranges.dtype != np.float32:
+                shape = (2, encoding.dim)
+                fits = ranges.dtype == np.float32 and ranges.shape == shape
+                if not encoding.needs_ranges or not fits:
                     raise damaged(path, f"ranges of {encoding.dtype!r}")
                 try:
                     encoding = encoding.with_ranges(ranges)
