@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import KINDS, as_given, cases, without_nan
+from search_cases import CODES, KINDS, as_given, cases, without_nan
 from topk_cases import check
 
 import simtile
@@ -53,6 +53,24 @@ def test_what_is_given_is_searched(backend, kind, data, tensors, threads):
     check(to_arrays(found, tensors), without_nan(case, case.topk(oracle)))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [*CODES, "packed"])
+@given(data=st.data())
+def test_what_is_given_is_searched_on_a_gpu(kind, data):
+    case = data.draw(cases((kind,), **PLAIN))
+    queries, documents = (x.to("cuda") for x in as_given(case, tensors=True))
+    found = simtile.topk(
+        queries,
+        documents,
+        case.k,
+        metric=case.metric,
+        allow=as_mask(case, tensors=True),
+        nan="ignore",
+    )
+    assert all(x.device.type == "cuda" for x in found)
+    check(tuple(x.cpu().numpy() for x in found), without_nan(case, case.topk(oracle)))
+
+
 @every_backend
 @given(case=cases(**PLAIN), data=st.data(), tensors=st.booleans())
 def test_range_search_finds_the_first_of_topk(backend, case, data, tensors):
@@ -76,7 +94,8 @@ def test_range_search_finds_the_first_of_topk(backend, case, data, tensors):
     assert len(offsets) == case.queries + 1
     assert offsets[0] == 0
     descending = case.metric in ("cosine", "dot")
-    limit = np.float32(threshold)
+    with np.errstate(over="ignore"):
+        limit = np.float32(threshold)
     for i in range(case.queries):
         hits = (scores[i] >= limit if descending else scores[i] <= limit) & (ids[i] >= 0)
         own = slice(offsets[i], offsets[i + 1])

@@ -6,7 +6,6 @@ functions here are what `search.py` and the indexes call.
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 from dataclasses import dataclass, replace
@@ -381,7 +380,9 @@ def score_rows(
 
 
 def _cuda() -> Any:
-    return importlib.import_module("simtile.ops.topk")
+    from simtile.ops import topk
+
+    return topk
 
 
 def _module(backend: str) -> Any:
