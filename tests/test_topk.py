@@ -170,6 +170,17 @@ INSTANCES = {
     "topk_scanINS1_5Uint8ELi4ELi8ELi4E": word_base(Case("uint8", "l2", 4, 333, 100)),
     "topk_scanINS1_5Uint8ELi1ELi8ELi4E": Case("uint8", "cosine", 4, 333, 33),
     "topk_scan_mmaINS1_5Uint8ELi2E": Case("uint8", "cosine", 9, 333, 400, k=33),
+    "topk_scan_floatINS1_7Float32ELi16ELi1E": Case("float32", "cosine", 1, 333, 384, k=33),
+    "topk_scan_floatINS1_7Float32ELi16ELi4E": Case("float32", "l2", 6, 333, 96, rank=True),
+    "topk_scan_floatINS1_7Float32ELi4ELi4E": Case("float32", "dot", 3, 333, 111, values="few"),
+    "topk_scan_floatINS1_7Float16ELi16ELi1E": aligned(Case("float16", "dot", 1, 333, 201)),
+    "topk_scan_floatINS1_7Float16ELi16ELi4E": Case("float16", "cosine", 4, 333, 64, allow="some"),
+    "topk_scan_floatINS1_7Float16ELi2ELi4E": Case("float16", "l2", 5, 333, 33, values="tiny"),
+    "topk_scan_floatINS1_8BFloat16ELi16ELi1E": Case("bfloat16", "l2", 1, 333, 384),
+    "topk_scan_floatINS1_8BFloat16ELi16ELi4E": Case(
+        "bfloat16", "cosine", 9, 333, 128, allow="per query", values="few"
+    ),
+    "topk_scan_floatINS1_8BFloat16ELi2ELi4E": Case("bfloat16", "dot", 3, 333, 33, values="huge"),
 }
 
 
@@ -193,6 +204,9 @@ TIGHT = {
     "selected, few allowed": Case("int8", "l2", 3, 6000, 16, k=1900, allow="few"),
     "selected, a mask each": Case("int4", "dot", 5, 6000, 33, k=1025, allow="per query"),
     "more places than documents": Case("uint8", "cosine", 9, 111, 64, k=5000),
+    "floats, selected": Case("float16", "cosine", 2, 5000, 8, k=1500, allow="some", rank=True),
+    "floats, few dimensions fit": Case("float32", "dot", 3, 111, 8192, k=33),
+    "floats, candidates": Case("float32", "l2", 3, 989, 33, k=100, candidates=200),
     "many candidates": Case("bits", "dot", 2, 6000, 40, k=100, candidates=5000, rank=True),
 }
 
@@ -251,6 +265,10 @@ def many_rows(rows):
         ({"dim": 0}, "dim = 0; expected 1 to"),
         ({"metric": "dot"}, "metric: hamming is that of packed bits"),
         ({"factor": np.ones(7, np.float32)}, "only codes have them"),
+        (
+            {"kind": "float32", "metric": "dot", "dim": 30000},
+            "dim = 30000 with k = 5 needs .* bytes of shared memory a block; this device allows",
+        ),
     ],
 )
 def test_dispatch_refuses(host, changed, message):

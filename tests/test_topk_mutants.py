@@ -97,15 +97,15 @@ PLANTED = (
     ),
     (
         "lanes race for a place",
-        "scan.cuh",
+        "select.cuh",
         "count + __popc(takers & lanes_below())] = key;",
         "count] = key;",
     ),
     (
         "buffer overflows",
-        "scan.cuh",
-        "if (count + __popc(takers) > args.list.buffer) {",
-        "if (count > args.list.buffer) {",
+        "select.cuh",
+        "if (count + __popc(takers) <= shape.buffer) return false;",
+        "if (count <= shape.buffer) return false;",
     ),
     (
         "end of a row left out",
@@ -191,6 +191,28 @@ PLANTED = (
         "scan_mma.cuh",
         "if (other < lane % 4) before += theirs;",
         "",
+    ),
+    ("error of sums forgotten", "float_score.cuh", "* 0x1.1p-24f", "* 0.0f"),
+    ("bound of another sign", "float_score.cuh", "return -dot - fmaf", "return -dot + fmaf"),
+    ("differences fused", "float_score.cuh", "__dmul_rn(difference, difference)", "difference"),
+    ("zero rows divided", "float_score.cuh", "norms == 0 ? 0 : ", ""),
+    (
+        "squares out of range",
+        "float_score.cuh",
+        "if (!(squares > 0x1p-60f && squares < 0x1p120f)) return __uint_as_float(0x7fffffffu);",
+        "",
+    ),
+    (
+        "documents of another lane",
+        "scan_float.cuh",
+        "source % lanes * documents_per_pass + source / lanes",
+        "source",
+    ),
+    (
+        "end of a float row left out",
+        "scan_float.cuh",
+        "whole_pieces, corpus.row_bytes);",
+        "whole_pieces, whole_pieces);",
     ),
     (
         "a list is left while some lanes are below the threshold",
@@ -301,6 +323,16 @@ def near_zero():
     return case
 
 
+def nearly_equal():
+    """Floats whose products differ by less than float32 can tell, the last the best."""
+    case = Case("float32", "dot", 1, 3000, 256, 5)
+    case["documents"][...] = 1
+    case["documents"][:, 0] += np.arange(3000, dtype=np.float32) * 2e-7
+    case["queries"][...] = 1
+    case["queries"][0, 1::2] = -1 + 2.0**-10
+    return case
+
+
 # Together they see every mutant: ties, masks, several splits and tiles, tails, lists that fill up
 # and improve, every other document found, all scan kernels, selection from scores.
 REVEALING = [
@@ -319,6 +351,11 @@ REVEALING = [
     Case("int4", "l2", 2, 989, 111, 120),
     Case("bits", "cosine", 3, 989, 65, 50),
     Case("bits", "dot", 9, 989, 128, 50),
+    Case("float32", "dot", 1, 3000, 33, 64),
+    Case("float32", "cosine", 3, 989, 50, 33, values="zeros", layout="odd base"),
+    Case("float16", "l2", 2, 989, 76, 64, allow="some"),
+    Case("float32", "cosine", 2, 333, 24, 20, values="huge"),
+    nearly_equal(),
     Case("packed", "hamming", 2, 6000, 64, 1025, values="few", rank=True),
     Case("int8", "dot", 2, 6000, 16, 1500, allow="some"),
     Case("int8_vector", "cosine", 2, 111, 40, 30, candidates=90, allow="some", values="special"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("packed", "bits", "int4", "int4_vector", "int8", "int8_vector", "uint8")
+CODES = ("packed", "bits", "int4", "int4_vector", "int8", "int8_vector", "uint8")
+KINDS = (*CODES, "float32", "float16", "bfloat16")
 OPERANDS = ("kind", "metric", "queries", "documents", "dim")
 SCALES = ("scale", "offset", "factor", "addend", "query_scale")
-LAYOUTS = ("contiguous", "padded rows", "aligned rows", "word base", "odd base", "broadcast")
 
 
 @dataclass

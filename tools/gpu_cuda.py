@@ -41,7 +41,10 @@ EXPECTS = (
     Expected("topk", "topk::topk_scan_mma", "codes", ("IMMA",)),
     Expected("topk", "topk::topk_rows<simtile::cuda::topk::Packed", "bits", ("POPC",)),
     Expected("topk", "topk::topk_rows<", "codes", ("IDP",)),
+    Expected("topk", "topk::topk_scan_float<", "floats", ("FFMA", "DADD")),
+    Expected("topk", "topk::topk_rows_float<", "floats", ("DADD",)),
     Expected("topk", "topk::topk_fold", "float64", ("DADD",)),
+    Expected("topk", "topk::topk_norms", "float64", ("DADD",)),
     Expected("topk", "topk::topk_", "keys", ()),
     Expected("info_nce", "", "bfloat16", ("HMMA.*.BF16",)),
 )

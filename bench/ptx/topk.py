@@ -48,7 +48,13 @@ CASES = (
     ("int8", Case("int8", "cosine", 1, 2001, 768), True),
     ("int8", Case("int8", "dot", 4, 2001, 384), True),
     ("uint8", Case("uint8", "dot", 1, 2001, 384), True),
+    ("float32", Case("float32", "dot", 1, 1001, 384), False),
+    ("float32", Case("float32", "l2", 4, 501, 96), False),
+    ("float16", Case("float16", "cosine", 1, 1001, 384), False),
+    ("bfloat16", Case("bfloat16", "dot", 3, 501, 128), False),
+    ("float32, selected", Case("float32", "dot", 1, 4501, 16, k=1025), False),
     ("int8, many", Case("int8", "dot", 16, 1001, 384), True),
+    ("bits, many", Case("packed", "hamming", 17, 1001, 1024), True),
     ("int8 and int8", Case("int8_vector", "l2", 17, 1001, 384, integer_queries=True), True),
     ("int4, many", Case("int4", "cosine", 9, 501, 384), False),
     ("bits, many", Case("bits", "dot", 9, 501, 256), False),
@@ -86,7 +92,7 @@ def global_bytes(case: Case, tile: int, splits: int) -> int:
 
 
 def matrix_operations(case: Case) -> int:
-    """2 Q N D, of both planes, with queries padded to 16, documents to 32, dimensions to 64."""
+    """2 Q N D, of both planes, with queries padded to 16, documents to 32, rows to 64 bytes."""
     rows, documents = -(-case.queries // 16) * 16, -(-case.documents // 32) * 32
     planes = 1 if case.integer_queries else 2
     return 2 * planes * rows * documents * (-(-case.dim // 64) * 64)

@@ -28,6 +28,12 @@ ScanKernel scan_kernel_of(const Plan& plan) {
   return plan.kernel_tile == 1 ? topk_scan<Codes, 16, 8, 1> : topk_scan<Codes, 16, 8, tile>;
 }
 
+template <class Element>
+ScanKernel float_kernel(const Plan& plan) {
+  if (plan.load_bytes < 16) return topk_scan_float<Element, Element::bytes, float_tile>;
+  return plan.kernel_tile == 1 ? topk_scan_float<Element, 16, 1> : topk_scan_float<Element, 16, float_tile>;
+}
+
 inline ScanKernel scan_kernel(const Plan& plan, TopkKind kind) {
   switch (kind) {
     case TopkKind::packed:
@@ -40,9 +46,16 @@ inline ScanKernel scan_kernel(const Plan& plan, TopkKind kind) {
     case TopkKind::int8:
       if (plan.mma) return plan.planes == 1 ? topk_scan_mma<Int8, 1> : topk_scan_mma<Int8, 2>;
       return scan_kernel_of<Int8>(plan);
-    default:
+    case TopkKind::uint8:
       return plan.mma ? topk_scan_mma<Uint8, 2> : scan_kernel_of<Uint8>(plan);
+    case TopkKind::float32:
+      return float_kernel<Float32>(plan);
+    case TopkKind::float16:
+      return float_kernel<Float16>(plan);
+    case TopkKind::bfloat16:
+      return float_kernel<BFloat16>(plan);
   }
+  throw std::invalid_argument("topk: an unknown kind");
 }
 
 template <class Codes>
@@ -60,9 +73,16 @@ inline RowsKernel rows_kernel(const Plan& plan, TopkKind kind) {
       return rows_kernel_of<Int4>(plan);
     case TopkKind::int8:
       return rows_kernel_of<Int8>(plan);
-    default:
+    case TopkKind::uint8:
       return rows_kernel_of<Uint8>(plan);
+    case TopkKind::float32:
+      return topk_rows_float<Float32>;
+    case TopkKind::float16:
+      return topk_rows_float<Float16>;
+    case TopkKind::bfloat16:
+      return topk_rows_float<BFloat16>;
   }
+  throw std::invalid_argument("topk: an unknown kind");
 }
 
 inline dim3 grid(int64_t items, int per_block, int64_t rows = 1) {
@@ -79,6 +99,9 @@ void prepare(const Plan& plan, const TopkArgs& args, const Launch& launch) {
   if (plan.pack.rows > 0) {
     launch(topk_pack_allow, grid(plan.pack.rows * plan.pack.words, fold_threads / warp_size), dim3(fold_threads), 0,
            plan.pack);
+  }
+  if (args.is_float()) {
+    launch(topk_norms, grid(args.queries, fold_threads / warp_size), dim3(fold_threads), 0, plan.norms);
   }
   if (args.is_folded()) {
     constexpr size_t shared = (2 + fold_threads / warp_size) * sizeof(double);
@@ -128,7 +151,8 @@ inline RowsArgs rows_args(const Plan& plan, const TopkArgs& args, int64_t first)
 
 template <class Launch>
 void score(const Plan& plan, TopkKind kind, const RowsArgs& rows, int64_t queries, const Launch& launch) {
-  launch(rows_kernel(plan, kind), grid(rows.count, rows_threads / 8, queries), dim3(rows_threads), 0, rows);
+  const int lanes = kind >= TopkKind::float32 ? warp_size : 8;  // of a document
+  launch(rows_kernel(plan, kind), grid(rows.count, rows_threads / lanes, queries), dim3(rows_threads), 0, rows);
 }
 
 // Every score of a batch of queries, then the best of them.
@@ -148,6 +172,9 @@ void select(const Plan& plan, const TopkArgs& args, const Device& device, int64_
                                          plan.candidates};
       launch(topk_candidates, grid(plan.candidates, sort_threads, queries), dim3(sort_threads), 0, candidates);
       sort(plan.candidate_keys, plan.candidates, queries, launch);
+    }
+    // The definition of a float score takes a warp, whether few documents are asked for or all.
+    if (args.candidates || args.is_float()) {
       RowsArgs rows = rows_args(plan, args, first);
       rows.sorted = plan.candidate_keys;
       rows.sorted_stride = plan.candidates;

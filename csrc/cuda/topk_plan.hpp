@@ -19,7 +19,7 @@ constexpr int64_t most_bits = 256 << 10;              // of packed rows
 constexpr int64_t most_documents = int64_t(1) << 32;  // a key has 32 bits for a document
 constexpr int64_t shared_limit = 72 << 10;  // two blocks a multiprocessor on every device from sm_80 but 86, 89, 120
 constexpr int64_t blocks_per_multiprocessor = 4;  // not measured: 16 warps with 4 KiB of loads in flight each
-constexpr int packed_tile = 8, folded_tile = 4;   // queries of a block without the matrix unit
+constexpr int packed_tile = 8, folded_tile = 4, float_tile = 4;   // queries of a block without the matrix unit
 constexpr int64_t launch_queries = 32 << 10;      // of a grid with one row a query
 constexpr int64_t scores_memory = 256 << 20;      // of the scores of as many queries as are selected from at a time
 
@@ -91,7 +91,7 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
-// What a block may load at once: 16, 4 or 1 bytes, by the alignment of every row.
+// What a block may load at once, by the alignment of every row: 16, 4 or 1 bytes; of floats 16 or one element.
 inline int load_bytes(const TopkArgs& args) {
   uint64_t bits = reinterpret_cast<uintptr_t>(args.documents_data);
   if (args.documents > 1) bits |= static_cast<uint64_t>(args.documents_stride);
@@ -99,6 +99,7 @@ inline int load_bytes(const TopkArgs& args) {
     bits |= reinterpret_cast<uintptr_t>(args.queries_data);
     if (args.queries > 1) bits |= static_cast<uint64_t>(args.queries_stride);
   }
+  if (args.is_float()) return bits % 16 == 0 ? 16 : static_cast<int>(row_bytes(args.kind, 1));
   return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
 }
 
@@ -118,6 +119,7 @@ struct Plan {
   int64_t merge_shared_bytes;
 
   FoldArgs fold;
+  NormsArgs norms;
   PackArgs pack;  // rows: 0 where there is nothing to pack
 
   // Selection from scores.
@@ -144,7 +146,7 @@ inline void fit(Plan& plan, const TopkArgs& args, const Device& device) {
     return plan.shared_bytes <= limit;
   };
   const int most = args.kind == TopkKind::packed ? packed_tile : folded_tile;
-  if (plan.lists && args.queries > most && plan.load_bytes == 16 && scan.row_bytes % 16 == 0) {
+  if (plan.lists && !args.is_float() && args.queries > most && plan.load_bytes == 16 && scan.row_bytes % 16 == 0) {
     const bool one_plane = args.query_scale || args.kind == TopkKind::packed;
     plan.planes = one_plane ? 1 : 2;
     scan.query_rows = plan.planes * code_parts(args.kind);
@@ -215,6 +217,11 @@ inline void plan_inputs(Plan& plan, const TopkArgs& args, Workspace& workspace) 
   }
   scan.queries = static_cast<const uint8_t*>(args.queries_data);
   scan.queries_stride = args.queries_stride;
+  if (args.is_float()) {
+    plan.norms = {scan.queries, args.queries_stride, args.queries, scan.corpus.dim, args.metric,
+                  workspace.take<Terms>(args.queries)};
+    scan.terms = plan.norms.terms;
+  }
   if (!args.is_folded()) return;
   FoldArgs& fold = plan.fold;
   fold.queries = scan.queries;
@@ -292,14 +299,14 @@ inline Plan plan(const TopkArgs& args, const Device& device, void* memory, bool 
   Plan plan = {};
   ScanArgs& scan = plan.scan;
   scan.corpus = corpus(args);
-  scan.row_bytes = scan.corpus.row_bytes;
+  scan.row_bytes = args.is_float() ? 4 * scan.corpus.dim : scan.corpus.row_bytes;
   plan.load_bytes = load_bytes(args);
   if (args.queries == 0) return plan;
   plan.lists = !scores_only && !args.candidates && args.k <= list_keys;
   scan.keys = plan.lists ? static_cast<int>(args.k) : 1;
   scan.list = list_shape(scan.keys);
   static const Terms some = {};
-  if (args.is_folded()) scan.terms = &some;  // they take shared memory
+  if (args.kind != TopkKind::packed) scan.terms = &some;  // they take shared memory
   fit(plan, args, device);
   choose_kernel(plan, args);
   plan_inputs(plan, args, workspace);

@@ -50,6 +50,13 @@ __device__ __forceinline__ void mma_m16n8k256_and_popc(int32_t (&d)[4], const ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// A float16 in float32, exactly.
+__device__ __forceinline__ float half_to_float(unsigned short bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
 // Copies 16 bytes, both addresses aligned to 16, past the first-level cache. They are there for the calling thread after
 // cp_async_wait, for other threads after a barrier that follows it.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global) {

@@ -6,4 +6,5 @@
 #include "topk/radix.cuh"
 #include "topk/rows.cuh"
 #include "topk/scan.cuh"
+#include "topk/scan_float.cuh"
 #include "topk/scan_mma.cuh"

@@ -53,13 +53,8 @@ static __global__ void __launch_bounds__(most_merge_warps* warp_size) topk_merge
       const bool taken = key < threshold;
       const unsigned takers = __ballot_sync(full_warp, taken);
       if (takers == 0) break;
-      if (count + __popc(takers) > args.list.buffer) {
-        flush_list(list, args.list, count);
-        threshold = list[args.keys - 1];
-        count = 0;
-      }
-      if (taken) list[args.list.capacity + count + __popc(takers & lanes_below())] = key;
-      count += __popc(takers);
+      if (make_room(list, args.list, count, takers)) threshold = list[args.keys - 1];
+      count = add_keys(list, args.list, count, taken, key);
     }
   }
   flush_list(list, args.list, count);

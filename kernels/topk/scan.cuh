@@ -53,15 +53,15 @@ __device__ inline void add_scores(int (&sums)[TILE][PLANES][LANES], const uint8_
 
 // Lane l of the LANES that share documents gets the sum over all of them of sums[l]: a butterfly that halves what a
 // lane holds in every step, LANES - 1 shuffles for LANES sums.
-template <int LANES>
-__device__ inline int transposed_sum(int (&sums)[LANES]) {
+template <class T, int LANES>
+__device__ inline T transposed_sum(T (&sums)[LANES]) {
 #pragma unroll
   for (int apart = LANES / 2; apart > 0; apart /= 2) {
     const bool upper = lane_index() & apart;
 #pragma unroll
     for (int i = 0; i < apart; ++i) {
-      const int given = upper ? sums[i] : sums[i + apart];
-      const int kept = upper ? sums[i + apart] : sums[i];
+      const T given = upper ? sums[i] : sums[i + apart];
+      const T kept = upper ? sums[i + apart] : sums[i];
       sums[i] = kept + __shfl_xor_sync(full_warp, given, apart);
     }
   }
@@ -162,15 +162,11 @@ __global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1 ? 5 : 3) topk
       Key* list = block.own_lists + q * args.list.keys();
       const Key key = ordered == no_order ? no_key : key_of(corpus, ordered, document);
       const bool taken = key < list[args.keys - 1];
-      const unsigned takers = __ballot_sync(full_warp, taken);
       int count = __shfl_sync(full_warp, buffered, q);
-      if (count + __popc(takers) > args.list.buffer) {
-        flush_list(list, args.list, count);
+      if (make_room(list, args.list, count, __ballot_sync(full_warp, taken)))
         put(threshold, q, threshold_of<Codes>(corpus, list[args.keys - 1]));
-        count = 0;
-      }
-      if (taken) list[args.list.capacity + count + __popc(takers & lanes_below())] = key;
-      if (lane == q) buffered = count + __popc(takers);
+      count = add_keys(list, args.list, count, taken, key);
+      if (lane == q) buffered = count;
     }
   }
   if (args.all) return;

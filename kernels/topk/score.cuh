@@ -21,6 +21,9 @@ __device__ inline void load(Piece<16>& piece, const uint8_t* from) {
 __device__ inline void load(Piece<4>& piece, const uint8_t* from) {
   piece.word[0] = *reinterpret_cast<const unsigned*>(from);
 }
+__device__ inline void load(Piece<2>& piece, const uint8_t* from) {
+  piece.word[0] = *reinterpret_cast<const unsigned short*>(from);
+}
 __device__ inline void load(Piece<1>& piece, const uint8_t* from) { piece.word[0] = *from; }
 
 __device__ inline void store(const Piece<16>& piece, uint8_t* to) {

@@ -90,6 +90,21 @@ __device__ inline void flush_list(Key* list, ListShape shape, int count) {
   merge_sorted(list, shape.capacity, buffer, shape.buffer);
 }
 
+// Room in the buffer, which holds `count` keys, for those of the lanes in `takers`. Whether it was emptied for that.
+__device__ inline bool make_room(Key* list, ListShape shape, int& count, unsigned takers) {
+  if (count + __popc(takers) <= shape.buffer) return false;
+  flush_list(list, shape, count);
+  count = 0;
+  return true;
+}
+
+// The keys of the lanes that have one behind the `count` that the buffer holds, in the order of lanes. Returns how many it holds then.
+__device__ inline int add_keys(Key* list, ListShape shape, int count, bool taken, Key key) {
+  const unsigned takers = __ballot_sync(full_warp, taken);
+  if (taken) list[shape.capacity + count + __popc(takers & lanes_below())] = key;
+  return count + __popc(takers);
+}
+
 // The lists of a block's warps, [warps][queries], become the first warp's. warps is a power of two.
 __device__ inline void merge_warps(Key* lists, ListShape shape, int warps, int queries) {
   const int warp = static_cast<int>(threadIdx.x) / warp_size;

@@ -20,6 +20,13 @@ inline void mma_m16n8k256_and_popc(int32_t (&d)[4], const uint32_t (&a)[4], cons
   cuda_host::mma_and_popc(d, a, b, source);
 }
 
+inline float half_to_float(unsigned short bits) {
+  const uint32_t magnitude = bits & 0x7fffu, sign = uint32_t(bits & 0x8000u) << 16;
+  float value = __uint_as_float(magnitude << 13) * 0x1p112f;  // the exponent's other bias; exact for subnormal ones too
+  if (magnitude >= 0x7c00u) value = __uint_as_float(0x7f800000u | magnitude << 13);
+  return __uint_as_float(__float_as_uint(value) | sign);
+}
+
 inline void cp_async_16(void* shared, const void* global, cuda_host::Source source = cuda_host::Source::here()) {
   cuda_host::copy_async(shared, global, 16, source);
 }

@@ -85,6 +85,7 @@ std::string instance(const char* kernel, TopkKind kind, std::initializer_list<in
 // A part of the mangled name that no other kernel has.
 std::string scan_name(const topk::Plan& plan, TopkKind kind) {
   if (plan.mma) return instance("topk_scan_mma", kind, {plan.planes});
+  if (kind >= TopkKind::float32) return instance("topk_scan_float", kind, {plan.load_bytes, plan.kernel_tile});
   return instance("topk_scan", kind, {plan.load_bytes, plan.lanes, plan.kernel_tile});
 }
 
@@ -103,10 +104,13 @@ struct Recorder {
   template <class Args>
   std::string name(void (*kernel)(Args)) const {
     if constexpr (std::is_same_v<Args, topk::ScanArgs>) return scan_name(plan, kind);
-    if constexpr (std::is_same_v<Args, topk::RowsArgs>)
+    if constexpr (std::is_same_v<Args, topk::RowsArgs>) {
+      if (kind >= TopkKind::float32) return instance("topk_rows_float", kind, {});
       return instance("topk_rows", kind, {plan.load_bytes == 1 ? 1 : 4});
+    }
     const std::pair<const void*, const char*> plain[] = {
         {reinterpret_cast<const void*>(topk::topk_fold), "topk_fold"},
+        {reinterpret_cast<const void*>(topk::topk_norms), "topk_norms"},
         {reinterpret_cast<const void*>(topk::topk_pack_allow), "topk_pack_allow"},
         {reinterpret_cast<const void*>(topk::topk_merge), "topk_merge"},
         {reinterpret_cast<const void*>(topk::topk_sort_chunks), "topk_sort_chunks"},

@@ -13,14 +13,16 @@ TopkArgs arguments(TopkKind kind, int64_t alignment, int64_t dim, int64_t querie
   args.queries = queries;
   args.documents = 1 << 20;
   args.dim = dim;
-  args.queries_data = args.documents_data = address(static_cast<std::size_t>(alignment));
+  const int64_t element = args.is_float() ? topk::row_bytes(kind, 1) : 1;
+  args.queries_data = args.documents_data = address(static_cast<std::size_t>(std::max(alignment, element)));
   args.queries_stride = args.documents_stride = topk::row_bytes(kind, dim);
   args.k = k;
   return args;
 }
 
 void record(const Device& device, const RecordLaunch& launch) {
-  for (const TopkKind kind : {TopkKind::packed, TopkKind::bits, TopkKind::int4, TopkKind::int8, TopkKind::uint8})
+  for (const TopkKind kind : {TopkKind::packed, TopkKind::bits, TopkKind::int4, TopkKind::int8, TopkKind::uint8,
+                              TopkKind::float32, TopkKind::float16, TopkKind::bfloat16})
     for (const int64_t alignment : {16, 4, 1})
       for (const int64_t dim : {256, 512, 1024, 4096})
         for (const int64_t queries : {1, 8, 64})

@@ -299,7 +299,7 @@ def _search(device: TorchDevice, kind: str, queries: int, quick: bool) -> Timing
         prepare,
         2.0 * queries * count * dim,
         float(count * topk.width_of(kind, dim)),
-        "" if kind == "packed" else "int8",
+        "int8" if topk.PLANES[kind] == 2 else "",
         topk.PLANES[kind],
     )
 

@@ -23,13 +23,17 @@ METRICS = {
     "int4": "l2",
     "int8": "cosine",
     "uint8": "dot",
+    "float32": "cosine",
+    "float16": "dot",
+    "bfloat16": "l2",
 }
+FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 KINDS = tuple(METRICS)
 PER_BYTE = {"packed": 8, "bits": 8, "int4": 2}
 OPERANDS = ("queries", "documents", "scale", "offset", "factor", "addend", "query_scale")
 MASKS = ("allow", "rank", "candidates")
 # Products of a folded query's planes for one of the formula: its integers have two bytes.
-PLANES = {kind: 1 if kind == "packed" else 2 for kind in KINDS}
+PLANES = {kind: 2 if kind in ("bits", "int4", "int8", "uint8") else 1 for kind in KINDS}
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,37 @@ LARGE = (
 
 
 def width_of(kind: str, dim: int) -> int:
-    """Bytes of a row of codes."""
-    return -(-dim // PER_BYTE.get(kind, 1))
+    """Bytes of a row."""
+    return FLOATS[kind] * dim if kind in FLOATS else -(-dim // PER_BYTE.get(kind, 1))
 
 
 def make_inputs(case: Case, kind: str) -> dict[str, Array]:
     """The arrays of a call, by name; those that it does not have are left out."""
     rng = np.random.default_rng(case.seed)
+    inputs = _floats(rng, case, kind) if kind in FLOATS else _codes(rng, case, kind)
+    n = case.documents
+    if case.allow:
+        inputs["allow"] = rng.random(n) < 0.5
+    if case.rank:
+        inputs["rank"] = rng.permutation(n).astype(np.uint32)
+    if case.candidates is not None:
+        inputs["candidates"] = rng.integers(-1, n, (case.queries, case.candidates))
+    return inputs
+
+
+def _floats(rng: np.random.Generator, case: Case, kind: str) -> dict[str, Array]:
+    documents = rng.normal(size=(case.documents, case.dim)).astype(np.float32)
+    if case.few:
+        documents = documents[rng.integers(0, 5, case.documents)]
+    if kind == "bfloat16":
+        stored: Array = (documents.view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        stored = documents.astype(kind)
+    queries = rng.normal(size=(case.queries, case.dim)).astype(np.float32)
+    return {"documents": stored, "queries": queries}
+
+
+def _codes(rng: np.random.Generator, case: Case, kind: str) -> dict[str, Array]:
     n, dim, width = case.documents, case.dim, width_of(kind, case.dim)
     codes = rng.integers(0, 256, (n, width), np.uint8)
     if case.few:
@@ -104,12 +132,6 @@ def make_inputs(case: Case, kind: str) -> dict[str, Array]:
         scales = (inputs.get("scale"), inputs.get("offset"))
         topk_numpy.code_norms(kind, inputs["documents"], dim, *scales, inverse, 1, norms)
         inputs["factor" if inverse else "addend"] = norms
-    if case.allow:
-        inputs["allow"] = rng.random(n) < 0.5
-    if case.rank:
-        inputs["rank"] = rng.permutation(n).astype(np.uint32)
-    if case.candidates is not None:
-        inputs["candidates"] = rng.integers(-1, n, (case.queries, case.candidates))
     return inputs
 
 
@@ -180,7 +202,11 @@ def beyond_31_bits(
 
 
 def timed_inputs(device: TorchDevice, kind: str, queries: int, count: int, dim: int) -> Any:
-    """Random codes, and queries that are folded without scales."""
+    """Random documents, and queries that are folded without scales."""
+    if kind in FLOATS:
+        made = torch.empty((count, dim), dtype=getattr(torch, kind), device=device.device).normal_()
+        queries_made = torch.empty((queries, dim), device=device.device).normal_()
+        return {"documents": made, "queries": queries_made}
     shape = (count, width_of(kind, dim))
     low, dtype = (-128, torch.int8) if kind == "int8" else (0, torch.uint8)
     inputs = {"documents": torch.randint(low, low + 256, shape, dtype=dtype, device=device.device)}

@@ -20,6 +20,9 @@ DOCUMENT_TYPES = {
     "int4": ("uint8",),
     "int8": ("int8",),
     "uint8": ("uint8",),
+    "float32": ("float32",),
+    "float16": ("float16",),
+    "bfloat16": ("bfloat16", "uint16", "int16"),  # libraries without the type hold its bits
 }
 ELEMENTS = {"packed": 8, "bits": 8, "int4": 2}
 SCORE_TYPES = {"hamming": "int32", "dot": "float32", "cosine": "float32", "l2": "float32"}

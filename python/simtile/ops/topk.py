@@ -51,7 +51,8 @@ def search(
     Parameters
     ----------
     kind : str
-        Of the documents: "packed" bits for metric "hamming"; codes "bits", "int4", "int8", "uint8".
+        Of the documents: "packed" bits for metric "hamming"; codes "bits", "int4", "int8", "uint8";
+        "float32", "float16", "bfloat16".
     metric : str
         "hamming", "dot", "cosine" or "l2".
     queries : array on a CUDA device, float32 [Q, D]
