@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,6 +321,51 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path):
         _files.write(tmp_path / "a", KIND, {"nan": float("nan")}, [])
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert_same(_files.read(tmp_path / "a", KIND).arrays, expected)
+
+
+def test_it_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    log = []
+    fsync, replace = os.fsync, Path.replace
+
+    def logged_fsync(descriptor):
+        link = Path(f"/proc/self/fd/{descriptor}")
+        log.append((str(link.readlink()), os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def logged_replace(old, new):
+        log.append((str(old), str(new)))
+        return replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(Path, "replace", logged_replace)
+    save(tmp_path / "a", sample_arrays())
+    (temporary, size), renamed, (directory, _) = log
+    assert size == (tmp_path / "a").stat().st_size
+    assert renamed == (temporary, str(tmp_path / "a"))
+    assert directory == str(tmp_path)
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """A limit on the size of files stands for it."""
+    save(tmp_path / "a", sample_arrays())
+    code = """
+import resource, signal, sys
+import numpy as np
+from simtile import _files
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    _files.write(sys.argv[1], "FlatIndex", {}, [_files.section("x", np.zeros(100_000))])
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "File too large\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert_same(_files.read(tmp_path / "a", KIND).arrays, sample_arrays())
 
 
 def test_links_and_modes_are_kept(tmp_path):
