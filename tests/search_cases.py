@@ -27,7 +27,18 @@ DOCUMENTS = (0, 1, 7, 33, 64, 111, 989)
 DIMS = (1, 3, 7, 8, 31, 32, 33, 64, 65, 111, 200, 384)
 K = (1, 2, 10, 33, 100, 1025)
 LAYOUTS = ("contiguous", "padded rows", "odd base", "broadcast")
-VALUES = ("random", "copies", "few", "equal", "zeros", "special", "huge", "tiny", "integers")
+VALUES = (
+    "random",
+    "copies",
+    "near",
+    "few",
+    "equal",
+    "zeros",
+    "special",
+    "huge",
+    "tiny",
+    "integers",
+)
 ALLOW = ("absent", "absent", "all", "nothing", "some", "few", "per query", "per query, padded")
 
 
@@ -111,6 +122,8 @@ class Case:
             a["offset"] = rng.normal(size=d).astype(np.float32) / 10
             if self.values == "integers":
                 a["scale"][:], a["offset"][:] = 1, 0
+            if self.values in ("huge", "tiny"):
+                a["scale"] *= np.float32(1e30 if self.values == "huge" else 1e-30)
         if self.stored in ("packed", "bits") or self.metric == "dot":
             a["factor"] = own
             return
@@ -184,6 +197,9 @@ def draw_floats(rng, rows, dim, dtype, values):
         x = np.rint(3 * x)
     if values in ("few", "equal") and rows:
         x = x[rng.integers(min(rows, 1 if values == "equal" else 3), size=rows)]
+    if values == "near" and rows:  # scores that differ in their last places
+        x[:] = x[0]
+        x[np.arange(rows), rng.integers(dim, size=rows)] *= 1 + rng.choice([-1e-7, 1e-7], rows)
     if values == "zeros":
         x[rng.random(rows) < 0.5] = 0
         x[rng.random(x.shape) < 0.1] *= -0.0
@@ -214,6 +230,9 @@ def draw_codes(rng, rows, dim, kind, values):
     codes = rng.integers(256, size=(rows, width), dtype=np.uint8)
     if values in ("huge", "special"):
         codes = rng.choice(np.uint8([0x80, 0x7F, 0xFF, 0x88]), size=codes.shape)
+    if values == "near" and rows:
+        codes[:] = codes[0]
+        codes[np.arange(rows), rng.integers(width, size=rows)] ^= 1
     if values == "zeros":
         codes[rng.random(rows) < 0.5] = 0
     if values in ("few", "equal") and rows:

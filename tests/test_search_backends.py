@@ -66,8 +66,9 @@ def test_code_norms_is_the_oracle(backend, inverse):
 def many(kind, order):
     metric = "hamming" if kind == "packed" else METRICS[KINDS.index(kind) % 3]
     sizes = (2, 20_011, 65 * (8 if kind in ("bits", "packed") else 1), 10)
-    if order == "ties":
-        case = Case(kind, metric, *sizes, allow="some", values="few", seed=1)
+    if order in ("ties", "near ties"):
+        values = {"ties": "few", "near ties": "near"}[order]
+        case = Case(kind, metric, *sizes, allow="some", values=values, seed=1)
         return case, case.topk(oracle)
     case = Case(kind, metric, *sizes, allow="some", seed=2)
     by_score = case_in_order(case, order)
@@ -96,7 +97,7 @@ def case_in_order(case, order):
 
 
 @every_backend(without=("reference",))
-@pytest.mark.parametrize("order", ["ties", "improving", "worsening"])
+@pytest.mark.parametrize("order", ["ties", "near ties", "improving", "worsening"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_documents(kind, order, backend):
     case, expected = many(kind, order)
