@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _gpu, _search_call, _tensors, _vectors
-from simtile._encoding import FLOATS, Encoding
+from simtile._encoding import Encoding
 from simtile._search_call import Documents, Operands
 from simtile._storage import Segment, Snapshot
 from simtile.quantized import Quantized
@@ -34,12 +34,7 @@ BLOCK_BYTES = 256 << 20  # 10 ms over PCIe 4.0 ×16, long beside a launch and a 
 class DeviceSearch:
     """The device's side of one index."""
 
-    def __init__(self, device: Any, encoding: Encoding) -> None:
-        if encoding.dtype in FLOATS:
-            raise ValueError(
-                f"device: found {str(device)!r} for dtype {encoding.dtype!r}, expected 'cpu': the "
-                "kernels of a device search codes"
-            )
+    def __init__(self, device: Any) -> None:
         self.device = _cuda_device(device)
         self._mirrors: list[_Mirror] = []
         self._lock = threading.Lock()

@@ -58,9 +58,10 @@ class FlatIndex(DocumentIndex):
     ranges : float [2, dim], optional
         For "int8", "uint8" and "int4".
     device : "cpu", "cuda" or "cuda:0", …
-        Where searches run. On a device documents are codes, which stay there if they fit, and else
-        are streamed through it from the host's memory, or the mapped file, by every search; results
-        are equal to the CPU's, and a call waits for them. `range_search` needs the CPU.
+        Where searches run. Documents are copied to a device when first searched, and stay there if
+        they fit; else they are streamed through it from the host's memory, or the mapped file, by
+        every search. Results are equal to the CPU's, and a call waits for them; k is at most 65536.
+        `range_search` needs the CPU.
 
     Raises
     ------
@@ -102,7 +103,7 @@ class FlatIndex(DocumentIndex):
         super().__init__((Encoding.of(dim, dtype, metric, ranges),))
         self._device = None
         if str(device) != "cpu":
-            self._device = _index_device.DeviceSearch(device, self._encodings[0])
+            self._device = _index_device.DeviceSearch(device)
 
     @property
     def dtype(self) -> str:
