@@ -74,11 +74,15 @@ def info_nce_by_cpu(queries, documents, *, backend, precision=None, **options):
     return simtile.info_nce(queries, documents, backend="cpu", **options)
 
 
+def as_numpy(x):
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
 def topk_by_numpy(*arguments):
     """`simtile.ops.topk.search`, of tensors of the CPU."""
-    *operands, k, allow, rank, candidates = (
-        x.numpy() if isinstance(x, torch.Tensor) else x for x in arguments
-    )
+    *operands, k, allow, rank, candidates = map(as_numpy, arguments)
     dtype = np.int32 if operands[1] == "hamming" else np.float32
     shape = (len(operands[2]), k)
     scores, ids = np.empty(shape, dtype), np.empty(shape, np.int64)
