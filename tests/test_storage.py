@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from simtile import _storage
+from simtile import _snapshot, _storage
 from simtile._id_map import IdMap
 from simtile._storage import Storage
 
@@ -170,7 +170,7 @@ def test_storage_is_a_dict(monkeypatch, copied_bytes):
     monkeypatch.setattr(_storage, "COPIED_BYTES", copied_bytes)
     monkeypatch.setattr(_storage, "COMPACTED_ROWS", 3)
     monkeypatch.setattr(_storage, "LEAST_ROOM", 2)
-    monkeypatch.setattr(_storage, "PART_ROWS", 4)
+    monkeypatch.setattr(_snapshot, "PART_ROWS", 4)
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(AgainstADict, settings=settings(stateful_step_count=20))

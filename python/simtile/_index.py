@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from simtile import _allow, _files, _vectors
 from simtile._encoding import Encoding, check_ids
-from simtile._storage import Snapshot, Storage
+from simtile._snapshot import Snapshot
+from simtile._storage import Storage
 from simtile.quantized import Quantized
 
 Array = npt.NDArray[Any]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from simtile import _gpu, _search_call, _tensors, _vectors
 from simtile._encoding import Encoding
 from simtile._search_call import Documents, Operands
-from simtile._storage import Segment, Snapshot
+from simtile._snapshot import Segment, Snapshot
 from simtile.quantized import Quantized
 
 Array = npt.NDArray[Any]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from simtile import _encoding, _search_call, _tensors, _vectors, search
 from simtile._search_call import WORST, Operands
-from simtile._storage import Snapshot
+from simtile._snapshot import Snapshot
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
 

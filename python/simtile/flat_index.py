@@ -15,7 +15,7 @@ from simtile import _files, _index_device, _index_search, _inputs, _readers, _se
 from simtile._encoding import Encoding, check_ids
 from simtile._index import DocumentIndex, damaged
 from simtile._search_call import Operands
-from simtile._storage import Segment
+from simtile._snapshot import Segment
 
 if TYPE_CHECKING:
     import torch
