@@ -3,7 +3,7 @@
 
 #include "topk/pairs.hpp"
 #include "topk/screen_floats.hpp"
-#include "topk/screen_packed.hpp"
+#include "topk/screen_packed_amx.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
@@ -49,7 +49,7 @@ constexpr TopkKernel topk_kernel = {{
     code_variant<TopkKind::uint8>(),
     code_variant<TopkKind::int4>(),
     code_variant<TopkKind::bits>(),
-    topk_variant<PackedScreen>(),
+    topk_variant<BestPackedScreen>(),
 }};
 
 }  // namespace
