@@ -224,7 +224,7 @@ def as_given(rows: _vectors.Rows) -> Any:
     """The array of rows of floats as `quantize` takes it."""
     if rows.kind != "bfloat16":
         return rows.array
-    return _widened(rows.array)
+    return widened(rows.array)
 
 
 def check_packed(name: str, packed: Array, dim: int) -> None:
@@ -253,7 +253,7 @@ def check_finite(name: str, rows: _vectors.Rows) -> None:
             good = np.isfinite(block).all(axis=1)
         if not good.all():
             row = int((~good).argmax())
-            values = _widened(block[row]) if rows.kind == "bfloat16" else block[row]
+            values = widened(block[row]) if rows.kind == "bfloat16" else block[row]
             what = "NaN" if np.isnan(values).any() else "an infinity"
             raise ValueError(
                 f"{name}: found {what} in row {begin + row}, expected finite numbers: it could "
@@ -261,7 +261,7 @@ def check_finite(name: str, rows: _vectors.Rows) -> None:
             )
 
 
-def _widened(bits: Array) -> Array:
+def widened(bits: Array) -> Array:
     """bfloat16 as float32."""
     wide: Array = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return wide
@@ -277,7 +277,7 @@ def as_floats(rows: _vectors.Rows, dtype: str) -> Array:
     for begin in range(0, len(out), step):
         block = rows.array[begin : begin + step]
         if rows.kind == "bfloat16":
-            block = _widened(block)
+            block = widened(block)
         with np.errstate(over="ignore"):
             if dtype == "bfloat16":
                 narrow = _to_bfloat16(block)

@@ -105,7 +105,7 @@ class DocumentIndex:
             ``x`` has another shape or type, or NaN or an infinity in a row; an id is there
             already, or given twice; the ranges are not known and these are fewer than 100 rows.
         """
-        documents = self._encodings[0].check_documents(x)
+        documents = self._check_documents(x)
         return self._add(
             documents, None if ids is None else check_ids("ids", ids, _count(documents))
         )
@@ -119,7 +119,7 @@ class DocumentIndex:
         ids : int [N]
             Each in the index, and once.
         """
-        documents = self._encodings[0].check_documents(x)
+        documents = self._check_documents(x)
         known = check_ids("ids", ids, _count(documents))
         if len(known):
             self._storage.check_known(known)
@@ -128,6 +128,9 @@ class DocumentIndex:
     def remove(self, ids: Any) -> None:
         """Remove documents: all that ids [n] name, or, if one is unknown or given twice, none."""
         self._storage.remove(check_ids("ids", ids))
+
+    def _check_documents(self, x: Any) -> _vectors.Rows | Quantized:
+        return self._encodings[0].check_documents(x)
 
     def _add(self, documents: _vectors.Rows | Quantized, ids: Int64s | None) -> Int64s:
         count = _count(documents)
