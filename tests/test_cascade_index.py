@@ -1,4 +1,4 @@
-"""CascadeIndex: each stage finds what a FlatIndex of it finds among what the one before handed on."""
+"""CascadeIndex: a stage finds what a FlatIndex of it finds among what was handed on to it."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,11 @@ def by_hand(index, flat, queries, k, allow=None):
     """The stages one after the other, each a FlatIndex that may find what the one before found."""
     results = []
     for q, query in enumerate(queries):
-        mask = np.ones(len(index), bool) if allow is None else np.atleast_2d(allow)[min(q, len(np.atleast_2d(allow)) - 1)].copy()
+        mask = (
+            np.ones(len(index), bool)
+            if allow is None
+            else np.atleast_2d(allow)[min(q, len(np.atleast_2d(allow)) - 1)].copy()
+        )
         for stage, one in enumerate(flat):
             wanted = index._handed_on(stage, k) if stage < len(flat) - 1 else k
             scores, ids = one.search(query[None], wanted, allow=mask)

@@ -118,7 +118,7 @@ struct FloatScreen : FloatScores<Document, Query> {
       const Document* row = reinterpret_cast<const Document*>(document_row(problem, begin + i));
       p.lengths[i] = bounds.length(widen_row(row, dimensions, kWidened ? widened + i * row_pitch() : nullptr));
     }
-    const int64_t tiles = (padded / kLanes + kTileVectors - 1) / kTileVectors * (panel / kTileRows) *
+    const int64_t tiles = (padded / kLanes + kTileVectors - 1) / kTileVectors * (panel / kRowTile) *
                           ((dimensions + kRowDepth - 1) / kRowDepth);
     const char* next = document_row(problem, end);
     // Rows with wide gaps are left to the hardware.
@@ -183,19 +183,19 @@ struct FloatScreen : FloatScores<Document, Query> {
     for (int64_t k = 0; k < dimensions; k += kRowDepth) {
       const int64_t depth = least<int64_t>(kRowDepth, dimensions - k);
       const float* b = o.packed + query * dimensions + k * kLanes;
-      for (int64_t d = 0; d < p.count; d += kTileRows) {
+      for (int64_t d = 0; d < p.count; d += kRowTile) {
         const float* a = p.rows + d * p.stride + k;
         float* out = p.scores + d * kWidth;
         p.ahead.lines(p.ahead_lines);
-        if (d + kTileRows <= p.count) {
-          multiply_rows<kTileRows, vectors>(a, p.stride, b, kLanes * dimensions, depth, k > 0, out);
+        if (d + kRowTile <= p.count) {
+          multiply_rows<kRowTile, vectors>(a, p.stride, b, kLanes * dimensions, depth, k > 0, out);
         } else {
           for (int64_t i = 0; i < p.count - d; i++)
             multiply_rows<1, vectors>(a + i * p.stride, p.stride, b, kLanes * dimensions, depth, k > 0,
                                       out + i * kWidth);
         }
         if (k + depth == dimensions)
-          compare<vectors>(o, p, d, least<int64_t>(kTileRows, p.count - d), query, bars, found);
+          compare<vectors>(o, p, d, least<int64_t>(kRowTile, p.count - d), query, bars, found);
       }
     }
   }

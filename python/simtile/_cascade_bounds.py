@@ -63,7 +63,9 @@ def measure(encodings: Sequence[Encoding], snapshot: Snapshot) -> list[Form]:
             least_cosine[i] = min(least_cosine[i], np.where(both > 0, cosine, -1.0).min())
     angles = np.arccos(np.clip(least_cosine - ROUNDING, -1, 1))
     angles[-1] = residual[-1] = 0
-    return [Form(*(float(x) for x in row)) for row in zip(angles, residual, least, most, strict=True)]
+    return [
+        Form(*(float(x) for x in row)) for row in zip(angles, residual, least, most, strict=True)
+    ]
 
 
 def floats(encoding: Encoding, columns: Any) -> Doubles:
@@ -88,13 +90,15 @@ class Bounds:
     ) -> None:
         self.encoding, self.form, self.last_form = encoding, form, last_form
         self.metric = last.metric
-        self.norms = np.linalg.norm(queries, axis=1)
-        self.angle = np.full(len(queries), form.angle)
+        self.norms: Doubles = np.linalg.norm(queries, axis=1)
+        self.angle: Doubles = np.full(len(queries), form.angle)
         if encoding.metric == "hamming":
             signs = np.abs(queries).sum(1) / np.where(self.norms > 0, self.norms, 1)
             own = signs / math.sqrt(encoding.dim)
             self.angle += np.arccos(np.clip(own - ROUNDING, -1, 1))
-        self.error = _rounding(encoding, form, queries) + _rounding(last, last_form, queries)
+        self.error: Doubles = _rounding(encoding, form, queries) + _rounding(
+            last, last_form, queries
+        )
 
     @property
     def by_angle(self) -> bool:
@@ -160,8 +164,8 @@ class Bounds:
 
 def _rounding(encoding: Encoding, form: Form, queries: Doubles) -> Doubles:
     """How far a stage's dot products, or squared distances, may be from exact ones."""
-    norms = np.linalg.norm(queries, axis=1)
-    error = ROUNDING * norms * form.most_norm
+    norms: Doubles = np.linalg.norm(queries, axis=1)
+    error: Doubles = ROUNDING * norms * form.most_norm
     if encoding.metric == "l2":
         error = 2 * error + ROUNDING * (norms**2 + form.most_norm**2)
     if encoding.metric == "hamming" or encoding.dtype in FLOATS:
@@ -173,4 +177,5 @@ def _rounding(encoding: Encoding, form: Form, queries: Doubles) -> Doubles:
         codes = math.sqrt(encoding.dim) * form.most_norm
     else:
         codes = largest_code * encoding.dim
-    return error + (2 if encoding.metric == "l2" else 1) * step * codes
+    error += (2 if encoding.metric == "l2" else 1) * step * codes
+    return error

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from simtile import (
     _cascade_bounds,
-    _encoding,
     _files,
     _index_search,
     _inputs,
@@ -23,7 +22,7 @@ from simtile._encoding import Encoding
 from simtile._index import DocumentIndex, damaged
 from simtile._search_call import Operands
 from simtile._storage import Snapshot
-from simtile.quantized import Quantized
+from simtile.quantized import PER_DIMENSION, Quantized
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +90,8 @@ class CascadeIndex(DocumentIndex):
     >>> index.add(embeddings)
     >>> scores, ids = index.search(queries, 10)
     """
+
+    FILE_KIND = "CascadeIndex"
 
     def __init__(
         self,
@@ -172,9 +173,7 @@ class CascadeIndex(DocumentIndex):
             scores, ids = run.topk(stage, wanted, kept)
             kept = ids
             last_kept.append(scores[:, -1])
-            reports.append(
-                Stage(encoding.dtype, documents, wanted, time.perf_counter() - started)
-            )
+            reports.append(Stage(encoding.dtype, documents, wanted, time.perf_counter() - started))
         results: list[Any] = [scores, ids]
         widened: list[Stage] = []
         if certify:
@@ -227,7 +226,7 @@ class CascadeIndex(DocumentIndex):
         device: str = "cpu",
     ) -> CascadeIndex:
         """Open a file that `save` wrote: `FlatIndex.load`."""
-        contents = _files.read(path, "CascadeIndex", map_file=bool(mmap), verify=verify)
+        contents = _files.read(path, cls.FILE_KIND, map_file=bool(mmap), verify=verify)
         described = contents.attributes
         try:
             index = cls(
@@ -430,9 +429,7 @@ def _operands(encoding: Encoding, queries: Any, nan: str) -> Operands:
     return replace(_search_call.prepare_queries(bits, none, nan), searched=searched)
 
 
-def _encodings(
-    dim: int, stages: Sequence[str], metric: str, ranges: Any
-) -> tuple[Encoding, ...]:
+def _encodings(dim: int, stages: Sequence[str], metric: str, ranges: Any) -> tuple[Encoding, ...]:
     if isinstance(stages, str) or not isinstance(stages, Sequence) or len(stages) < 2:
         raise ValueError(
             f"stages: found {stages!r}, expected two or more dtypes, for example "
@@ -445,11 +442,9 @@ def _encodings(
             raise ValueError(
                 f"stages: found 'binary' at {i}, expected it first: it is the coarsest"
             )
-        of_stage = ranges if dtype in _encoding.PER_DIMENSION else None
+        of_stage = ranges if dtype in PER_DIMENSION else None
         own: Any = "hamming" if dtype == "binary" else metric
-        encodings.append(
-            replace(Encoding.of(dim, dtype, own, of_stage), prefix=f"stage{i}_")
-        )
+        encodings.append(replace(Encoding.of(dim, dtype, own, of_stage), prefix=f"stage{i}_"))
     if ranges is not None and all(encoding.ranges is None for encoding in encodings):
         raise ValueError(f"ranges: found some for stages {tuple(stages)!r}, which have none")
     return tuple(encodings)
