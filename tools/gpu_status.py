@@ -27,17 +27,20 @@ Json = dict[str, Any]
 TESTS = {
     ("info_nce", "triton"): "tests/test_info_nce_backends.py",
     ("info_nce", "cuda"): "tests/test_info_nce_cuda_host.py",
+    ("quantize", "triton"): "tests/test_quantize_triton.py",
     ("topk", "cuda"): "tests/test_topk.py",
 }
 # A file of bench/results/ptx. A run in it names its kernel; one of top-k, a whole call, names all.
 PTX: dict[tuple[str, str], str] = {
     ("info_nce", "triton"): "info_nce_triton",
     ("info_nce", "cuda"): "info_nce_cuda",
+    ("quantize", "triton"): "quantize",
     ("topk", "cuda"): "topk",
 }
 # What `simtile doctor` calls the operation of a kernel, by element type; other types: all of them.
 CHECKS: dict[str, dict[str, str]] = {
     "info_nce": {"": "info_nce"},
+    "quantize": {"": "quantize"},
     "topk": {"": "topk"},
 }
 

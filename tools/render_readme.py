@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
+import quantize_tables  # noqa: E402
 import tables  # noqa: E402
 
 REGION = re.compile(
@@ -40,7 +41,7 @@ def entry(name: str) -> Callable[[Json], str]:
     return lambda results: tables.info_nce_entry(name, results["entries"][name])
 
 
-PTX_KERNELS = ("topk", "info_nce_triton", "info_nce_cuda")
+PTX_KERNELS = ("topk", "info_nce_triton", "info_nce_cuda", "quantize")
 
 # Regions of several files: what makes markdown of the results' folder
 FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {
@@ -55,6 +56,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "info_nce_short": ("info_nce", tables.info_nce_short),
     "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
     "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
+    "quantize": ("quantize", quantize_tables.markdown),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
     **{f"ptx_{name}": (f"ptx/{name}", gpu_tables.ptx) for name in PTX_KERNELS},
 }
