@@ -198,10 +198,10 @@ def check_kind(monkeypatch, dtype, metric, streamed, explicit, where, stand_in=N
 def test_rows_are_uploaded_once(monkeypatch, device):
     """And those that are added later by themselves."""
     uploads = []
-    upload = _index_device.DeviceSearch._upload
+    upload = _index_device.DeviceSearch.upload
     monkeypatch.setattr(
         _index_device.DeviceSearch,
-        "_upload",
+        "upload",
         lambda self, array: (uploads.append(np.asarray(array).nbytes), upload(self, array))[1],
     )
     rng = np.random.default_rng(0)

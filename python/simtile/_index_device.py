@@ -48,7 +48,7 @@ class DeviceSearch:
             floats = rows.kind == "bfloat16"
             array = _vectors.cast("queries", rows, "float32") if floats else rows.array
             moved = _tensors.as_tensor(array, self.device)
-        none = {name: self._upload(array) for name, array in encoding.empty().items()}
+        none = {name: self.upload(array) for name, array in encoding.empty().items()}
         return _search_call.prepare_queries(moved, self._documents(encoding, none), nan)
 
     def topk(
@@ -73,8 +73,8 @@ class DeviceSearch:
                 scores, ids = _search_call.topk_rows(
                     replace(operands, documents=documents),
                     k,
-                    None if mask is None else self._upload(mask[..., start:end]),
-                    None if rank is None else self._upload(rank[start:end]),
+                    None if mask is None else self.upload(mask[..., start:end]),
+                    None if rank is None else self.upload(rank[start:end]),
                     backend="cuda",
                 )
                 if rank is None and start:
@@ -94,10 +94,10 @@ class DeviceSearch:
         places = places.reshape(local.shape)
         if len(rows) and rows[0] < 0:
             rows, places = rows[1:], places - 1
-        columns = {name: self._upload(segment.columns[name][rows]) for name in encoding.columns()}
+        columns = {name: self.upload(segment.columns[name][rows]) for name in encoding.columns()}
         scores = _search_call.score_rows(
             replace(operands, documents=self._documents(encoding, columns)),
-            self._upload(places.astype(np.int64)),
+            self.upload(places.astype(np.int64)),
             backend="cuda",
         )
         return _tensors.as_array(scores)
@@ -107,11 +107,13 @@ class DeviceSearch:
         if documents.scale is None:
             return documents
         return replace(
-            documents, scale=self._upload(encoding.scale), offset=self._upload(encoding.offset)
+            documents, scale=self.upload(encoding.scale), offset=self.upload(encoding.offset)
         )
 
-    def _upload(self, array: Any) -> Any:
-        return _tensors.as_tensor(np.ascontiguousarray(array), self.device)
+    def upload(self, array: Any) -> Any:
+        """An array, or a tensor, on the device."""
+        host = array if _tensors.is_tensor(array) else np.ascontiguousarray(array)
+        return _tensors.as_tensor(host, self.device)
 
     def _fits(self, snapshot: Snapshot, encoding: Encoding) -> bool:
         """Whether all rows can be kept on the device, without those that are gone."""
@@ -174,7 +176,7 @@ class DeviceSearch:
                 step = max(1, BLOCK_BYTES * segment.length // max(1, array.nbytes))
                 for start in range(mirror.length, segment.length, step):
                     end = min(start + step, segment.length)
-                    column[start:end].copy_(self._upload(array[start:end]))
+                    column[start:end].copy_(self.upload(array[start:end]))
             mirror.length = max(mirror.length, segment.length)
             return {name: column[: segment.length] for name, column in mirror.columns.items()}
 

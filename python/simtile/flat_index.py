@@ -387,6 +387,8 @@ class FlatIndex(DocumentIndex):
         encoding = self._encodings[0]
         if self.metric == "hamming":
             bits, searched = _index_search.packed_queries(queries, self.dim, nan)
+            if searched is not None and self._device is not None:
+                searched = self._device.upload(searched)
             return replace(self._placed(bits, encoding, nan), searched=searched)
         return self._placed(queries, encoding, nan)
 
