@@ -8,13 +8,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search_cases import CODES, METRICS, as_given, cases, without_nan
+from search_cases import KINDS, METRICS, as_given, cases, without_nan
 from topk_cases import check
 
 import simtile
 from simtile import _tensors, _vectors
 from simtile.ops import topk as gpu
 from simtile.reference import topk_numpy as oracle
+
+ON_GPU = [kind for kind in KINDS if kind != "float64"]
 
 
 def oracle_search(kind, metric, queries, documents, dim, *scales_k_allow):
@@ -37,7 +39,7 @@ def gpu_that_is_none(monkeypatch):
     monkeypatch.setattr(gpu, "search", oracle_search, raising=False)
 
 
-@pytest.mark.parametrize("kind", [*CODES, "packed"])
+@pytest.mark.parametrize("kind", ON_GPU)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), backend=st.sampled_from(("auto", "cuda")))
 def test_tensors_stay_tensors(kind, data, backend):
@@ -78,8 +80,8 @@ def test_refused():
     for backend in ("cpu", "reference"):
         with pytest.raises(RuntimeError, match=f"'{backend}' searches on the CPU, and documents"):
             simtile.topk(bits, bits, 1, metric="hamming", backend=backend)
-    with pytest.raises(RuntimeError, match="float32 documents are not searched on a GPU"):
-        simtile.topk(x, x, 1)
+    with pytest.raises(RuntimeError, match="float64 documents are not searched on a GPU"):
+        simtile.topk(x.double(), x.double(), 1)
     with pytest.raises(RuntimeError, match="a search by range does not run on a GPU"):
         simtile.range_search(bits, bits, 1, metric="hamming")
     with pytest.raises(ValueError, match="queries: found them on the CPU, expected cpu"):

@@ -69,9 +69,9 @@ def topk(
         Whether a query with NaN is an error, or finds nothing. A document whose score is NaN is
         never found.
     backend : "auto", "cpu", "cuda" or "reference"
-        "auto" searches where queries and documents are, on the CPU or on a GPU, which takes codes
-        and bits, no float documents. A named backend never falls back. "reference" is the
-        definition in NumPy.
+        "auto" searches where queries and documents are, on the CPU or on a GPU, which takes
+        everything but float64 documents, and k up to 65,536. A named backend never falls back.
+        "reference" is the definition in NumPy.
     threads : int, optional
         Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default. One
         query uses all of them.
@@ -295,10 +295,10 @@ def _choose(backend: str, operands: Operands) -> str:
             f"backend: {backend!r} searches on the CPU, and documents are on {operands.gpu}; move "
             "documents and queries with x.cpu(), or use 'cuda'"
         )
-    if operands.documents.kind in _vectors.FLOATS:
+    if operands.documents.kind == "float64":
         raise RuntimeError(
-            f"backend: {operands.documents.kind} documents are not searched on a GPU, and they are "
-            f"on {operands.gpu}; pass codes (simtile.quantize), or move them to the CPU"
+            "backend: float64 documents are not searched on a GPU, and documents are on "
+            f"{operands.gpu}; pass documents.float(), or move them to the CPU"
         )
     return "cuda"
 
