@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from simtile._encoding import FLOATS, Encoding, widened
 from simtile._search_call import Documents
-from simtile._storage import Snapshot
+from simtile._snapshot import Snapshot
 from simtile.quantized import PER_VECTOR, Quantized
 
 Array = npt.NDArray[Any]

@@ -21,7 +21,7 @@ from simtile import (
 from simtile._encoding import Encoding
 from simtile._index import DocumentIndex, damaged
 from simtile._search_call import Operands
-from simtile._storage import Snapshot
+from simtile._snapshot import Snapshot
 from simtile.quantized import PER_DIMENSION, Quantized
 
 if TYPE_CHECKING:
