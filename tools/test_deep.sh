@@ -90,7 +90,7 @@ address_sanitizer() {
   "$build/sanitized-build/tests/cpp/test_info_nce"
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
   with_libasan "$build/sanitized/bin/python" "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
-  with_libasan "$build/sanitized/bin/python" tests/test_info_nce_backends.py -k "cpu["
+  with_libasan "$build/sanitized/bin/python" tests/test_info_nce_backends.py tests/test_search_backends.py -k "cpu["
 }
 
 cuda_on_host() {
@@ -118,7 +118,8 @@ deep_tests() {
   # 5: pytest found no test with the marker.
   "$python" -m pytest -q -m "deep and not gpu" || (($? == 5))
   HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -m "not gpu and not deep" "${kernel_tests[@]}" \
-    tests/test_info_nce_cuda_host.py tests/test_topk.py
+    tests/test_info_nce_cuda_host.py tests/test_topk.py \
+    tests/test_search.py tests/test_search_reference.py tests/test_search_backends.py tests/test_allow.py
   # Every backend of info_nce, the interpreter among them.
   HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -m "not gpu" tests/test_info_nce_backends.py -k is_the_oracle
 }
