@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
+import overlap_tables  # noqa: E402
 import quantize_tables  # noqa: E402
 import tables  # noqa: E402
 
@@ -58,6 +59,8 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
     "quantize": ("quantize", quantize_tables.markdown),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
+    "quantized_overlap": ("quantized_overlap", overlap_tables.quantized_overlap),
+    "quantized_overlap_short": ("quantized_overlap", overlap_tables.quantized_overlap_short),
     **{f"ptx_{name}": (f"ptx/{name}", gpu_tables.ptx) for name in PTX_KERNELS},
 }
 
