@@ -8,47 +8,58 @@ import tables
 
 Json = dict[str, Any]
 
+ORIGINAL = {"none": "sentence-transformers, not rescored", "×2": "×2, its default"}
+
 
 def quantized_overlap(results: Json) -> str:
-    """Both tables for every corpus."""
-    parts = []
-    for entry in results["entries"].values():
-        parts += [same_bytes(entry), kinds(entry)]
-    return "\n".join(parts) + "\n" + versions(results)
+    """The same bytes searched by both libraries, and simtile's kinds of codes."""
+    return f"{same_bytes(results)}\n{kinds(results)}\n{versions(results)}"
 
 
 def quantized_overlap_short(results: Json) -> str:
-    """The same bytes, in each corpus; for the README."""
-    parts = [same_bytes(entry) for entry in results["entries"].values()]
-    return "\n".join(parts) + "\n" + versions(results)
+    """The same bytes alone."""
+    return f"{same_bytes(results)}\n{versions(results)}"
 
 
-def same_bytes(entry: Json) -> str:
-    variants = list(next(iter(entry["precisions"].values()))["original"])
+def same_bytes(results: Json) -> str:
+    entries = list(results["entries"].values())
+    precisions = entries[0]["precisions"]
+    variants = list(next(iter(precisions.values()))["original"])
     header = [
-        f"overlap@{entry['k']}, {entry['documents']:,} documents",
-        *[
-            {"none": "sentence-transformers, not rescored", "×2": "×2, its default"}.get(v, v)
-            for v in variants
-        ],
+        f"overlap@{entries[0]['k']} with exact search",
+        "documents",
+        *[ORIGINAL.get(variant, variant) for variant in variants],
         "simtile, one pass",
     ]
-    rows = [
-        [
-            f"{precision}, `{row['function']}`",
-            *[f"{row['original'][variant]:.3f}" for variant in variants],
-            f"**{row['simtile']:.3f}**",
-        ]
-        for precision, row in entry["precisions"].items()
-    ]
+    rows = []
+    for precision in precisions:
+        for entry in entries:
+            row = entry["precisions"][precision]
+            rows.append(
+                [
+                    f"{precision}, `{row['function']}`",
+                    f"{entry['documents']:,}",
+                    *[f"{row['original'][variant]:.3f}" for variant in variants],
+                    f"**{row['simtile']:.3f}**",
+                ]
+            )
     return tables.table(header, rows)
 
 
-def kinds(entry: Json) -> str:
-    header = [f"`simtile.topk`, {entry['documents']:,} documents", "bytes a document", "overlap"]
+def kinds(results: Json) -> str:
+    entries = list(results["entries"].values())
+    header = [
+        "`simtile.topk`",
+        "bytes a document",
+        *[f"overlap, {entry['documents']:,} documents" for entry in entries],
+    ]
     rows = [
-        [f"`{kind}`", f"{row['bytes']:.0f}", f"{row['overlap']:.3f}"]
-        for kind, row in entry["kinds"].items()
+        [
+            f"`{kind}`",
+            f"{entries[-1]['kinds'][kind]['bytes']:.0f}",
+            *[f"{entry['kinds'][kind]['overlap']:.3f}" for entry in entries],
+        ]
+        for kind in entries[0]["kinds"]
     ]
     return tables.table(header, rows)
 
@@ -57,4 +68,6 @@ def versions(results: Json) -> str:
     facts = results["machine"]
     names = ("simtile", "sentence-transformers", "faiss-cpu", "usearch")
     found = ", ".join(f"{name} {facts['versions'][name]}" for name in names)
-    return f"{found}; {facts['date']}, commit {(facts['commit'] or 'unknown')[:10]}\n"
+    queries = next(iter(results["entries"].values()))["queries"]
+    commit = (facts["commit"] or "unknown")[:10]
+    return f"{queries:,} queries; {found}; {facts['date']}, commit {commit}\n"

@@ -74,7 +74,8 @@ def test_measured_and_shown(
     render = importlib.import_module("render_readme").render
     for region in ("quantized_overlap", "quantized_overlap_short"):
         text = render(f"<!-- bench:begin {region} -->\n<!-- bench:end -->\n", tmp_path)
-        assert "| overlap@10, 300 documents |" in text
+        assert "| overlap@10 with exact search | documents |" in text
+        assert "| int8, `semantic_search_usearch` | 300 |" in text
         int8 = entry["precisions"]["int8"]
         assert f"| {int8['original']['×2']:.3f} | " in text
         assert f"| **{int8['simtile']:.3f}** |" in text

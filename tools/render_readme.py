@@ -120,10 +120,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument(
-        "files", nargs="*", type=Path, help="default: README.md, kernels/*/README.md"
+        "files", nargs="*", type=Path, help="default: README.md, kernels/*/README.md, docs/*.md"
     )
     arguments = parser.parse_args()
-    files = arguments.files or [ROOT / "README.md", *sorted(ROOT.glob("kernels/*/README.md"))]
+    files = arguments.files or [
+        ROOT / "README.md",
+        *sorted(ROOT.glob("kernels/*/README.md")),
+        *sorted(ROOT.glob("docs/*.md")),
+    ]
     bad = False
     for path in files:
         text = path.read_text()
