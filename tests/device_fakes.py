@@ -129,10 +129,9 @@ def at(address, shape, strides, dtype):
 
 @dataclass
 class FakeCuda:
-    """Stands for simtile._cuda: computes top-k with NumPy at the addresses it is given."""
+    """Stands for simtile._cuda."""
 
     device: int = 0  # where every pointer is
-    needs: int = 512  # bytes of workspace
     log: list = field(default_factory=list)
 
     def device_of(self, pointer):
@@ -140,49 +139,3 @@ class FakeCuda:
 
     def wait_for_stream(self, device, stream, other):
         self.log.append(("wait", stream, other))
-
-    class TopkArgs:
-        def __init__(self, **arguments):
-            self.__dict__.update(arguments)
-
-    def topk_workspace_bytes(self, args, device):
-        return self.needs
-
-    def topk(self, args, device, stream, workspace, workspace_bytes):
-        assert workspace_bytes >= self.needs
-        assert workspace % 256 == 0
-        at(workspace, (self.needs,), (1,), np.uint8)[:] = 0xFF
-        self.log.append(("topk", device, stream))
-        n, width = args.documents, args.row_bytes
-        code = np.int8 if args.metric == "int8" else np.uint8
-        queries = at(args.queries_data, (args.queries, width), (args.queries_stride, 1), code)
-        documents = at(args.documents_data, (n, width), (args.documents_stride, 1), code)
-        scaled = bool(args.query_scales or args.document_scales)
-        scores = at(
-            args.scores,
-            (args.queries, args.k),
-            (args.k * 4, 4),
-            np.float32 if scaled else np.int32,
-        )
-        ids = at(args.ids, (args.queries, args.k), (args.k * 8, 8), np.int64)
-        allow = np.ones((args.queries, n), bool)
-        if args.allow:
-            allow &= at(args.allow, (args.queries, n), (args.allow_stride, 1), bool)
-        if args.metric == "hamming":
-            all_scores = np.bitwise_count(queries[:, None] ^ documents).sum(2, dtype=np.int32)
-            pad, sign = np.iinfo(np.int32).max, 1
-        else:
-            all_scores = queries.astype(np.int32) @ documents.astype(np.int32).T
-            pad, sign = (-np.inf if scaled else np.iinfo(np.int32).min), -1
-        if scaled:
-            factor = np.ones((args.queries, n), np.float32)
-            if args.query_scales:
-                factor *= at(args.query_scales, (args.queries, 1), (4, 4), np.float32)
-            if args.document_scales:
-                factor *= at(args.document_scales, (1, n), (4, 4), np.float32)
-            all_scores = all_scores.astype(np.float32) * factor
-        scores[:], ids[:] = pad, -1
-        for i, row in enumerate(all_scores):
-            order = np.argsort(sign * row, kind="stable")
-            best = order[allow[i][order]][: args.k]
-            scores[i, : len(best)], ids[i, : len(best)] = row[best], best

@@ -138,8 +138,8 @@ PLANTED = (
     (
         "halves of int4 swapped",
         "score.cuh",
-        "(part ? word : word << 4)",
-        "(part ? word << 4 : word)",
+        "word << 4 * (1 - part)",
+        "word << 4 * part",
     ),
     ("bits from the other end", "fold.cuh", "7 - part : part", "part : part"),
     ("carry of the low byte lost", "fold.cuh", "(z - lo) / 256", "z / 256"),

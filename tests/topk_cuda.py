@@ -95,19 +95,23 @@ def poisoned(x):
     return torch.full(x.shape, 77, dtype=getattr(torch, str(x.dtype)), device="cuda")
 
 
-def to_device(x):
+def to_device(x, device="cuda"):
     """A tensor with the strides and the misalignment of the array."""
     import torch
 
     if x is None:
         return None
-    span = sum((n - 1) * s for n, s in zip(x.shape, x.strides, strict=True)) if x.size else 0
+    if x.ndim == 2 and len(x) > 1 and x.strides[0] == 0:
+        return to_device(x[:1], device).expand(x.shape)
+    # Copied as signed integers of the same size: of the unsigned ones torch knows little.
+    stored = np.dtype(f"i{x.itemsize}")
+    signed, dtype = (getattr(torch, str(of)) for of in (stored, x.dtype))
+    if x.size == 0:
+        return torch.full(x.shape, 0, dtype=signed, device=device).view(dtype)
     offset = x.ctypes.data % 64
-    memory = torch.zeros(max(span, 0) + x.itemsize + offset, dtype=torch.uint8, device="cuda")
-    dtype = getattr(torch, str(x.dtype))
+    span = sum((n - 1) * s for n, s in zip(x.shape, x.strides, strict=True)) + x.itemsize
+    memory = torch.full((offset + span,), 0x5A, dtype=torch.uint8, device=device)[offset:]
     strides = [stride // x.itemsize for stride in x.strides]
-    view = memory[offset : offset + (span + x.itemsize if x.size else 0)].view(dtype)
-    view = view.as_strided(x.shape, strides)
-    if x.size:
-        view.copy_(torch.from_numpy(np.ascontiguousarray(x)))
-    return view
+    tensor = memory.view(signed).as_strided(x.shape, strides)
+    tensor.copy_(torch.from_numpy(np.array(x, order="C").view(stored)))
+    return tensor.view(dtype)

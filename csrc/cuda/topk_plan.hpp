@@ -307,7 +307,7 @@ inline Plan plan(const TopkArgs& args, const Device& device, void* memory, bool 
   scan.list = list_shape(scan.keys);
   static const Terms some = {};
   if (args.kind != TopkKind::packed) scan.terms = &some;  // they take shared memory
-  fit(plan, args, device);
+  if (plan.lists || !args.is_float()) fit(plan, args, device);  // scores of floats take no shared memory
   choose_kernel(plan, args);
   plan_inputs(plan, args, workspace);
   if (plan.lists) {

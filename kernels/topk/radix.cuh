@@ -107,9 +107,8 @@ static __global__ void __launch_bounds__(radix_threads) topk_radix_collect(const
   const int64_t query = blockIdx.y;
   const Key last = args.all ? no_key : args.selections[query].prefix;
   const int64_t step = static_cast<int64_t>(gridDim.x) * radix_threads;
-  const int64_t rounds = (args.count + step - 1) / step;
-  int64_t place = static_cast<int64_t>(blockIdx.x) * radix_threads + threadIdx.x;
-  for (int64_t round = 0; round < rounds; ++round, place += step) {
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * radix_threads; first < args.count; first += step) {
+    const int64_t place = first + threadIdx.x;
     const Key key = place < args.count ? key_at(args, query, place) : no_key;
     const bool taken = key <= last && key != no_key;
     const unsigned takers = __ballot_sync(full_warp, taken);

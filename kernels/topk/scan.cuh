@@ -22,14 +22,21 @@ __device__ inline void add_scores(int (&sums)[TILE][PLANES][LANES], const uint8_
       documents[p] = {};
       if (wanted >> warp_size / LANES * p & 1) load(documents[p], from);
     }
+    // Not unrolled: eight times the codes would not fit the registers.
+#pragma unroll 1
+    for (int part = 0; part < Codes::parts; ++part) {
+      Piece<BYTES> codes[LANES];
 #pragma unroll
-    for (int q = 0; q < TILE; ++q) {
-      if (q >= block.tile) break;
-      const uint8_t* query_row = block.queries + q * args.query_pitch + offset;
+      for (int p = 0; p < LANES; ++p) {
 #pragma unroll
-      for (int plane = 0; plane < PLANES; ++plane) {
+        for (int w = 0; w < Piece<BYTES>::words; ++w) codes[p].word[w] = Codes::part(documents[p].word[w], part);
+      }
 #pragma unroll
-        for (int part = 0; part < Codes::parts; ++part, query_row += args.row_pitch) {
+      for (int q = 0; q < TILE; ++q) {
+        if (q >= block.tile) break;
+        const uint8_t* query_row = block.queries + q * args.query_pitch + part * args.row_pitch + offset;
+#pragma unroll
+        for (int plane = 0; plane < PLANES; ++plane, query_row += Codes::parts * args.row_pitch) {
           Piece<BYTES> query;
           load(query, query_row);
 #pragma unroll
@@ -38,10 +45,9 @@ __device__ inline void add_scores(int (&sums)[TILE][PLANES][LANES], const uint8_
             for (int w = 0; w < Piece<BYTES>::words; ++w) {
               int& sum = sums[q][plane][p];
               if constexpr (Codes::folded) {
-                const unsigned codes = Codes::part(documents[p].word[w], part);
-                sum = __dp4a(static_cast<int>(query.word[w]), static_cast<int>(codes), sum);
+                sum = __dp4a(static_cast<int>(query.word[w]), static_cast<int>(codes[p].word[w]), sum);
               } else {
-                sum += __popc(query.word[w] ^ documents[p].word[w]);
+                sum += __popc(query.word[w] ^ codes[p].word[w]);
               }
             }
           }

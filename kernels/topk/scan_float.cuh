@@ -55,7 +55,7 @@ __device__ inline void add_float_products(float (&dots)[TILE][LANES], float (&sq
 }
 
 template <class Element, int BYTES, int TILE>
-__global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1 ? 5 : 3) topk_scan_float(const ScanArgs args) {
+__global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1 ? 4 : 3) topk_scan_float(const ScanArgs args) {
   constexpr int lanes = 8, documents_per_pass = warp_size / lanes;
   const Corpus& corpus = args.corpus;
   const ScanBlock block = begin_scan<4>(args, args.tile);

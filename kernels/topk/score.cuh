@@ -37,6 +37,7 @@ __device__ inline void store(const Piece<1>& piece, uint8_t* to) { *to = static_
 struct Packed {
   static constexpr bool folded = false;
   static constexpr int parts = 1;
+  static __device__ unsigned part(unsigned word, int) { return word; }
 };
 
 struct Int8 {
@@ -54,7 +55,7 @@ struct Uint8 {  // code - 128
 struct Int4 {  // in the upper half of a byte, where the sign is the byte's
   static constexpr bool folded = true;
   static constexpr int parts = 2, unit = 16;
-  static __device__ unsigned part(unsigned word, int part) { return (part ? word : word << 4) & 0xf0f0f0f0u; }
+  static __device__ unsigned part(unsigned word, int part) { return word << 4 * (1 - part) & 0xf0f0f0f0u; }
 };
 
 struct Bits {

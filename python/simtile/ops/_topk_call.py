@@ -133,7 +133,7 @@ def _uploaded(allow: Any, queries: Any) -> Any:
     if isinstance(allow, np.ndarray) and _device.is_torch(queries):
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(allow)).to(queries.device)
+        return torch.from_numpy(np.require(allow, requirements=("C", "W"))).to(queries.device)
     return allow
 
 
