@@ -11,6 +11,7 @@
 
 #if defined(__AMX_BF16__)
 
+#include "tile/amx_unit.hpp"
 #include "tile/pack.hpp"
 
 namespace simtile {
@@ -19,7 +20,6 @@ namespace {
 
 constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;  // bfloat16 values along K in one tile
-constexpr int64_t kTileBytes = 1024;
 
 // Where the tiles of an operand of several strips lie: [pass][strip][tile of K][planes][1 KiB], with `depth` tiles of K per pass, so that
 // what one pass reads is contiguous.
@@ -39,26 +39,6 @@ struct StripLayout {
     return (first * strips + strip * steps(k) + (k - first)) * kStep;
   }
 };
-
-// All eight tiles 16 x 64 bytes. Tile state is per thread: configured by each task, released at its end so that a worker at rest
-// keeps no large state.
-class TileScope {
- public:
-  TileScope() { _tile_loadconfig(kConfig); }
-  ~TileScope() { _tile_release(); }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
- private:
-  // Palette 1; bytes per row of tiles 0-7 (16 bit each) from byte 16, rows from byte 48. Constant, because the compiler does not know
-  // that the instruction reads all of it.
-  alignas(64) static constexpr uint8_t kConfig[64] = {
-      1,  0, 0,  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0,  64, 0,  64, 0,  64, 0,
-      64, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// GCC's tile intrinsics name no memory: what they read must have been written, and what they wrote must be read again.
-SIMTILE_INLINE void tiles_touch_memory() { __asm__ volatile("" ::: "memory"); }
 
 // 32 floats to 32 bfloat16 (round to nearest even), and what is left of them.
 SIMTILE_INLINE __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }

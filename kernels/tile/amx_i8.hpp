@@ -1,70 +1,85 @@
-// The matrix engine of AMX on bytes: exact int32 dot products of documents, rows as they lie in memory, with queries packed once.
+// Products of bytes on the AMX unit: 32 documents, a tile's rows as they lie in memory, against 16 or 32 queries.
 #pragma once
 
 #if defined(__AMX_INT8__)
 
-#include "tile/amx.hpp"
+#include "tile/amx_unit.hpp"
+#include "tile/i8.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
-constexpr int64_t kStepBytes = 64;  // of a row in one tile
-constexpr int kBlock = 32;          // documents and queries of a block: four tiles of sums, two of each operand
+constexpr int kTileDocuments = 32;
+constexpr int kTileQueries = 16;
 
-// Queries come in groups of 16: [group][step][16 words][16 queries][4 bytes]; `bytes` of a row are a multiple of kStepBytes.
-SIMTILE_INLINE int64_t query_group_bytes(int64_t bytes) { return bytes * kTileRows; }
+// Where a document's byte is an element, its row is an operand; other rows are unpacked first, and are unsigned.
+template <class Codes>
+struct TileRows {
+  static constexpr bool kInPlace = Codes::kPerByte == 1;
+  static constexpr bool kSigned = kInPlace && Codes::kLeast < 0;
+  static constexpr bool kShifted = !kInPlace;  // by Codes::kShift
 
-enum class Bytes { are_unsigned, are_signed };
-
-// sums[document][kBlock] of two tiles of documents, `stride` bytes a row, with one or two groups of queries. `ahead`: bytes that will be
-// needed soon, `lines` of them a step; a row per document is no pattern that the hardware's prefetcher follows.
-template <Bytes documents_are, int groups>
-SIMTILE_INLINE void multiply_block(const char* documents, int64_t stride, const char* queries, int64_t steps,
-                                   int32_t* sums, const char* ahead, int64_t lines) {
-  const char* second = documents + kTileRows * stride;
-  const int64_t group = query_group_bytes(steps * kStepBytes);
-  _tile_zero(0);
-  _tile_zero(1);
-  if (groups == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t s = 0; s < steps; s++) {
-    _tile_loadd(4, documents + s * kStepBytes, stride);
-    _tile_loadd(5, second + s * kStepBytes, stride);
-    _tile_loadd(6, queries + s * kTileBytes, 64);
-    if (groups == 2) _tile_loadd(7, queries + group + s * kTileBytes, 64);
-    for (int64_t i = 0; i < lines; i++, ahead += 64) prefetch(ahead);
-    if (documents_are == Bytes::are_signed) {
-      _tile_dpbssd(0, 4, 6);
-      _tile_dpbssd(1, 5, 6);
-      if (groups == 2) {
-        _tile_dpbssd(2, 4, 7);
-        _tile_dpbssd(3, 5, 7);
-      }
-    } else {
-      _tile_dpbusd(0, 4, 6);
-      _tile_dpbusd(1, 5, 6);
-      if (groups == 2) {
-        _tile_dpbusd(2, 4, 7);
-        _tile_dpbusd(3, 5, 7);
+  // Rows after `present` repeat the last one. `out`: [kTileDocuments][plane_bytes].
+  SIMTILE_INLINE static ByteBlock unpack(const ByteBlock& block, int present, uint8_t* out) {
+    const int64_t chunks = block.chunks.count(), bytes = chunks * Codes::kPerByte * kVectorBytes;
+    for (int i = 0; i < kTileDocuments; i++) {
+      const char* row = block.row(least(i, present - 1));
+      uint8_t* to = out + i * bytes;
+      for (int64_t c = 0; c < chunks; c++) {
+        const Bytes x = load_bytes(row + block.chunks.start(c));
+#pragma GCC unroll 8
+        for (int j = 0; j < Codes::kPerByte; j++, to += kVectorBytes)
+          *reinterpret_cast<UnalignedBytes*>(to) = kInPlace ? x : Codes::unpack(x, j);
       }
     }
+    return {reinterpret_cast<const char*>(out), bytes, {bytes}};
   }
-  constexpr int64_t kRow = kBlock * static_cast<int64_t>(sizeof(int32_t));
-  _tile_stored(0, sums, kRow);
-  _tile_stored(1, sums + kTileRows * kBlock, kRow);
+};
+
+// out[kTileDocuments][16 * groups] = start + documents * queries. Queries: groups of 16, [plane_bytes / 4][16][4], which is a B tile for
+// each 64 bytes of a document.
+template <bool is_signed, int groups>
+__attribute__((noinline)) void multiply_byte_tiles(const ByteBlock& documents, const int32_t* queries,
+                                                   const int32_t* start, int32_t* out) {
+  const int64_t chunks = documents.chunks.count();
+  const int64_t group_ints = chunks * (kTileBytes / 4);
+  const int64_t row_bytes = groups * kTileQueries * 4;
+  int32_t* lower = out + 16 * groups * kTileQueries;
+  tiles_touch_memory();
+  _tile_loadd(0, start, 0);  // the same row sixteen times
+  _tile_loadd(2, start, 0);
   if (groups == 2) {
-    _tile_stored(2, sums + 16, kRow);
-    _tile_stored(3, sums + kTileRows * kBlock + 16, kRow);
+    _tile_loadd(1, start + kTileQueries, 0);
+    _tile_loadd(3, start + kTileQueries, 0);
+  }
+#define SIMTILE_MULTIPLY(sum, a, b) \
+  if (is_signed)                    \
+    _tile_dpbssd(sum, a, b);        \
+  else                              \
+    _tile_dpbusd(sum, a, b);
+  for (int64_t c = 0; c < chunks; c++) {
+    const char* document = documents.rows + documents.chunks.start(c);
+    const int32_t* query = queries + c * (kTileBytes / 4);
+    _tile_loadd(6, query, 64);
+    _tile_loadd(4, document, documents.stride);
+    SIMTILE_MULTIPLY(0, 4, 6)
+    _tile_loadd(5, document + 16 * documents.stride, documents.stride);
+    SIMTILE_MULTIPLY(2, 5, 6)
+    if (groups == 2) {
+      _tile_loadd(7, query + group_ints, 64);
+      SIMTILE_MULTIPLY(1, 4, 7)
+      SIMTILE_MULTIPLY(3, 5, 7)
+    }
+  }
+#undef SIMTILE_MULTIPLY
+  _tile_stored(0, out, row_bytes);
+  _tile_stored(2, lower, row_bytes);
+  if (groups == 2) {
+    _tile_stored(1, out + kTileQueries, row_bytes);
+    _tile_stored(3, lower + kTileQueries, row_bytes);
   }
   tiles_touch_memory();
-}
-
-// 64 bits to 64 bytes of 0 and 1, the lowest bit first.
-SIMTILE_INLINE void unpack_bits(uint64_t bits, char* out) {
-  _mm512_storeu_si512(out, _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(1)));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "topk/pairs.hpp"
+#include "topk/screen_codes.hpp"
 #include "topk/screen_floats.hpp"
 #include "topk/screen_packed_amx.hpp"
 
@@ -32,8 +33,6 @@ typedef FloatScreen<float, float> Float32Screen;
 typedef FloatScreen<double, double> Float64Screen;
 typedef FloatScreen<f16, float> Float16Screen;
 typedef FloatScreen<bf16, float> Bfloat16Screen;
-template <TopkKind kind>
-using CodeScreen = EveryPair<CodeScores<kind>>;
 
 template <TopkKind kind>
 constexpr TopkVariant code_variant() {
