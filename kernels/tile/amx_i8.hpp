@@ -1,4 +1,4 @@
-// Products of bytes on the AMX unit: 32 documents, a tile's rows as they lie in memory, against 16 or 32 queries.
+// Products of bytes on the AMX unit: 32 documents against 16 or 32 queries.
 #pragma once
 
 #if defined(__AMX_INT8__)
@@ -13,36 +13,35 @@ namespace {
 constexpr int kTileDocuments = 32;
 constexpr int kTileQueries = 16;
 
-// Where a document's byte is an element, its row is an operand; other rows are unpacked first, and are unsigned.
+// Documents as A tiles. Where a byte is an element it stays as it is; other codes are unpacked, and unsigned.
 template <class Codes>
-struct TileRows {
-  static constexpr bool kInPlace = Codes::kPerByte == 1;
-  static constexpr bool kSigned = kInPlace && Codes::kLeast < 0;
-  static constexpr bool kShifted = !kInPlace;  // by Codes::kShift
+struct DocumentTiles {
+  static constexpr bool kSigned = Codes::kPerByte == 1 && Codes::kLeast < 0;
+  static constexpr bool kShifted = Codes::kPerByte > 1;  // by Codes::kShift
 
-  // Rows after `present` repeat the last one. `out`: [kTileDocuments][plane_bytes].
-  SIMTILE_INLINE static ByteBlock unpack(const ByteBlock& block, int present, uint8_t* out) {
-    const int64_t chunks = block.chunks.count(), bytes = chunks * Codes::kPerByte * kVectorBytes;
+  // [plane_bytes / 64][kTileDocuments][64]. Rows after `present` repeat the last one. Copied row by row, although tiles could be loaded
+  // from rows: the memory's own prefetching wants to see rows from end to end.
+  SIMTILE_INLINE static void pack(const ByteBlock& block, int present, uint8_t* panel) {
+    const int64_t chunks = block.chunks.count();
     for (int i = 0; i < kTileDocuments; i++) {
       const char* row = block.row(least(i, present - 1));
-      uint8_t* to = out + i * bytes;
+      uint8_t* to = panel + i * kVectorBytes;
       for (int64_t c = 0; c < chunks; c++) {
         const Bytes x = load_bytes(row + block.chunks.start(c));
+        prefetch(row + block.chunks.start(c) + kBytesAhead);
 #pragma GCC unroll 8
-        for (int j = 0; j < Codes::kPerByte; j++, to += kVectorBytes)
-          *reinterpret_cast<UnalignedBytes*>(to) = kInPlace ? x : Codes::unpack(x, j);
+        for (int j = 0; j < Codes::kPerByte; j++, to += kTileDocuments * kVectorBytes)
+          *reinterpret_cast<Bytes*>(to) = Codes::kPerByte == 1 ? x : Codes::unpack(x, j);
       }
     }
-    return {reinterpret_cast<const char*>(out), bytes, {bytes}};
   }
 };
 
-// out[kTileDocuments][16 * groups] = start + documents * queries. Queries: groups of 16, [plane_bytes / 4][16][4], which is a B tile for
-// each 64 bytes of a document.
+// out[kTileDocuments][16 * groups] = start + documents * queries. Queries: groups of 16, [chunks][16][16][4], a B tile for each chunk of
+// the documents.
 template <bool is_signed, int groups>
-__attribute__((noinline)) void multiply_byte_tiles(const ByteBlock& documents, const int32_t* queries,
+__attribute__((noinline)) void multiply_byte_tiles(const uint8_t* documents, const int32_t* queries, int64_t chunks,
                                                    const int32_t* start, int32_t* out) {
-  const int64_t chunks = documents.chunks.count();
   const int64_t group_ints = chunks * (kTileBytes / 4);
   const int64_t row_bytes = groups * kTileQueries * 4;
   int32_t* lower = out + 16 * groups * kTileQueries;
@@ -59,12 +58,12 @@ __attribute__((noinline)) void multiply_byte_tiles(const ByteBlock& documents, c
   else                              \
     _tile_dpbusd(sum, a, b);
   for (int64_t c = 0; c < chunks; c++) {
-    const char* document = documents.rows + documents.chunks.start(c);
+    const uint8_t* document = documents + c * 2 * kTileBytes;
     const int32_t* query = queries + c * (kTileBytes / 4);
     _tile_loadd(6, query, 64);
-    _tile_loadd(4, document, documents.stride);
+    _tile_loadd(4, document, 64);
     SIMTILE_MULTIPLY(0, 4, 6)
-    _tile_loadd(5, document + 16 * documents.stride, documents.stride);
+    _tile_loadd(5, document + kTileBytes, 64);
     SIMTILE_MULTIPLY(2, 5, 6)
     if (groups == 2) {
       _tile_loadd(7, query + group_ints, 64);

@@ -1,8 +1,8 @@
 // Products of bytes: documents' codes times queries of int8, summed in int32.
 //
-// A row is read in chunks of one vector. Codes of fewer than 8 bits are unpacked in registers: part j of a chunk holds element j of each of
-// its bytes. A query is laid out in that order once (plane_position), so nothing is interleaved again. The last chunk ends where the row
-// ends and overlaps the one before it; the query is 0 where an element was already seen.
+// A row is read in chunks of one vector. Codes of fewer than 8 bits are unpacked in registers: part j of a chunk holds element j of each
+// of its bytes. A query is laid out in that order once (plane_position), so nothing is interleaved again. The last chunk ends where the
+// row ends and overlaps the one before it; the query is 0 where an element was already seen.
 #pragma once
 
 #include "tile/transpose.hpp"
@@ -175,6 +175,17 @@ struct ShortRows {
   }
 };
 
+// Rows that will be multiplied next: asked for while others are.
+struct NextRows {
+  const char* rows;
+  int64_t stride;
+  int count;
+  int64_t steps;  // of the tile for a chunk of a row
+  SIMTILE_INLINE void prefetch_chunk(int64_t at) const {
+    for (int i = 0; i < count; i++) prefetch(rows + i * stride + at);
+  }
+};
+
 // How far ahead of the row that is multiplied memory is asked for.
 constexpr int64_t kBytesAhead = 4096;
 
@@ -277,14 +288,20 @@ __attribute__((noinline)) void pack_byte_panel(const ByteBlock& block, int prese
 // out[rows][kColumns] = start + queries * documents. Queries [steps][rows][kOperandInts]. Not inlined, as in f32.hpp.
 template <int rows>
 __attribute__((noinline)) void multiply_bytes(const int32_t* queries, const uint8_t* documents, int64_t steps,
-                                              const int32_t* start, int32_t* out) {
+                                              const int32_t* start, const NextRows& next, int32_t* out) {
   constexpr int kVectors = ByteTile::kColumnVectors;
   Ints sums[rows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) sums[i][v] = broadcast_int(start[i]);
+  int64_t next_at = 0, next_step = 0;
   for (int64_t step = 0; step < steps; step++) {
+    if (step == next_step) {
+      next.prefetch_chunk(next_at);
+      next_at += kVectorBytes;
+      next_step += next.steps;
+    }
     CodeVector codes[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) codes[v] = code_vector(load_bytes(documents + v * kVectorBytes));
@@ -305,11 +322,11 @@ __attribute__((noinline)) void multiply_bytes(const int32_t* queries, const uint
 
 template <int rows = ByteTile::kRows>
 SIMTILE_INLINE void multiply_byte_tile(int wanted, const int32_t* queries, const uint8_t* documents, int64_t steps,
-                                       const int32_t* start, int32_t* out) {
+                                       const int32_t* start, const NextRows& next, int32_t* out) {
   if constexpr (rows > 1) {
-    if (wanted < rows) return multiply_byte_tile<rows - 1>(wanted, queries, documents, steps, start, out);
+    if (wanted < rows) return multiply_byte_tile<rows - 1>(wanted, queries, documents, steps, start, next, out);
   }
-  multiply_bytes<rows>(queries, documents, steps, start, out);
+  multiply_bytes<rows>(queries, documents, steps, start, next, out);
 }
 
 }  // namespace

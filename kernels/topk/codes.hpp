@@ -209,9 +209,16 @@ struct CodeScores {
     return {slope, intercept, constant, unit, 0, 0, 0, 0, 0, 0};
   }
 
+  // All scores are NaN.
+  SIMTILE_INLINE static FoldedQuery unknown() {
+    const double none = __builtin_nan("");
+    return {none, none, none, 256, 0, 0, 0, 0, 0, 0};
+  }
+
   FoldedQuery fold_integers(int64_t query, int8_t* plane) const {
     const int8_t* codes = reinterpret_cast<const int8_t*>(query_row(problem, query));
     const double step = problem.query_scale ? problem.query_scale[query] : 1.0;
+    if (!(step - step == 0)) return unknown();
     double squares[kSums] = {};
     for (int64_t i = 0; i < problem.dimensions; i++) {
       plane[Rows::plane_position(chunks, i)] = codes[i];
@@ -233,10 +240,7 @@ struct CodeScores {
     }
     // A NaN can be overtaken by what comes after it, but not in this sum.
     const double squared = total(squares);
-    if (!(squared - squared == 0) || !(largest - largest == 0)) {
-      const double none = __builtin_nan("");
-      return {none, none, none, 256, 0, 0, 0, 0, 0, 0};
-    }
+    if (!(squared - squared == 0) || !(largest - largest == 0)) return unknown();
     const double units = largest > 0 ? kLargestQuery / largest : 0;
     for (int64_t i = 0; i < problem.dimensions; i++) {
       const int rounded = static_cast<int>(__builtin_rint(x[i] * scale(i) * units));

@@ -1,9 +1,9 @@
-// The screen of integer codes. A pair's score is a rising function of one integer (codes.hpp), dot = unit * sum + rest: the sum is what the
-// tiles know, the rest is bounded. Without factors and addends of documents the bar is an integer too, and the screen exact but for the
-// rest; with them an upper bound of the score in float32 is compared.
+// The screen of integer codes. A pair's score is a rising function of one integer (codes.hpp), dot = unit * sum + rest: the sum is what
+// the tiles know, the rest is bounded. Without factors and addends of documents the bar is an integer too, and the screen exact but for
+// the rest; with them an upper bound of the score in float32 is compared.
 //
-// One or a few queries: rows are read as they lie, and both planes are multiplied, which costs nothing while memory is waited for. The rest is
-// then below one unit. More queries: the high plane alone, documents packed along the lanes, or in the tiles of AMX.
+// One or a few queries: rows are read as they lie, and both planes are multiplied, which costs nothing while memory is waited for. The
+// rest is then below one unit. More queries: the high plane alone, documents packed along the lanes, or in the tiles of AMX.
 #pragma once
 
 #include "tile/amx_i8.hpp"
@@ -17,7 +17,8 @@ namespace {
 // Up to here rows are read as they lie.
 constexpr int64_t kFewQueries = 4;
 
-// What a score is compared through: at least (slope * sum + intercept) * factor + addend is passed by a pair, turned so that larger is better.
+// What a score is compared through: at least (slope * sum + intercept) * factor + addend is passed by a pair, turned so that larger is
+// better.
 struct ScreenQuery {
   float slope, intercept, slack;
 };
@@ -37,7 +38,7 @@ struct CodeScreen : CodeScores<kind> {
 #if defined(__AMX_INT8__)
   static constexpr int64_t kGroup = kTileQueries;
   static constexpr int64_t kBlock = kTileDocuments;
-  static constexpr bool kShifted = TileRows<Codes>::kShifted;
+  static constexpr bool kShifted = DocumentTiles<Codes>::kShifted;
   static constexpr bool kPadded = true;  // groups are full, with queries of zeros
 #else
   static constexpr int64_t kGroup = ByteTile::kRows;
@@ -63,7 +64,8 @@ struct CodeScreen : CodeScores<kind> {
         steps(Scores::Rows::plane_bytes(p.dimensions) / 4) {
   }
 
-  // After the scores' operands: slopes, intercepts, slacks, what the sums start with, [4][padded Q], and the packed queries of all groups.
+  // After the scores' operands: slopes, intercepts, slacks, what the sums start with, [4][padded Q], and the packed queries of all
+  // groups.
   int64_t operand_bytes() const {
     return packed_offset() + (few ? 0 : groups * group_queries * steps * kOperandInts * 4);
   }
@@ -148,7 +150,8 @@ struct CodeScreen : CodeScores<kind> {
     return few ? Bounds{0, query.unit - 1} : Bounds{query.low_least, query.low_most};
   }
 
-  // The least integer whose score is as good as `order`, by bisection with the very function, because that rises; then the sum that it takes.
+  // The least integer whose score is as good as `order`, by bisection with the very function, because that rises; then the sum that it
+  // takes.
   Bar integer_bar(const FoldedQuery& query, uint32_t order) const {
     constexpr int32_t kAll = INT32_MIN, kNothing = INT32_MAX;
     if (descending ? query.slope < 0 : query.slope > 0) return kAll;  // falls: a query's scale is negative
@@ -282,44 +285,27 @@ struct CodeScreen : CodeScores<kind> {
 
   // ---- many queries
 
-  // A part of the block that comes next, so that memory works while this one is multiplied.
-  SIMTILE_INLINE void prefetch_part(int64_t first, int64_t part, int64_t parts) const {
-    constexpr int64_t kLine = 64;
-    if (first >= problem.documents) return;
-    const int64_t lines = (chunks.row_bytes + kLine - 1) / kLine, all = lines * kBlock;
-    const int64_t stop = all * (part + 1) / parts;
-    int64_t at = all * part / parts;
-    const char* row = document_row(problem, first + at / lines);
-    for (int64_t line = at % lines; at < stop; at++) {
-      prefetch(row + line * kLine);
-      if (++line == lines) {
-        line = 0;
-        row += problem.documents_stride;
-      }
-    }
-  }
-
 #if defined(__AMX_INT8__)
   template <class Found>
   void scan_tiles(const void* operands, int64_t begin, int64_t end, uint8_t* panel, const Bar* bars,
                   Found& found) const {
-    typedef TileRows<Codes> Tiles;
+    typedef DocumentTiles<Codes> Tiles;
     const TileScope tiles;
     ShortRows<kTileDocuments> copy;
     alignas(64) int32_t sums[kTileDocuments * 2 * kTileQueries];
     for (int64_t d = begin; d < end; d += kBlock) {
       const int count = static_cast<int>(least<int64_t>(kBlock, end - d));
-      ByteBlock block = copy.block(document_row(problem, d), problem.documents_stride, count, chunks);
-      if (!Tiles::kInPlace || (count < kBlock && block.rows != copy.bytes[0]))
-        block = Tiles::unpack(block, count, panel);
+      const ByteBlock block = copy.block(document_row(problem, d), problem.documents_stride, count, chunks);
+      Tiles::pack(block, count, panel);
       for (int64_t group = 0; group < groups; group += 2) {
-        prefetch_part(d + kBlock, group / 2, (groups + 1) / 2);
         const int64_t first = group * kTileQueries;
         const bool two = group + 1 < groups;
         if (two)
-          multiply_byte_tiles<Tiles::kSigned, 2>(block, packed(operands, group), starts(operands) + first, sums);
+          multiply_byte_tiles<Tiles::kSigned, 2>(panel, packed(operands, group), steps / 16, starts(operands) + first,
+                                                 sums);
         else
-          multiply_byte_tiles<Tiles::kSigned, 1>(block, packed(operands, group), starts(operands) + first, sums);
+          multiply_byte_tiles<Tiles::kSigned, 1>(panel, packed(operands, group), steps / 16, starts(operands) + first,
+                                                 sums);
         const int width = two ? 2 * kTileQueries : kTileQueries;
         for (int part = 0; part < width; part += kTileQueries)
           check_tile(operands, sums + part, width, d, count, first + part, bars, found);
@@ -350,6 +336,15 @@ struct CodeScreen : CodeScores<kind> {
     }
   }
 #else
+  // A part of the block that comes next, so that memory works while this one is multiplied.
+  SIMTILE_INLINE NextRows next_rows(int64_t first, int64_t part, int64_t parts) const {
+    const int64_t each = (kBlock + parts - 1) / parts, begin = part * each;
+    const int64_t count = least(least(each, kBlock - begin), problem.documents - first - begin);
+    constexpr int64_t kSteps = kWords * Codes::kPerByte;
+    if (count <= 0) return {nullptr, 0, 0, kSteps};
+    return {document_row(problem, first + begin), problem.documents_stride, static_cast<int>(count), kSteps};
+  }
+
   template <class Found>
   void scan_tiles(const void* operands, int64_t begin, int64_t end, uint8_t* panel, const Bar* bars,
                   Found& found) const {
@@ -368,10 +363,10 @@ struct CodeScreen : CodeScores<kind> {
         addend[v] = addends(d + v * kWords, lanes);
       }
       for (int64_t group = 0; group < groups; group++) {
-        prefetch_part(d + kBlock, group, groups);
+        const NextRows next = next_rows(d + kBlock, group, groups);
         const int64_t first = group * group_queries;
         const int queries = queries_of(group);
-        multiply_byte_tile(queries, packed(operands, group), panel, steps, starts(operands) + first, sums);
+        multiply_byte_tile(queries, packed(operands, group), panel, steps, starts(operands) + first, next, sums);
         for (int i = 0; i < queries; i++)
           for (int v = 0; v < ByteTile::kColumnVectors; v++) {
             const Ints sum = load_ints(sums + i * ByteTile::kColumns + v * kWords);
