@@ -67,6 +67,8 @@ drivers() {
   "$build/release/tests/cpp/test_threads"
   "$build/release/tests/cpp/test_info_nce"
   "$build/debug/tests/cpp/test_info_nce"
+  "$build/release/tests/cpp/test_topk"
+  "$build/debug/tests/cpp/test_topk"
 }
 
 # The quick tests of some files. Python's own allocations look like leaks, and a test asks for more
@@ -88,6 +90,7 @@ address_sanitizer() {
     --config-settings=cmake.define.SIMTILE_SANITIZE=address,undefined .
   "$build/sanitized-build/tests/cpp/test_threads"
   "$build/sanitized-build/tests/cpp/test_info_nce"
+  "$build/sanitized-build/tests/cpp/test_topk"
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
   with_libasan "$build/sanitized/bin/python" "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
   with_libasan "$build/sanitized/bin/python" tests/test_info_nce_backends.py tests/test_search_backends.py -k "cpu["
@@ -103,6 +106,7 @@ thread_sanitizer() {
   # -R: GCC 12's runtime does not know the wider address randomisation of newer kernels.
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_threads"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_info_nce"
+  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_topk"
 }
 
 every_level() {
@@ -129,10 +133,12 @@ aarch64() {
   "$python" tools/check_symbols.py --prefix aarch64-linux-gnu- "$build/aarch64"
   local emulate="qemu-aarch64 -L /usr/aarch64-linux-gnu"
   $emulate "$build/aarch64/tests/cpp/test_threads" --no-fork
-  $emulate "$build/aarch64/tests/cpp/test_info_nce" | tee "$build/aarch64.out"
-  local level
-  for level in neon neon_dot neon_mm; do
-    grep -qx "$level" "$build/aarch64.out" || { echo "level $level was not run"; return 1; }
+  local driver level
+  for driver in test_info_nce test_topk; do
+    $emulate "$build/aarch64/tests/cpp/$driver" | tee "$build/aarch64.out"
+    for level in neon neon_dot neon_mm; do
+      grep -qx "$level" "$build/aarch64.out" || { echo "$driver: level $level was not run"; return 1; }
+    done
   done
 }
 
@@ -164,6 +170,7 @@ wheel() {
   for cpu in qemu64 core2duo; do
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_threads" --no-fork
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_info_nce"
+    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_topk"
   done
   # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
   local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python

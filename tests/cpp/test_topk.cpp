@@ -51,7 +51,7 @@ class Guarded {
 };
 
 struct Case {
-  int64_t queries, documents, dimensions, k, gap;  // gap: bytes between rows
+  int64_t queries, documents, dimensions, k, gap;  // gap: elements between rows
   bool at_end, scaled, weighted, integers;
 };
 
@@ -237,7 +237,7 @@ float score_at(TopkMetric metric, const std::vector<char>& scores, size_t i) {
 void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, const Case& c, int threads, unsigned seed) {
   std::mt19937 random(seed);
   const bool codes = !is_float(kind) && kind != TopkKind::packed, bits = kind == TopkKind::bits;
-  const int64_t bytes = row_bytes(kind, c.dimensions), stride = bytes + c.gap;
+  const int64_t bytes = row_bytes(kind, c.dimensions), stride = bytes + c.gap * row_bytes(kind, 1);
   const size_t q = static_cast<size_t>(c.queries), n = static_cast<size_t>(c.documents),
                d = static_cast<size_t>(c.dimensions);
   const Guarded documents(static_cast<size_t>((c.documents - 1) * stride + bytes), c.at_end);
@@ -394,8 +394,10 @@ int main() {
     for (int kind = 0; kind < simtile::kTopkKinds; kind++)
       for (const TopkMetric metric : {TopkMetric::dot, TopkMetric::cosine, TopkMetric::l2, TopkMetric::hamming}) {
         if ((static_cast<TopkKind>(kind) == TopkKind::packed) != (metric == TopkMetric::hamming)) continue;
-        for (const Case& c : cases)
-          check_case(*level, static_cast<TopkKind>(kind), metric, c, seed % 4 ? 1 : 3, ++seed);
+        for (const Case& c : cases) {
+          seed++;
+          check_case(*level, static_cast<TopkKind>(kind), metric, c, seed % 4 ? 1 : 3, seed);
+        }
       }
   }
   return check::report();
