@@ -12,25 +12,23 @@ namespace {
 #if defined(__AMX_INT8__)
 
 struct PackedAmxScreen : PackedScreen {
-  typedef int32_t Bar;  // the largest product that is wanted; of few queries the largest distance
-
   static constexpr int64_t kQueryGroup = 48;  // of both screens: 3 groups here, 4 tiles there
-  // A group of 16 costs as much as this many queries against transposed rows.
-  static constexpr int64_t kFewestForTiles = 8;
+  // With fewer, transposed rows are counted in less time than it takes to unpack the documents.
+  static constexpr int64_t kFewestForTiles = 16;
 
-  int64_t bytes;  // of an unpacked row
+  int64_t chunks;  // of 64 bits in a row
 
-  explicit PackedAmxScreen(const TopkProblem& p) : PackedScreen(p), bytes((row_bytes + 7) / 8 * kStepBytes) {
+  explicit PackedAmxScreen(const TopkProblem& p) : PackedScreen(p), chunks((row_bytes + 7) / 8) {
     if (tiles()) panel = 256;
   }
 
   bool tiles() const { return problem.queries >= kFewestForTiles; }
-  int64_t groups() const { return (problem.queries + kTileRows - 1) / kTileRows; }
+  int64_t groups() const { return (problem.queries + kTileQueries - 1) / kTileQueries; }
 
-  // The numbers of bits in the queries, then their groups.
-  int64_t counts_bytes() const { return align_up(problem.queries * static_cast<int64_t>(sizeof(int32_t))); }
+  // The numbers of bits in the queries, which the sums start with, then their groups, [chunk][16 words][16 queries][4 bytes].
+  int64_t counts_bytes() const { return align_up(groups() * kTileQueries * static_cast<int64_t>(sizeof(int32_t))); }
   int64_t operand_bytes() const {
-    return tiles() ? counts_bytes() + groups() * query_group_bytes(bytes) : PackedScreen::operand_bytes();
+    return tiles() ? counts_bytes() + groups() * chunks * kTileBytes : PackedScreen::operand_bytes();
   }
 
   void prepare(void* operands, int64_t begin, int64_t end) const {
@@ -39,63 +37,48 @@ struct PackedAmxScreen : PackedScreen {
         PackedScreen::prepare(operands, q, least<int64_t>(q + PackedScreen::kQueryGroup, end));
       return;
     }
-    for (int64_t q = begin; q < end; q++) {
-      char* group = static_cast<char*>(operands) + counts_bytes() + q / kTileRows * query_group_bytes(bytes);
+    // Lanes without a query are multiplied too.
+    const int64_t padded = end == problem.queries ? groups() * kTileQueries : end;
+    for (int64_t q = begin; q < padded; q++) {
+      char* group = static_cast<char*>(operands) + counts_bytes() + q / kTileQueries * chunks * kTileBytes;
       int32_t count = 0;
-      for (int64_t at = 0; at < row_bytes; at += 8) {
-        const uint64_t bits = load_bits(query_row(problem, q) + at, row_bytes - at);
+      for (int64_t c = 0; c < chunks; c++) {
+        const uint64_t bits = q < end ? load_bits(query_row(problem, q) + c * 8, row_bytes - c * 8) : 0;
         count += __builtin_popcountll(bits);
-        for (int i = 0; i < 64; i++) {
-          const int64_t dimension = at * 8 + i;
-          group[dimension / 4 * 64 + q % kTileRows * 4 + dimension % 4] = bits >> i & 1 ? -1 : 1;
-        }
+        for (int64_t i = 0; i < 64; i++)
+          group[c * kTileBytes + i / 4 * 64 + q % kTileQueries * 4 + i % 4] = bits >> i & 1 ? -1 : 1;
       }
       static_cast<int32_t*>(operands)[q] = count;
     }
-    // Lanes without a query: no bar lets them through, but they are read.
-    for (int64_t q = end; q % kTileRows != 0; q++) {
-      char* group = static_cast<char*>(operands) + counts_bytes() + q / kTileRows * query_group_bytes(bytes);
-      for (int64_t word = 0; word < bytes / 4; word++)
-        for (int i = 0; i < 4; i++) group[word * 64 + q % kTileRows * 4 + i] = 0;
-    }
   }
 
-  Bar bar(const void* operands, int64_t query, uint32_t order) const {
-    const int32_t distance = static_cast<int32_t>(least<uint32_t>(order, 1u << 30));
-    return tiles() ? distance - static_cast<const int32_t*>(operands)[query] : distance;
-  }
-
-  int64_t panel_bytes() const {
-    return tiles() ? kBlock * bytes + kBlock * kBlock * static_cast<int64_t>(sizeof(int32_t))
-                   : PackedScreen::panel_bytes();
-  }
+  int64_t panel_bytes() const { return tiles() ? (2 * chunks + 4) * kTileBytes : PackedScreen::panel_bytes(); }
 
   template <class Found>
   void scan(const void* operands, int64_t begin, int64_t end, void* scratch, const Bar* bars, Found& found) const {
     if (!tiles()) {
-      PackedScreen::scan(operands, begin, end, scratch, reinterpret_cast<const uint32_t*>(bars), found);
+      PackedScreen::scan(operands, begin, end, scratch, bars, found);
       return;
     }
     const TileScope scope;
     int32_t* sums = static_cast<int32_t*>(scratch);
-    char* documents = static_cast<char*>(scratch) + kBlock * kBlock * sizeof(int32_t);
+    uint8_t* documents = static_cast<uint8_t*>(scratch) + 4 * kTileBytes;
+    const int32_t* counts = static_cast<const int32_t*>(operands);
     const char* queries = static_cast<const char*>(operands) + counts_bytes();
-    const int64_t products = (groups() + 1) / 2 * (bytes / kStepBytes);
-    const int64_t lines = (kBlock * problem.documents_stride / 64 + products - 1) / products;
-    for (int64_t d = begin; d < end; d += kBlock) {
-      const int64_t rows = least<int64_t>(kBlock, end - d);
-      for (int64_t i = 0; i < rows; i++) unpack_row(document_row(problem, d + i), documents + i * bytes);
-      __builtin_memset(documents + rows * bytes, 0, static_cast<size_t>((kBlock - rows) * bytes));
-      const char* ahead = document_row(problem, d + kBlock);
-      for (int64_t group = 0; group < groups(); group += 2, ahead += 64 * lines * (bytes / kStepBytes)) {
-        const char* of_group = queries + group * query_group_bytes(bytes);
+    for (int64_t d = begin; d < end; d += kTileDocuments) {
+      const int count = static_cast<int>(least<int64_t>(kTileDocuments, end - d));
+      unpack_documents(d, count, documents);
+      for (int64_t group = 0; group < groups(); group += 2) {
+        const int32_t* of_group = reinterpret_cast<const int32_t*>(queries + group * chunks * kTileBytes);
+        const int64_t first = group * kTileQueries;
         if (group + 1 < groups()) {
-          multiply_block<Bytes::are_unsigned, 2>(documents, bytes, of_group, bytes / kStepBytes, sums, ahead, lines);
-          report(operands, d, end, group + 1, sums + 16, bars, found);
+          multiply_byte_tiles<false, 2>(documents, of_group, chunks, counts + first, sums);
+          report(d, count, first, sums, 2 * kTileQueries, bars, found);
+          report(d, count, first + kTileQueries, sums + kTileQueries, 2 * kTileQueries, bars, found);
         } else {
-          multiply_block<Bytes::are_unsigned, 1>(documents, bytes, of_group, bytes / kStepBytes, sums, ahead, lines);
+          multiply_byte_tiles<false, 1>(documents, of_group, chunks, counts + first, sums);
+          report(d, count, first, sums, kTileQueries, bars, found);
         }
-        report(operands, d, end, group, sums, bars, found);
       }
     }
   }
@@ -110,39 +93,44 @@ struct PackedAmxScreen : PackedScreen {
     return bits;
   }
 
-  SIMTILE_INLINE void unpack_row(const char* row, char* out) const {
+  // [chunk][kTileDocuments][64 bytes of 0 and 1, the lowest bit first]; rows after `count` keep what they had, and are not reported.
+  SIMTILE_INLINE void unpack_documents(int64_t first, int count, uint8_t* out) const {
     const int64_t whole = row_bytes / 8;
-    for (int64_t word = 0; word < whole; word++) {
-      uint64_t bits;
-      __builtin_memcpy(&bits, row + word * 8, 8);
-      unpack_bits(bits, out + word * 64);
+    for (int i = 0; i < count; i++) {
+      const char* row = document_row(problem, first + i);
+      uint8_t* to = out + i * 64;
+      for (int64_t c = 0; c < whole; c++, to += kTileDocuments * 64) {
+        uint64_t bits;
+        __builtin_memcpy(&bits, row + c * 8, 8);
+        prefetch(row + c * 8 + kBytesAhead);
+        unpack(bits, to);
+      }
+      if (row_bytes % 8 != 0) unpack(load_bits(row + whole * 8, row_bytes % 8), to);
     }
-    if (row_bytes % 8 != 0) unpack_bits(load_bits(row + whole * 8, row_bytes % 8), out + whole * 64);
+  }
+  SIMTILE_INLINE static void unpack(uint64_t bits, uint8_t* to) {
+    _mm512_store_si512(to, _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(1)));
   }
 
-  // Sums [document][kBlock] of one group.
+  // Distances [document][width] of 16 queries. Few are wanted: a minimum over some rows says where there may be one.
   template <class Found>
-  SIMTILE_INLINE void report(const void* operands, int64_t document, int64_t end, int64_t group, const int32_t* sums,
+  SIMTILE_INLINE void report(int64_t document, int count, int64_t first, const int32_t* sums, int width,
                              const Bar* bars, Found& found) const {
-    const int64_t first = group * kTileRows;
-    const int64_t queries = least<int64_t>(kTileRows, problem.queries - first);
+    constexpr int kRowsTogether = 8;
+    const int64_t queries = least<int64_t>(kTileQueries, problem.queries - first);
     const __mmask16 present = static_cast<__mmask16>((1u << queries) - 1);
-    const int64_t rows = least<int64_t>(kBlock, end - document);
-    // Few products are wanted: a minimum over some rows says where there may be one.
-    constexpr int64_t kRowsTogether = 8;
-    for (int64_t begin = 0; begin < rows; begin += kRowsTogether) {
-      const int64_t stop = least<int64_t>(begin + kRowsTogether, rows);
-      __m512i smallest = _mm512_load_si512(sums + begin * kBlock);
-      for (int64_t d = begin + 1; d < stop; d++)
-        smallest = _mm512_min_epi32(smallest, _mm512_load_si512(sums + d * kBlock));
+    for (int begin = 0; begin < count; begin += kRowsTogether) {
+      const int stop = least(begin + kRowsTogether, count);
+      __m512i smallest = _mm512_loadu_si512(sums + begin * width);
+      for (int d = begin + 1; d < stop; d++)
+        smallest = _mm512_min_epu32(smallest, _mm512_loadu_si512(sums + d * width));
       const __m512i wanted = _mm512_maskz_loadu_epi32(present, bars + first);
-      if (__builtin_expect(_mm512_mask_cmple_epi32_mask(present, smallest, wanted) == 0, 1)) continue;
-      for (int64_t d = begin; d < stop; d++) {
-        uint32_t hits = _mm512_mask_cmple_epi32_mask(present, _mm512_load_si512(sums + d * kBlock), wanted);
+      if (__builtin_expect(_mm512_mask_cmple_epu32_mask(present, smallest, wanted) == 0, 1)) continue;
+      for (int d = begin; d < stop; d++) {
+        uint32_t hits = _mm512_mask_cmple_epu32_mask(present, _mm512_loadu_si512(sums + d * width), wanted);
         for (; hits; hits &= hits - 1) {
           const int lane = __builtin_ctz(hits);
-          const int32_t distance = sums[d * kBlock + lane] + static_cast<const int32_t*>(operands)[first + lane];
-          found.exact(first + lane, document + d, static_cast<uint32_t>(distance));
+          found.exact(first + lane, document + d, static_cast<uint32_t>(sums[d * width + lane]));
         }
       }
     }
