@@ -12,8 +12,8 @@ constexpr int kLanes = Simd<float>::kLanes;
 
 // 24 accumulators, 3 vectors of queries and a broadcast fill 28 of 32 registers; 12, 3 and 1 fill all of 16. SSE2 has no fused form and
 // needs one more.
-constexpr int kRowTile = kVectorRegisters == 32 ? 8 : 4;
-constexpr int kTileVectors = kVectorRegisters == 32 || kVectorBytes == 32 ? 3 : 2;
+constexpr int kBlockRows = kVectorRegisters == 32 ? 8 : 4;
+constexpr int kBlockVectors = kVectorRegisters == 32 || kVectorBytes == 32 ? 3 : 2;
 // Products that are summed at a time: three vectors of queries by this depth are 24 KiB of L1 at 64 bytes a vector.
 constexpr int64_t kRowDepth = 128;
 

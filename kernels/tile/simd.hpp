@@ -72,6 +72,15 @@ SIMTILE_INLINE T most(T a, T b) {
 
 SIMTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
+// What will be read next, asked for some lines at a time.
+struct Ahead {
+  const char* at;
+  const char* end;
+  SIMTILE_INLINE void lines(int64_t count) {
+    for (; count > 0 && at < end; count--, at += 64) prefetch(at);
+  }
+};
+
 // A block of rows; on the way to be read and written.
 SIMTILE_INLINE void prefetch_block(const void* first, int64_t row_bytes, int64_t rows, int64_t bytes) {
   for (int64_t i = 0; i < rows; i++)
@@ -223,10 +232,17 @@ SIMTILE_INLINE Vector<float> load_widened(const f16* p) {
   return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return (Vector<float>)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
 #else
-  Vector<float> v;
-  for (int i = 0; i < Simd<float>::kLanes; i++) v[i] = widen(p[i]);
-  return v;
+  // As widen(), in lanes.
+  typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef Simd<float>::Integer Word;
+  const Word bits = __builtin_convertvector(*reinterpret_cast<const Half*>(p), Word);
+  const Word magnitude = bits & 0x7fff, shifted = magnitude << 13;
+  const Word small = (Word)(__builtin_convertvector(magnitude, Vector<float>) * 5.9604644775390625e-8f);
+  const Word finite = magnitude < 0x0400 ? small : shifted + 0x38000000;
+  return (Vector<float>)((magnitude < 0x7c00 ? finite : shifted | 0x7f800000) | (bits & 0x8000) << 16);
 #endif
 }
 

@@ -29,10 +29,10 @@ constexpr TopkVariant topk_variant(void (*norms)(const TopkNormArgs&, const Exec
           &score_rows<Screen>,     norms};
 }
 
-typedef FloatScreen<float, float> Float32Screen;
-typedef FloatScreen<double, double> Float64Screen;
-typedef FloatScreen<f16, float> Float16Screen;
-typedef FloatScreen<bf16, float> Bfloat16Screen;
+typedef FloatScreenOf<float, float> Float32Screen;
+typedef FloatScreenOf<double, double> Float64Screen;
+typedef FloatScreenOf<f16, float> Float16Screen;
+typedef FloatScreenOf<bf16, float> Bfloat16Screen;
 
 template <TopkKind kind>
 constexpr TopkVariant code_variant() {

@@ -1,11 +1,12 @@
-// What a product in float32 proves about a score that is defined in double.
+// What a product in float32, or of rows rounded to bfloat16, proves about a score that is defined in double.
 //
-// A query is scaled by a power of two to a norm in [1, 2). For its product p with a document d, computed in float32,
-//     |p - query . d| <= slack * n,    n the computed norm of d
-// and with the squared norm, lowered by its error, a pair can only pass when
-//     dot, l2   p >= bar + slope * squared - slack * n        (slope is 0 for dot)
-//     cosine    p >= bar * n                                  (slack is in the bar)
-// Bounds are those of recursive summation (N. Higham: Accuracy and Stability of Numerical Algorithms, 2nd ed., SIAM 2002, section 3.1).
+// A query is scaled by a power of two to a norm in [1, 2). For its computed product p with a document d
+//     |p - query . d| <= slack * n + norm * r
+// where n is the computed norm of d and r that of its rounding. A pair can only pass when
+//     dot, l2   p >= bar + slope * squared - slack * n - norm * r        (slope is 0 for dot; squared is n^2, lowered by its error)
+//     cosine    p >= bar * n - slack * n - norm * r
+// Bounds are those of recursive summation (N. Higham: Accuracy and Stability of Numerical Algorithms, 2nd ed., SIAM 2002, section 3.1) and,
+// for rounding, Cauchy and Schwarz's with the norms of what was really rounded off.
 #pragma once
 
 #include "topk/keys.hpp"
@@ -27,7 +28,7 @@ constexpr double kNoPair = -1;    // all scores are NaN
 
 // What is known of a document. NaN, which lets all pairs pass, where sums of squares may have left the range of floats.
 struct Length {
-  float norm, squared;
+  float norm, squared, rounded;
 };
 
 class FloatBounds {
@@ -63,14 +64,22 @@ class FloatBounds {
   float slope(const QueryTerms& query) const {
     return metric_ == TopkMetric::l2 && query.scale > 0 ? static_cast<float>(query.scale / 2) : 0;
   }
-  float slack(const QueryTerms& query) const {
-    return query.scale > 0 ? static_cast<float>(product_error_ * query.norm * (1 + power(-20))) : 0;
+  // `rounded`: the norm of what rounding the query took away.
+  float slack(const QueryTerms& query, double rounded) const {
+    if (query.scale <= 0) return 0;
+    return static_cast<float>((product_error_ * (query.norm + rounded) + rounded * (1 + norm_error_)) *
+                              (1 + power(-6)));
+  }
+  // What multiplies the norm of a document's rounding.
+  float norm(const QueryTerms& query) const {
+    return query.scale > 0 ? static_cast<float>(query.norm * (1 + norm_error_) * (1 + power(-20))) : 0;
   }
 
-  Length length(float squared) const {
+  // From ||d||^2, and that of its rounding.
+  Length length(float squared, float rounded) const {
     const bool known = squared >= static_cast<float>(power(-60)) && squared <= static_cast<float>(power(80));
     const float s = known ? squared : __builtin_nanf("");
-    return {__builtin_sqrtf(s), s * squared_factor_};
+    return {__builtin_sqrtf(s), s * squared_factor_, __builtin_sqrtf(rounded)};
   }
 
   float bar(const QueryTerms& query, uint32_t order) const {
@@ -85,7 +94,7 @@ class FloatBounds {
     if (metric_ == TopkMetric::dot) {
       value = (score - rounding) * query.scale;
     } else if (metric_ == TopkMetric::cosine) {
-      value = query.norm * (score - rounding - (size + rounding) * norm_error_ - product_error_);
+      value = query.norm * (score - rounding - (size + rounding) * norm_error_);
     } else {
       // ||q||^2 + ||d||^2 - 2 q.d <= score
       const double error = power(-40) + dimensions_ * power(-50);

@@ -33,13 +33,32 @@ struct LaneSums {
 // Eight elements as doubles, exactly.
 SIMTILE_INLINE void load_doubles(LaneSums::Part& out, const double* p) { __builtin_memcpy(&out, p, sizeof out); }
 SIMTILE_INLINE void load_doubles(LaneSums::Part& out, const float* p) {
+#if defined(__AVX512F__)
+  out = (LaneSums::Part)_mm512_cvtps_pd(_mm256_loadu_ps(p));  // GCC 12 makes two halves of the conversion below
+#else
   typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
   out = __builtin_convertvector(*reinterpret_cast<const Floats*>(p), LaneSums::Part);
+#endif
+}
+SIMTILE_INLINE void load_halves(float* out, const bf16* p) {
+#if defined(__AVX512F__)
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  _mm256_storeu_ps(out, (__m256)_mm256_slli_epi32(words, 16));
+#else
+  for (int i = 0; i < LaneSums::kLanes; i += Simd<float>::kLanes) store<float>(out + i, load_widened(p + i));
+#endif
+}
+SIMTILE_INLINE void load_halves(float* out, const f16* p) {
+#if defined(__AVX512F__)
+  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  for (int i = 0; i < LaneSums::kLanes; i += Simd<float>::kLanes) store<float>(out + i, load_widened(p + i));
+#endif
 }
 template <typename Half>
 SIMTILE_INLINE void load_doubles(LaneSums::Part& out, const Half* p) {
   float widened[LaneSums::kLanes];
-  for (int i = 0; i < LaneSums::kLanes; i++) widened[i] = widen(p[i]);
+  load_halves(widened, p);
   load_doubles(out, widened);
 }
 
@@ -80,6 +99,36 @@ SIMTILE_INLINE double dot(const A* a, const B* b, int64_t count) {
   return lane_sum(a, b, count,
                   [](LaneSums::Part& sum, const LaneSums::Part& x, const LaneSums::Part& y)
                       __attribute__((always_inline)) { sum += x * y; });
+}
+
+// a . b and, in the same reading, b . b.
+template <typename A, typename B>
+SIMTILE_INLINE double dot_and_square(const A* a, const B* b, int64_t count, double& square) {
+  LaneSums products, squares;
+  LaneSums::Part x, y;
+  int64_t at = 0;
+  for (; at + kSums <= count; at += kSums)
+    for (int p = 0; p < LaneSums::kParts; p++) {
+      load_doubles(x, a + at + p * LaneSums::kLanes);
+      load_doubles(y, b + at + p * LaneSums::kLanes);
+      products.part[p] += x * y;
+      squares.part[p] += y * y;
+    }
+  if (at < count) {
+    double last_a[kSums] = {}, last_b[kSums] = {};
+    for (int64_t i = at; i < count; i++) {
+      last_a[i - at] = as_double(a[i]);
+      last_b[i - at] = as_double(b[i]);
+    }
+    for (int p = 0; p < LaneSums::kParts; p++) {
+      load_doubles(x, last_a + p * LaneSums::kLanes);
+      load_doubles(y, last_b + p * LaneSums::kLanes);
+      products.part[p] += x * y;
+      squares.part[p] += y * y;
+    }
+  }
+  square = squares.total();
+  return products.total();
 }
 
 template <typename A, typename B>

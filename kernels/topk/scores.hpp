@@ -73,9 +73,10 @@ struct FloatScores {
   float value(const Query* q, const Document* d, double query_norm) const {
     const int64_t count = problem.dimensions;
     if (problem.metric == TopkMetric::l2) return static_cast<float>(squared_distance(q, d, count));
-    const double product = dot(q, d, count);
-    if (problem.metric == TopkMetric::dot) return static_cast<float>(product);
-    const double norms = query_norm * __builtin_sqrt(dot(d, d, count));
+    if (problem.metric == TopkMetric::dot) return static_cast<float>(dot(q, d, count));
+    double square;
+    const double product = dot_and_square(q, d, count, square);
+    const double norms = query_norm * __builtin_sqrt(square);
     return static_cast<float>(norms == 0 ? 0 * product : product / norms);  // NaN of an infinity stays
   }
 };
