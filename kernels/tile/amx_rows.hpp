@@ -22,11 +22,14 @@ SIMTILE_INLINE void load_pair(const Source* p, int64_t left, __m512& low, __m512
     high = (__m512)load_first_floats(p + kLanes, left - kLanes);
 }
 
-// ||row||^2; the row as bfloat16 to `out`, zeros up to a whole tile, and the squared norm of what that rounds off.
+// ||row||^2; the row as bfloat16 to `out`, zeros up to a whole tile, and the squared norm of what that rounds off. What lies `ahead` bytes
+// further is asked for.
 template <typename Source>
-SIMTILE_INLINE float round_row(const Source* row, int64_t count, uint16_t* out, float& rounded) {
+SIMTILE_INLINE float round_row(const Source* row, int64_t count, int64_t ahead, uint16_t* out, float& rounded) {
   __m512 square[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, error[2] = {square[0], square[0]};
   for (int64_t at = 0; at < count; at += kTileDepth) {
+    for (int64_t i = 0; i < kTileDepth * static_cast<int64_t>(sizeof(Source)); i += 64)
+      prefetch(reinterpret_cast<const char*>(row + at) + ahead + i);
     __m512 low, high;
     load_pair(row + at, count - at, low, high);
     const __m512i halves = to_bf16(low, high);
@@ -42,11 +45,10 @@ SIMTILE_INLINE float round_row(const Source* row, int64_t count, uint16_t* out, 
   return _mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1]));
 }
 
-// out[32][strips * 16] = 32 rows of `a`, `pitch` bytes apart, times `strips` strips of 16 queries, strip_bytes apart. With each step some
-// lines of what comes next are asked for: all at once they would wait for each other.
+// out[32][strips * 16] = 32 rows of `a`, `pitch` bytes apart, times `strips` strips of 16 queries, strip_bytes apart.
 template <int strips>
 __attribute__((noinline)) void multiply_rounded_rows(const char* a, int64_t pitch, const char* b, int64_t strip_bytes,
-                                                     int64_t tiles, Ahead& ahead, int64_t lines, float* out) {
+                                                     int64_t tiles, float* out) {
   constexpr int64_t kRowBytes = strips * 16 * static_cast<int64_t>(sizeof(float));
   tiles_touch_memory();
   _tile_zero(0);
@@ -56,7 +58,6 @@ __attribute__((noinline)) void multiply_rounded_rows(const char* a, int64_t pitc
     _tile_zero(3);
   }
   for (int64_t k = 0; k < tiles; k++) {
-    ahead.lines(lines);
     _tile_loadd(6, b + k * kTileBytes, 64);
     _tile_loadd(4, a + k * 64, pitch);
     _tile_dpbf16ps(0, 4, 6);

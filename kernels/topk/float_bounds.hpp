@@ -81,6 +81,8 @@ class FloatBounds {
     const float s = known ? squared : __builtin_nanf("");
     return {__builtin_sqrtf(s), s * squared_factor_, __builtin_sqrtf(rounded)};
   }
+  // Of a row of zeros. Its product is 0, and with a norm above 0 a positive bar keeps it out.
+  Length nothing() const { return {static_cast<float>(power(-30)), 0, 0}; }
 
   float bar(const QueryTerms& query, uint32_t order) const {
     if (query.scale <= 0) return query.scale == kNoPair ? __builtin_inff() : -__builtin_inff();

@@ -26,8 +26,7 @@ struct Float32Tiles {
 
   static int64_t roundings(int64_t dimensions) { return least<int64_t>(dimensions, kDepth) + dimensions / kDepth + 3; }
 
-  static int64_t steps(int64_t dimensions) { return (dimensions - 1) / kDepth + 1; }  // of a tile
-  static int64_t stored(int64_t dimensions) { return dimensions; }                    // of a query
+  static int64_t stored(int64_t dimensions) { return dimensions; }  // of a query
   // [vector of queries][dimension][lane]
   static int64_t query_bytes(int64_t dimensions) { return dimensions * static_cast<int64_t>(sizeof(float)); }
   // Returns what is stored.
@@ -39,16 +38,14 @@ struct Float32Tiles {
   static int64_t row_bytes(int64_t dimensions) {
     return kCopied ? (dimensions + kLanes - 1) / kLanes * kVectorBytes : 0;
   }
-  SIMTILE_INLINE static float copy(const Document* row, int64_t dimensions, void* out, float& rounded) {
+  SIMTILE_INLINE static float copy(const Document* row, int64_t dimensions, int64_t, void* out, float& rounded) {
     rounded = 0;
     return widen_row(row, dimensions, kCopied ? static_cast<float*>(out) : nullptr);
   }
 
   template <int vectors>
   SIMTILE_INLINE static void multiply(const PanelRows& rows, int64_t first, int64_t count, const void* packed,
-                                      int64_t query, int64_t dimensions, int64_t k, Ahead& ahead, int64_t lines,
-                                      float* out) {
-    ahead.lines(lines);
+                                      int64_t query, int64_t dimensions, int64_t k, float* out) {
     const int64_t stride = rows.stride / static_cast<int64_t>(sizeof(float));
     const float* a = static_cast<const float*>(rows.data) + first * stride + k;
     const float* b = static_cast<const float*>(packed) + query * dimensions + k * kLanes;
@@ -77,7 +74,6 @@ struct RoundedTiles {
 
   static int64_t depth_tiles(int64_t dimensions) { return (dimensions + kTileDepth - 1) / kTileDepth; }
 
-  static int64_t steps(int64_t dimensions) { return depth_tiles(dimensions); }
   static int64_t stored(int64_t dimensions) { return depth_tiles(dimensions) * kTileDepth; }
   // [strip of 16 queries][tile][pair of dimensions][query][2]
   static int64_t query_bytes(int64_t dimensions) { return stored(dimensions) * 2; }
@@ -93,17 +89,17 @@ struct RoundedTiles {
 
   // An odd number of lines: rows of a tile in different sets of L1.
   static int64_t row_bytes(int64_t dimensions) { return (depth_tiles(dimensions) | 1) * 64; }
-  SIMTILE_INLINE static float copy(const Document* row, int64_t dimensions, void* out, float& rounded) {
-    return round_row(row, dimensions, static_cast<uint16_t*>(out), rounded);
+  SIMTILE_INLINE static float copy(const Document* row, int64_t dimensions, int64_t ahead, void* out, float& rounded) {
+    return round_row(row, dimensions, ahead, static_cast<uint16_t*>(out), rounded);
   }
 
   template <int vectors>
   SIMTILE_INLINE static void multiply(const PanelRows& rows, int64_t first, int64_t, const void* packed, int64_t query,
-                                      int64_t dimensions, int64_t, Ahead& ahead, int64_t lines, float* out) {
+                                      int64_t dimensions, int64_t, float* out) {
     const int64_t tiles = depth_tiles(dimensions);
     multiply_rounded_rows<vectors>(static_cast<const char*>(rows.data) + first * rows.stride, rows.stride,
                                    static_cast<const char*>(packed) + query / 16 * tiles * kTileBytes,
-                                   tiles * kTileBytes, tiles, ahead, lines, out);
+                                   tiles * kTileBytes, tiles, out);
   }
 };
 #endif

@@ -19,6 +19,8 @@ struct FloatScreen : FloatScores<Document, Query> {
   // Up to this many queries the rows are read as fast as memory gives them without a tile.
   static constexpr int64_t kFewQueries = 4;
   static constexpr int kStreamRows = 4;
+  // Rows ahead that are asked for while rows are rounded, which waits for memory: the tiles after it do not.
+  static constexpr int64_t kCopyAhead = 4;
 
   const int64_t dimensions;
   const int64_t padded;  // queries, whole groups
@@ -98,13 +100,12 @@ struct FloatScreen : FloatScores<Document, Query> {
     p.lengths = reinterpret_cast<Length*>(p.scores + panel * Tiles::kVectors * kLanes);
     p.rows = Tiles::kCopied ? PanelRows{copies, Tiles::row_bytes(dimensions)}
                             : PanelRows{document_row(problem, begin), problem.documents_stride};
-    look_ahead(p, end);
+    if (!Tiles::kRounded) look_ahead(p, end);
     for (int64_t i = 0; i < p.count; i++) {
-      p.ahead.lines(p.ahead_lines_of_copy);
       float rounded;
       const float squared = Tiles::copy(reinterpret_cast<const Document*>(document_row(problem, begin + i)), dimensions,
                                         copies + i * Tiles::row_bytes(dimensions), rounded);
-      p.lengths[i] = bounds.length(squared, rounded);
+      p.lengths[i] = length(begin + i, squared, rounded);
     }
     [[maybe_unused]] const typename Tiles::Scope scope;
     int64_t q = 0;
@@ -126,7 +127,7 @@ struct FloatScreen : FloatScores<Document, Query> {
     Length* lengths;
     float* scores;  // [document][vectors * kLanes]
     Ahead ahead;
-    int64_t ahead_lines_of_copy, ahead_lines;  // with each row, with each step of a tile
+    int64_t ahead_lines;  // with each tile
   };
 
   // Rows of a panel stay in L2 while all queries pass: up to 256 KiB, and few enough for their scores to stay in L1.
@@ -135,18 +136,26 @@ struct FloatScreen : FloatScores<Document, Query> {
     return least<int64_t>(most<int64_t>(fit, 64), 128);
   }
 
-  // The next panel's lines, spread over the work on this one. Rows with wide gaps are left to the hardware.
+  // The next panel's lines, spread over the tiles of this one: all at once they would wait for each other. Rows with wide gaps are left to
+  // the hardware.
   void look_ahead(Panel& p, int64_t end) const {
     int64_t bytes = least<int64_t>(panel, problem.documents - end) * problem.documents_stride;
     if (problem.documents_stride > 2 * dimensions * static_cast<int64_t>(sizeof(Document))) bytes = 0;
     const char* next = document_row(problem, end);
     p.ahead = {next, next + bytes};
-    // Copying takes about a fifth of the time where tiles are fastest.
-    const int64_t lines = bytes / 64;
     const int64_t query_tiles = (padded / kLanes + Tiles::kVectors - 1) / Tiles::kVectors;
-    const int64_t tiles = query_tiles * ((p.count + Tiles::kRows - 1) / Tiles::kRows);
-    p.ahead_lines_of_copy = Tiles::kRounded ? lines / 5 / p.count : 0;
-    p.ahead_lines = lines / (tiles * Tiles::steps(dimensions)) + 1;
+    const int64_t document_tiles = (p.count + Tiles::kRows - 1) / Tiles::kRows;
+    p.ahead_lines = bytes / 64 / (query_tiles * document_tiles * ((dimensions - 1) / Tiles::kDepth + 1)) + 1;
+  }
+
+  SIMTILE_INLINE Length length(int64_t document, float squared, float rounded) const {
+    return __builtin_expect(squared == 0, 0) && is_zero(document) ? bounds.nothing() : bounds.length(squared, rounded);
+  }
+  bool is_zero(int64_t document) const {
+    const Document* row = reinterpret_cast<const Document*>(document_row(problem, document));
+    for (int64_t i = 0; i < dimensions; i++)
+      if (widen(row[i]) != 0) return false;
+    return true;
   }
 
   SIMTILE_INLINE float element(int64_t query, double scale, int64_t i) const {
@@ -185,7 +194,8 @@ struct FloatScreen : FloatScores<Document, Query> {
     for (int64_t k = 0; k < dimensions; k += Tiles::kDepth)
       for (int64_t d = 0; d < p.count; d += Tiles::kRows) {
         const int64_t rows = least<int64_t>(Tiles::kRows, p.count - d);
-        Tiles::template multiply<vectors>(p.rows, d, rows, o.packed, query, dimensions, k, p.ahead, p.ahead_lines,
+        if (!Tiles::kRounded) p.ahead.lines(p.ahead_lines);
+        Tiles::template multiply<vectors>(p.rows, d, rows, o.packed, query, dimensions, k,
                                           p.scores + d * vectors * kLanes);
         if (k + Tiles::kDepth >= dimensions) compare<vectors>(o, p, d, rows, query, bars, found);
       }
@@ -221,7 +231,7 @@ struct FloatScreen : FloatScores<Document, Query> {
                                       static_cast<const float*>(o.packed) + query * row_pitch(), row_pitch(),
                                       dimensions, rows * problem.documents_stride, products, squares);
     for (int i = 0; i < rows; i++) {
-      const Length length = bounds.length(squares[i], 0);
+      const Length length = this->length(document + i, squares[i], 0);
       for (int j = 0; j < queries; j++) {
         const int64_t q = query + j;
         const float least_product =
