@@ -103,8 +103,9 @@ struct FloatScreen : FloatScores<Document, Query> {
     if (!Tiles::kRounded) look_ahead(p, end);
     for (int64_t i = 0; i < p.count; i++) {
       float rounded;
-      const float squared = Tiles::copy(reinterpret_cast<const Document*>(document_row(problem, begin + i)), dimensions,
-                                        copies + i * Tiles::row_bytes(dimensions), rounded);
+      const float squared =
+          Tiles::copy(reinterpret_cast<const Document*>(document_row(problem, begin + i)), dimensions,
+                      kCopyAhead * problem.documents_stride, copies + i * Tiles::row_bytes(dimensions), rounded);
       p.lengths[i] = length(begin + i, squared, rounded);
     }
     [[maybe_unused]] const typename Tiles::Scope scope;
@@ -234,9 +235,8 @@ struct FloatScreen : FloatScores<Document, Query> {
       const Length length = this->length(document + i, squares[i], 0);
       for (int j = 0; j < queries; j++) {
         const int64_t q = query + j;
-        const float least_product =
-            cosine ? bars[q] * length.norm : bars[q] + o.slope[q] * length.squared - o.slack[q] * length.norm;
-        if (!(products[i][j] < least_product)) found.check(q, document + i);
+        const float base = cosine ? bars[q] * length.norm : bars[q] + o.slope[q] * length.squared;
+        if (!(products[i][j] < base - o.slack[q] * length.norm)) found.check(q, document + i);
       }
     }
   }
