@@ -18,7 +18,7 @@ if ((${#missing[@]})); then
 fi
 PATH=$PWD/.venv/bin:$PATH
 
-kernel_tests=(tests/test_info_nce.py)
+kernel_tests=(tests/test_info_nce.py tests/test_quantize.py)
 
 names=() seconds=() results=()
 stage() {
