@@ -67,6 +67,8 @@ drivers() {
   "$build/release/tests/cpp/test_threads"
   "$build/release/tests/cpp/test_info_nce"
   "$build/debug/tests/cpp/test_info_nce"
+  "$build/release/tests/cpp/test_quantize"
+  "$build/debug/tests/cpp/test_quantize"
   "$build/release/tests/cpp/test_topk"
   "$build/debug/tests/cpp/test_topk"
 }
@@ -90,6 +92,7 @@ address_sanitizer() {
     --config-settings=cmake.define.SIMTILE_SANITIZE=address,undefined .
   "$build/sanitized-build/tests/cpp/test_threads"
   "$build/sanitized-build/tests/cpp/test_info_nce"
+  "$build/sanitized-build/tests/cpp/test_quantize"
   "$build/sanitized-build/tests/cpp/test_topk"
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
   with_libasan "$build/sanitized/bin/python" "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
@@ -106,6 +109,7 @@ thread_sanitizer() {
   # -R: GCC 12's runtime does not know the wider address randomisation of newer kernels.
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_threads"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_info_nce"
+  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_quantize"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_topk"
 }
 
@@ -134,7 +138,7 @@ aarch64() {
   local emulate="qemu-aarch64 -L /usr/aarch64-linux-gnu"
   $emulate "$build/aarch64/tests/cpp/test_threads" --no-fork
   local driver level
-  for driver in test_info_nce test_topk; do
+  for driver in test_info_nce test_quantize test_topk; do
     $emulate "$build/aarch64/tests/cpp/$driver" | tee "$build/aarch64.out"
     for level in neon neon_dot neon_mm; do
       grep -qx "$level" "$build/aarch64.out" || { echo "$driver: level $level was not run"; return 1; }
@@ -170,6 +174,7 @@ wheel() {
   for cpu in qemu64 core2duo; do
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_threads" --no-fork
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_info_nce"
+    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_quantize"
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_topk"
   done
   # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
