@@ -19,9 +19,9 @@ constexpr int64_t most_bits = 256 << 10;              // of packed rows
 constexpr int64_t most_documents = int64_t(1) << 32;  // a key has 32 bits for a document
 constexpr int64_t shared_limit = 72 << 10;  // two blocks a multiprocessor on every device from sm_80 but 86, 89, 120
 constexpr int64_t blocks_per_multiprocessor = 4;  // not measured: 16 warps with 4 KiB of loads in flight each
-constexpr int packed_tile = 8, folded_tile = 4, float_tile = 4;   // queries of a block without the matrix unit
-constexpr int64_t launch_queries = 32 << 10;      // of a grid with one row a query
-constexpr int64_t scores_memory = 256 << 20;      // of the scores of as many queries as are selected from at a time
+constexpr int packed_tile = 8, folded_tile = 4, float_tile = 4;  // queries of a block without the matrix unit
+constexpr int64_t launch_queries = 32 << 10;                     // of a grid with one row a query
+constexpr int64_t scores_memory = 256 << 20;  // of the scores of as many queries as are selected from at a time
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -218,8 +218,8 @@ inline void plan_inputs(Plan& plan, const TopkArgs& args, Workspace& workspace) 
   scan.queries = static_cast<const uint8_t*>(args.queries_data);
   scan.queries_stride = args.queries_stride;
   if (args.is_float()) {
-    plan.norms = {scan.queries, args.queries_stride, args.queries, scan.corpus.dim, args.metric,
-                  workspace.take<Terms>(args.queries)};
+    plan.norms = {scan.queries,    args.queries_stride, args.queries,
+                  scan.corpus.dim, args.metric,         workspace.take<Terms>(args.queries)};
     scan.terms = plan.norms.terms;
   }
   if (!args.is_folded()) return;
@@ -306,7 +306,7 @@ inline Plan plan(const TopkArgs& args, const Device& device, void* memory, bool 
   scan.keys = plan.lists ? static_cast<int>(args.k) : 1;
   scan.list = list_shape(scan.keys);
   static const Terms some = {};
-  if (args.kind != TopkKind::packed) scan.terms = &some;  // they take shared memory
+  if (args.kind != TopkKind::packed) scan.terms = &some;        // they take shared memory
   if (plan.lists || !args.is_float()) fit(plan, args, device);  // scores of floats take no shared memory
   choose_kernel(plan, args);
   plan_inputs(plan, args, workspace);

@@ -48,8 +48,8 @@ static __global__ void __launch_bounds__(fold_threads) topk_norms(const NormsArg
   const int64_t query = static_cast<int64_t>(blockIdx.x) * (fold_threads / warp_size) + threadIdx.x / warp_size;
   if (query >= args.query_count) return;
   const float* row = reinterpret_cast<const float*>(args.queries + query * args.queries_stride);
-  const double squares = lane_sum(
-      args.dim, [&](int i) { return __dmul_rn(static_cast<double>(row[i]), static_cast<double>(row[i])); });
+  const double squares =
+      lane_sum(args.dim, [&](int i) { return __dmul_rn(static_cast<double>(row[i]), static_cast<double>(row[i])); });
   if (lane_index() > 0) return;
   const double norm = __dsqrt_rn(squares);
   Terms terms = {};
@@ -90,8 +90,7 @@ __host__ __device__ inline float sum_error(int dim) { return static_cast<float>(
 
 // No more than the cost of a document, or NaN where float32 cannot say. dot and squares are Σ q d and Σ d d in float32, off by at most
 // error ‖q‖ ‖d‖ and error ‖d‖², and by 2^-149 for each product that underflows: less than 2^-126 in all, as no row has more than 2^15.
-__device__ inline float least_float_cost(const Terms& terms, float dot, float squares, float error,
-                                         TopkMetric metric) {
+__device__ inline float least_float_cost(const Terms& terms, float dot, float squares, float error, TopkMetric metric) {
   if (metric == TopkMetric::l2) {
     // ‖q‖² + ‖d‖² - 2 q d: 2.25 error (‖q‖² + ‖d‖²), with 2 ‖q‖ ‖d‖ at most that sum and the four roundings here.
     const float both = terms.cost_constant + squares;

@@ -46,8 +46,7 @@ __device__ inline void add_float_products(float (&dots)[TILE][LANES], float (&sq
 #pragma unroll
         for (int p = 0; p < LANES; ++p) {
 #pragma unroll
-          for (int i = 0; i < width; ++i)
-            dots[q][p] = fmaf(__uint_as_float(query.word[i]), codes[p][i], dots[q][p]);
+          for (int i = 0; i < width; ++i) dots[q][p] = fmaf(__uint_as_float(query.word[i]), codes[p][i], dots[q][p]);
         }
       }
     }
@@ -89,8 +88,7 @@ __global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1 ? 4 : 3) topk
 #pragma unroll
     for (int q = 0; q < TILE; ++q) {
       if (q >= block.tile) break;
-      const float least =
-          least_float_cost(block.terms[q], transposed_sum(dots[q]), own_squares, error, corpus.metric);
+      const float least = least_float_cost(block.terms[q], transposed_sum(dots[q]), own_squares, error, corpus.metric);
       if (!(least > threshold[q])) below |= 1u << q;
     }
     if (!(wanted >> own & 1)) below = 0;
