@@ -246,6 +246,8 @@ def test_cuda_graph():
 
 @on_gpu
 @on_hardware
+# inductor imports what some versions of torch say is deprecated
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_torch_compile(reduction):
