@@ -46,6 +46,7 @@ bench:
 	@$(DEVELOP) bench
 	@$(BIN)/python bench/peak.py
 	@$(BIN)/python bench/info_nce.py
+	@$(BIN)/python bench/topk.py
 
 clean:
 	rm -rf build .venv

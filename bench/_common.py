@@ -8,6 +8,7 @@ is measured in every round too. Import this before NumPy, for what `_environment
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 import importlib.metadata
 import json
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import _environment
@@ -76,12 +78,13 @@ def interleave(
     rounds: int,
     threads: int,
     peak_kinds: Sequence[str] = (),
+    rates: Mapping[str, Callable[[], float]] = MappingProxyType({}),
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, Samples], dict[str, Samples]]:
     """Time the contenders in turn, `rounds` times; seconds a call, and peaks in the same rounds.
 
     Each round starts with another contender. Before a sample its contender runs once untimed, so
-    that it finds its own data in the caches and its own threads awake.
+    that it finds its own data in the caches and its own threads awake. `rates` are further peaks.
     """
     names = list(contenders)
     repeats = {}
@@ -92,13 +95,17 @@ def interleave(
         once = max(clock() - start, 1e-9)
         repeats[name] = max(1, math.ceil(SHORTEST_SAMPLE / once)) if once < LONGEST_WARM_UP else 0
     times = {name: Samples() for name in names}
-    peaks = {kind: Samples() for kind in peak_kinds}
+    measured = {
+        kind: functools.partial(_core.peak, kind, threads, PEAK_SAMPLE) for kind in peak_kinds
+    }
+    measured |= rates
+    peaks = {kind: Samples() for kind in measured}
     gc_was_enabled = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
-            for kind in peak_kinds:
-                peaks[kind].values.append(_core.peak(kind, threads, PEAK_SAMPLE))
+            for kind, rate in measured.items():
+                peaks[kind].values.append(rate())
             for i in range(len(names)):
                 name = names[(turn + i) % len(names)]
                 call = contenders[name]

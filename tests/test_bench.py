@@ -218,7 +218,7 @@ def test_regions_are_filled_and_found_stale(render_readme: ModuleType, tmp_path:
         ("<!-- bench:begin peeks -->\n<!-- bench:end -->\n", "unknown region 'peeks'"),
         ("<!-- bench:begin peak -->\n", "without its bench:end"),
         ("<!-- bench:end -->\n", "without its bench:end"),
-        ("<!-- bench:begin info_nce -->\n<!-- bench:end -->\n", "name one of the machines.*none"),
+        ("<!-- bench:begin info_nce one -->\n<!-- bench:end -->\n", "for machine 'one'"),
         ("<!-- bench:begin peak -->\n<!-- bench:end -->\n", "name one of the machines.*one, two"),
         ("<!-- bench:begin peak three -->\n<!-- bench:end -->\n", "for machine 'three'"),
         ("<!-- bench:begin peak two -->\n<!-- bench:end -->\n", "not a complete run"),
@@ -234,6 +234,20 @@ def test_regions_that_cannot_be_filled(
     assert "1.00 G/s" in render_readme.render(
         "<!-- bench:begin peak one -->\n<!-- bench:end -->\n", tmp_path
     )
+
+
+def test_a_region_that_no_machine_has_measured_says_so(
+    render_readme: ModuleType, tmp_path: Path
+) -> None:
+    write_peaks(tmp_path / "one", 1e9)
+    text = "<!-- bench:begin topk_short -->\nold\n<!-- bench:end -->\n"
+    filled = render_readme.render(text, tmp_path)
+    assert "*Not measured yet: `python bench/topk.py`.*" in filled
+    assert "old" not in filled
+    # counts of the PTX interpreter are of another topk.json
+    (tmp_path / "ptx").mkdir()
+    (tmp_path / "ptx" / "topk.json").write_text("{}")
+    assert render_readme.render(text, tmp_path) == filled
 
 
 def test_readmes_show_the_stored_numbers() -> None:

@@ -16,7 +16,17 @@ import pytest
 
 import simtile
 from simtile import cli
-from simtile.demo import adapter, corpus, docstrings, jsonl, machine, retrieval, run, step
+from simtile.demo import (
+    adapter,
+    corpus,
+    docstrings,
+    jsonl,
+    machine,
+    retrieval,
+    run,
+    search,
+    step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +273,38 @@ class TestStep:
             step.run_step("numpy", pairs=8, dim=8, seed=0, threads=1)
 
 
+class TestSearch:
+    def test_exact_ids(self):
+        documents = np.array([[1, 0], [0, 2], [1, 1], [3, 0]], np.float32)
+        found = search.exact_ids(np.array([[5, 0.1]], np.float32), documents, 3)
+        assert found.tolist() == [[0, 3, 2]]
+
+    def test_overlap(self):
+        exact = np.array([[1, 2], [3, 4]])
+        assert search.overlap(exact, exact[:, ::-1]) == 1
+        assert search.overlap(exact, np.array([[1, 9], [8, 9]])) == 0.25
+
+    def test_forms_of_real_text(self, shipped):
+        seen = []
+        found = search.measure(
+            shipped.queries[:200],
+            shipped.documents,
+            threads=2,
+            copies=1,
+            on_form=lambda _, name: seen.append(name),
+        )
+        by_name = {one.name: one for one in found}
+        assert seen == list(by_name)
+        assert by_name["float32"].overlap == 1
+        assert by_name["float32"].bytes == 4 * 384
+        assert 383 < by_name["int8"].bytes < 400
+        assert by_name["int8"].overlap > 0.98
+        assert by_name["int4"].overlap > 0.9
+        cascade = by_name[search.cascade_name()]
+        assert by_name["binary, Hamming"].overlap < 0.8 < 0.98 < cascade.overlap
+        assert all(one.seconds > 0 for one in found)
+
+
 class TestMemory:
     @pytest.fixture
     def cgroup(self, tmp_path, monkeypatch):
@@ -310,9 +352,12 @@ class TestWholeRun:
         assert "2 threads (from --threads) · no torch found" in first
         for text in ("quick run", "recall@1 ", "recall@10", "plain NumPy", "Same result", "Done:"):
             assert text in rest
-        image = (tmp_path / "new" / run.PLOT).read_bytes()
-        assert image.startswith(b"\x89PNG")
-        assert len(image) > 10_000
+        for name in (*[form[0] for form in search.FORMS], search.cascade_name(), "overlap@10"):
+            assert name in rest
+        for plot in (run.PLOT, run.SEARCH_PLOT):
+            image = (tmp_path / "new" / plot).read_bytes()
+            assert image.startswith(b"\x89PNG")
+            assert len(image) > 10_000
 
     def test_without_room_for_the_plain_step(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(machine, "available_memory", lambda: 1_000_000)
@@ -335,6 +380,12 @@ class TestWholeRun:
         assert status == 1
         assert "FAILED: the two steps do not agree" in shown
         assert "Done" not in shown
+
+    def test_wrong_search_fails(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(search, "overlap", lambda exact, found: 0.99)
+        status, shown = self.demo("--output", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 1
+        assert "FAILED: float32 search finds 0.990 of the nearest documents" in shown
 
     def test_failing_step_fails(self, tmp_path, monkeypatch, capsys):
         def fail(method, **options):

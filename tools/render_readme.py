@@ -6,7 +6,7 @@ A region of Markdown is made from the JSON files in bench/results and written be
     <!-- bench:end -->
 
 NAME is a key of REGIONS or FOLDER_REGIONS; MACHINE a folder of bench/results, needed when several
-machines have the file. Counts of the PTX interpreter are of no machine: they lie in
+machines have the file. A region whose benchmark has no results at all says so. Counts of the PTX interpreter are of no machine: they lie in
 bench/results/ptx. With --check nothing is written and the exit code is 1 if a region is stale.
 """
 
@@ -23,12 +23,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import cascade_tables  # noqa: E402
 import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
 import overlap_tables  # noqa: E402
 import quantize_tables  # noqa: E402
 import tables  # noqa: E402
+import topk_tables  # noqa: E402
 
 REGION = re.compile(
     r"(<!-- bench:begin (\S+)(?: (\S+))? -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL
@@ -53,6 +55,11 @@ FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {
 # name of the region: (results file, what makes markdown of it)
 REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "peak": ("peak", tables.peak),
+    "topk": ("topk", topk_tables.topk),
+    "topk_short": ("topk", topk_tables.short),
+    "topk_targets": ("topk", lambda results: tables.targets(results["targets"])),
+    "cascade_quality": ("cascade_quality", cascade_tables.markdown),
+    "cascade_quality_short": ("cascade_quality", cascade_tables.short),
     "info_nce": ("info_nce", tables.info_nce),
     "info_nce_short": ("info_nce", tables.info_nce_short),
     "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
@@ -65,22 +72,34 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
 }
 
 
+# Where a benchmark has been run on no machine yet.
+PENDING = "*Not measured yet: `python bench/{}.py`.*\n"
+
+
 class Problem(Exception):
     """A region that cannot be filled."""
+
+
+def measured(bench: str, results: Path) -> dict[str, Path]:
+    """The results files of a benchmark by the machine's name."""
+    paths = sorted(results.glob(f"*/{bench}.json"))
+    return {path.parent.name: path for path in paths if path.parent.name != "ptx"}
 
 
 def load(bench: str, machine: str | None, results: Path) -> Json:
     """The stored results of a complete run."""
     folder, _, name = bench.rpartition("/")
-    paths = sorted(results.glob(f"{folder or '*'}/{name}.json"))
-    found = {path.parent.name: path for path in paths if folder or path.parent.name != "ptx"}
     if folder:
-        machine = folder
+        path = results / folder / f"{name}.json"
+        found, machine = {folder: path} if path.exists() else {}, folder
     elif machine is None:
+        found = measured(name, results)
         if len(found) != 1:
-            names = ", ".join(found) or "none"
+            names = ", ".join(found)
             raise Problem(f"name one of the machines with {bench}.json in {results}: {names}")
         machine = next(iter(found))
+    else:
+        found = measured(name, results)
     if machine not in found:
         raise Problem(f"no {name}.json for machine {machine!r} in {results}")
     loaded: Json = json.loads(found[machine].read_text())
@@ -103,6 +122,8 @@ def render(text: str, results: Path) -> str:
             known = ", ".join([*REGIONS, *FOLDER_REGIONS])
             raise Problem(f"unknown region {name!r}; there are: {known}")
         bench, markdown = REGIONS[name]
+        if machine is None and "/" not in bench and not measured(bench, results):
+            return begin + PENDING.format(bench) + end
         loaded = load(bench, machine, results)
         try:
             return begin + markdown(loaded) + end

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "versions, and environment variables that decide how kernels run, paths in them included",
     )
     demo = commands.add_parser(
-        "demo", help="train on real text, and compare one large step with plain NumPy"
+        "demo", help="train on real text, compare one large step with plain NumPy, and search"
     )
     demo.add_argument(
         "--train",

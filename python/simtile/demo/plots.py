@@ -80,6 +80,39 @@ def loss_curve(axes: Axes, losses: Sequence[float], kept_step: int | None, note:
     axes.set_ylim(bottom=0)
 
 
+def quality_and_bytes(
+    axes: Axes, points: Sequence[tuple[str, float, float]], k: int, note: str
+) -> None:
+    """(name, bytes of a vector, overlap): a labelled point each, the last in blue."""
+    _style(axes, f"overlap@{k} with exact search, by bytes of a vector", note)
+    for number, (name, size, overlap) in enumerate(points):
+        last = number == len(points) - 1
+        axes.scatter(
+            [size], [overlap], s=60 if last else 36, color=BLUE if last else GREY, zorder=3
+        )
+        # Names go up and down in turn; beside the last point, away from it.
+        above = number % 2 == 0 and not last
+        beside = not last and abs(size / points[-1][1] - 1) < 0.3
+        axes.annotate(
+            name,
+            (size, overlap),
+            xytext=(8 if last else -4 if beside else 0, 8 if above else -8),
+            textcoords="offset points",
+            ha="left" if last else "right" if beside else "center",
+            va="bottom" if above else "top",
+            fontsize=8.5,
+            color=BLUE if last else INK,
+        )
+    axes.set_xscale("log", base=2)
+    sizes = sorted({round(size) for _, size, _ in points})
+    axes.set_xlim(0.6 * sizes[0], 1.6 * sizes[-1])
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("bytes of a vector", color=FAINT)
+    lowest = min(overlap for _, _, overlap in points)
+    axes.set_ylim(lowest - 0.12 * (1.05 - lowest), 1 + 0.12 * (1.05 - lowest))
+    axes.grid(axis="y", linewidth=0.5, color=FAINT, alpha=0.3)
+
+
 def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 

@@ -1,4 +1,4 @@
-"""``simtile demo``: an adapter trained on real text with NumPy alone, then one large step."""
+"""``simtile demo``: real text trained on with NumPy alone, one large step, and search."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.text import Text
 
-from simtile.demo import adapter, machine, plots, show, step
+from simtile.demo import adapter, machine, plots, search, show, step
 from simtile.demo.corpus import Corpus, load_corpus
 from simtile.demo.retrieval import ranks, recall_at
 
 PLOT = "simtile-demo.png"
+SEARCH_PLOT = "simtile-demo-search.png"
 LOSS_TOLERANCE = 1e-4  # relative, between two float32 evaluations of the same step
 GRADIENT_TOLERANCE = 1e-3  # of the largest gradient value
 
@@ -34,7 +35,7 @@ Ranks = npt.NDArray[np.int64]
 
 
 def run_demo(options: Options, console: Console | None = None) -> int:
-    """Run the demo; return 0 unless simtile's step failed or disagrees with the plain one."""
+    """Run the demo; return 0 unless simtile's step failed or a result is not NumPy's."""
     started = time.perf_counter()
     console = console or show.make_console()
     folder, notice = show.output_folder(options.output)
@@ -48,16 +49,23 @@ def run_demo(options: Options, console: Console | None = None) -> int:
     before, after = train(console, corpus, options)
     pairs = 1024 if options.quick else step.PAIRS
     plain, fused, problem = compare_steps(console, pairs, options)
+    found, wrong = search.report(
+        console, corpus.queries, corpus.documents, threads=options.threads, quick=options.quick
+    )
+    problem = problem or wrong
 
     path = folder / PLOT
     draw(path, corpus, before, after, pairs, plain, fused, options.threads)
-    console.print(Text(f"Plot: {path}"), soft_wrap=True)
+    draw_search(folder / SEARCH_PLOT, corpus, found, options.threads)
+    for drawn in (path, folder / SEARCH_PLOT):
+        console.print(Text(f"Plot: {drawn}"), soft_wrap=True)
     console.print()
     if problem:
         console.print(f"FAILED: {problem}", style="bold red")
         return 1
     console.print(
         result_line(before, after, pairs, plain, fused)
+        + search_line(found)
         + f" ({time.perf_counter() - started:.0f} s in all)",
         style="bold green",
     )
@@ -216,6 +224,26 @@ def result_line(
             f"{show.megabytes(fused.memory)}, plain NumPy did not run"
         )
     return line
+
+
+def search_line(found: list[search.Found]) -> str:
+    """The cascade beside the floats."""
+    floats, cascade = found[0], found[-1]
+    return (
+        f"; a search in {cascade.bytes:,.0f} bytes a vector instead of {floats.bytes:,.0f} finds "
+        f"{cascade.overlap:.1%} of the nearest"
+    )
+
+
+def draw_search(path: Path, corpus: Corpus, found: list[search.Found], threads: int | None) -> None:
+    figure = plots.new_figure(7.5, 4.6, "simtile demo: search", machine.plot_facts(threads))
+    plots.quality_and_bytes(
+        figure.subplots(),
+        [(one.name, one.bytes, one.overlap) for one in found],
+        search.K,
+        f"{len(corpus.queries):,} queries against {len(corpus.documents):,} documents",
+    )
+    plots.save(figure, path)
 
 
 def draw(

@@ -1,0 +1,154 @@
+"""One corpus: results checked first, then everybody and the peaks measured in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import topk_contenders as contenders
+from _common import Json, Samples, interleave, share_of_peak
+from topk_contenders import SIMTILE, Array, Corpus, Int8
+
+from simtile import _core
+from simtile.reference import topk_numpy
+
+READ_SAMPLE = 0.1  # seconds
+# What multiplies, or counts, in a kind: the peaks that may bound it.
+UNITS = {
+    "packed": ("popcount",),
+    "int8": ("dot_int8", "matrix_int8"),
+    "uint8": ("dot_int8", "matrix_int8"),
+    "int4": ("dot_int8", "matrix_int8"),
+    "bits": ("dot_int8", "matrix_int8"),
+    "float32": ("fma_f32", "matrix_bf16"),
+    "bfloat16": ("fma_f32", "matrix_bf16"),
+}
+# Up to here a search is bound by reading the documents.
+FEW_QUERIES = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """How thorough this run is."""
+
+    threads: int
+    quick: bool
+
+    def rounds(self, full: int) -> int:
+        return 3 if self.quick else full
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+
+class GateFailed(Exception):
+    """A result is wrong, so its time means nothing."""
+
+
+def gate(corpus: Corpus, count: int, k: int) -> None:
+    """simtile's results: the definition's for a query, and a peer's for all of them."""
+    scores, ids = corpus.simtile(count, k)
+    name = f"{corpus.kind} {corpus.n} x {corpus.dim}, {count} queries, k = {k}"
+    exact = corpus.oracle(count - 1)
+    best = topk_numpy.best_first(corpus.metric, exact, np.arange(corpus.n), None)[:k]
+    if not np.array_equal(ids[-1], best):
+        raise GateFailed(f"{name}: query {count - 1} finds other documents than the definition")
+    if scores[-1].tobytes() != exact[best].tobytes():
+        raise GateFailed(f"{name}: query {count - 1} has other scores than the definition")
+    if (theirs := corpus.theirs(count, k)) is not None:
+        agree(name, scores, ids, *theirs, corpus.tolerance)
+    if isinstance(corpus, Int8):
+        scores, ids = corpus.int8_query(count, k)
+        exact = corpus.integer_scores(count)
+        wanted = -np.sort(-np.partition(exact, corpus.n - k, axis=1)[:, corpus.n - k :], axis=1)
+        found = np.take_along_axis(exact, ids, axis=1)
+        if not (np.array_equal(scores, wanted) and np.array_equal(found, wanted)):
+            raise GateFailed(f"{name}: int8 queries have other scores than NumKong's")
+
+
+def agree(
+    name: str, scores: Array, ids: Array, their_scores: Array, their_ids: Array, tolerance: float
+) -> None:
+    """Scores rank by rank within the tolerance; other documents only where scores are that near."""
+    ours, theirs = scores.astype(np.float64), their_scores.astype(np.float64)
+    near = tolerance * np.abs(theirs).max(initial=0)
+    difference = float(np.abs(ours - theirs).max(initial=0))
+    if not difference <= near:
+        raise GateFailed(f"{name}: a score is {difference:.3g} off the peer's, allowed {near:.3g}")
+    for row, (mine, other) in enumerate(zip(ids, their_ids, strict=True)):
+        alone = ~np.isin(mine, other)
+        if not (np.abs(ours[row, alone] - ours[row, -1]) <= 2 * near).all():
+            raise GateFailed(f"{name}: query {row} finds other documents than the peer")
+
+
+def operations(corpus: Corpus, count: int) -> float:
+    """Multiply-adds counted as 2, whatever is really done; bytes that meet for bits with bits."""
+    if corpus.metric == "hamming":
+        return float(count) * corpus.bytes
+    return 2.0 * count * corpus.n * corpus.dim
+
+
+def shares(
+    corpus: Corpus, count: int, seconds: float, peaks: dict[str, Samples], refuse: bool
+) -> Json:
+    """Of every peak that was measured; above 100 % of the one that bounds the search is refused."""
+    result: Json = {}
+    for kind, peak in peaks.items():
+        done = corpus.bytes if kind.startswith("read") else operations(corpus, count)
+        result[kind] = done / seconds / peak.median
+    if not refuse:
+        return result
+    what = f"topk {corpus.kind} {corpus.n} x {corpus.dim}, {count} queries"
+    if count == 1:
+        # Where the documents fit into the last cache, reading as many bytes again is the bound.
+        bound = max(peaks[kind].median for kind in peaks if kind.startswith("read"))
+        share_of_peak(corpus.bytes / seconds, bound, what)
+    else:
+        units = [kind for kind in peaks if not kind.startswith("read")]
+        bound = max(peaks[kind].median for kind in units)
+        share_of_peak(operations(corpus, count) / seconds, bound, what)
+    return result
+
+
+def measure(
+    run: Run,
+    corpus: Corpus,
+    count: int,
+    rounds: int,
+    *,
+    k: int = 10,
+    without: tuple[str, ...] = (),
+) -> tuple[Json, dict[str, Samples]]:
+    """Gate, then time everybody: the entry and the times."""
+    gate(corpus, count, k)
+    kinds = [kind for kind in _core.peak_kinds() if kind in UNITS[corpus.kind]]
+    rates: dict[str, Callable[[], float]] = {}
+    if count <= FEW_QUERIES:
+        if not run.quick:  # of twice the last cache's bytes, which take a while to allocate
+            rates["read"] = lambda: _core.peak("read", run.threads, READ_SAMPLE)
+        rates["read_again"] = lambda: _core.peak("read", run.threads, READ_SAMPLE, corpus.bytes)
+    if count == 1:
+        kinds = []
+    calls = {name: call for name, call in corpus.calls(count, k).items() if name not in without}
+    times, peaks = interleave(
+        calls, rounds=rounds, threads=run.threads, peak_kinds=kinds, rates=rates
+    )
+    entry: Json = {
+        "kind": corpus.kind,
+        "metric": corpus.metric,
+        "n": corpus.n,
+        "dim": corpus.dim,
+        "queries": count,
+        "k": k,
+        "bytes": corpus.bytes,
+        "threads": run.threads,
+        "contenders": {name: samples.json() for name, samples in times.items()},
+        "peaks": {kind: samples.json() for kind, samples in peaks.items()},
+        # Small sizes stay in the caches, and a peak of few samples means little.
+        "share": shares(corpus, count, times[SIMTILE].median, peaks, refuse=not run.quick),
+    }
+    return entry, times
+
+
+__all__ = ["SIMTILE", "GateFailed", "Run", "agree", "contenders", "gate", "measure"]
