@@ -6,8 +6,9 @@ A region of Markdown is made from the JSON files in bench/results and written be
     <!-- bench:end -->
 
 NAME is a key of REGIONS or FOLDER_REGIONS; MACHINE a folder of bench/results, needed when several
-machines have the file. A region whose benchmark has no results at all says so. Counts of the PTX interpreter are of no machine: they lie in
-bench/results/ptx. With --check nothing is written and the exit code is 1 if a region is stale.
+machines have the file. A region whose benchmark has no results at all says so. Counts of the PTX
+interpreter are of no machine: they lie in bench/results/ptx. With --check nothing is written and
+the exit code is 1 if a region is stale.
 """
 
 from __future__ import annotations
