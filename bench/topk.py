@@ -4,7 +4,7 @@ simtile beside what people use today, in one run: speed, share of the machine's 
 the cascade, odd sizes, memory, and what was promised. Every entry first checks results against the
 definition and the peers; if that fails nothing is timed and the exit code is 1, as it is when a
 share of a peak exceeds 100 %. Results of a complete run go to bench/results/<machine>/; of --quick
-and --only nowhere, unless --output says where. A complete run takes about five minutes and 12 GB.
+and --only nowhere, unless --output says where. A complete run takes about five minutes and 6 GB.
 """
 
 from __future__ import annotations

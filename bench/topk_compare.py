@@ -47,15 +47,25 @@ class GateFailed(Exception):
 
 
 def gate(corpus: Corpus, count: int, k: int) -> None:
-    """simtile's results: the definition's for a query, and a peer's for all of them."""
+    """simtile's results: the definition's for one query, a peer's for all of them.
+
+    Some of many queries also give the same bits when they are searched alone.
+    """
     scores, ids = corpus.simtile(count, k)
     name = f"{corpus.kind} {corpus.n} x {corpus.dim}, {count} queries, k = {k}"
-    exact = corpus.oracle(count - 1)
+    exact = corpus.oracle()
     best = topk_numpy.best_first(corpus.metric, exact, np.arange(corpus.n), None)[:k]
-    if not np.array_equal(ids[-1], best):
-        raise GateFailed(f"{name}: query {count - 1} finds other documents than the definition")
-    if scores[-1].tobytes() != exact[best].tobytes():
-        raise GateFailed(f"{name}: query {count - 1} has other scores than the definition")
+    if not np.array_equal(ids[0], best):
+        raise GateFailed(f"{name}: finds other documents than the definition")
+    if scores[0].tobytes() != exact[best].tobytes():
+        raise GateFailed(f"{name}: has other scores than the definition")
+    for query in {count // 2, count - 1} - {0}:
+        alone = corpus.search(corpus.queries[query : query + 1], k)
+        if not all(
+            one.tobytes() == every[query].tobytes()
+            for one, every in zip(alone, (scores, ids), strict=True)
+        ):
+            raise GateFailed(f"{name}: query {query} finds something else when alone")
     if (theirs := corpus.theirs(count, k)) is not None:
         agree(name, scores, ids, *theirs, corpus.tolerance)
     if isinstance(corpus, Int8):
@@ -102,12 +112,13 @@ def shares(
     what = f"topk {corpus.kind} {corpus.n} x {corpus.dim}, {count} queries"
     if count == 1:
         # Where the documents fit into the last cache, reading as many bytes again is the bound.
-        bound = max(peaks[kind].median for kind in peaks if kind.startswith("read"))
-        share_of_peak(corpus.bytes / seconds, bound, what)
+        bounds = [peak for kind, peak in peaks.items() if kind.startswith("read")]
+        done = corpus.bytes
     else:
-        units = [kind for kind in peaks if not kind.startswith("read")]
-        bound = max(peaks[kind].median for kind in units)
-        share_of_peak(operations(corpus, count) / seconds, bound, what)
+        bounds = [peak for kind, peak in peaks.items() if not kind.startswith("read")]
+        done = operations(corpus, count)
+    # A search may be as fast as the peak: its median is held against the fastest sample.
+    share_of_peak(done / seconds, max(max(peak.values) for peak in bounds), what)
     return result
 
 

@@ -23,7 +23,7 @@ INT8_QUERY = "simtile, int8 query"
 
 Array = npt.NDArray[Any]
 Call = Callable[[], Any]
-ORACLE_ROWS = 20_000  # that are widened to float64 at a time
+ORACLE_ROWS = 1000  # that are widened to float64 at a time
 DRAWN_ROWS = 8192
 
 
@@ -77,7 +77,7 @@ class Corpus:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._oracle: dict[int, tuple[Array, Array]] = {}
+        self._oracle: Array | None = None
 
     @property
     def n(self) -> int:
@@ -88,11 +88,14 @@ class Corpus:
         """What one query has to read."""
         return self.rows.nbytes
 
-    def simtile(self, count: int, k: int) -> tuple[Array, Array]:
+    def search(self, queries: Array, k: int) -> tuple[Array, Array]:
         scores, ids = simtile.topk(
-            self.queries[:count], self.documents, k, metric=self.metric, threads=self.threads
+            queries, self.documents, k, metric=self.metric, threads=self.threads
         )
         return scores, ids
+
+    def simtile(self, count: int, k: int) -> tuple[Array, Array]:
+        return self.search(self.queries[:count], k)
 
     def calls(self, count: int, k: int) -> dict[str, Call]:
         """By name of the contender; a call returns (scores, ids), best first, or all scores."""
@@ -102,26 +105,20 @@ class Corpus:
         """Scores and ids of the peer that the results are compared with, if there is one."""
         return None
 
-    def oracle(self, query: int) -> Array:
-        """All scores of a query by their definition: [N]."""
-        parts = []
-        for begin in range(0, self.n, ORACLE_ROWS):
-            rows = topk_numpy.wide(self.kind, self.rows[begin : begin + ORACLE_ROWS], self.dim)
-            parts.append(
-                topk_numpy.scores_of(
-                    self.kind,
-                    self.metric,
-                    self.queries[query],
-                    rows,
-                    self.dim,
-                    self.scale,
-                    self.offset,
-                    None,
-                    None,
-                    None,
-                )
-            )
-        return topk_numpy.plain_zeros(np.concatenate(parts))
+    def oracle(self) -> Array:
+        """All scores of the first query by their definition: [N]."""
+        if self._oracle is None:
+            with ThreadPoolExecutor(self.threads) as pool:
+                parts = list(pool.map(self._oracle_part, range(0, self.n, ORACLE_ROWS)))
+            self._oracle = topk_numpy.plain_zeros(np.concatenate(parts))
+        return self._oracle
+
+    def _oracle_part(self, begin: int) -> Array:
+        rows = topk_numpy.wide(self.kind, self.rows[begin : begin + ORACLE_ROWS], self.dim)
+        operands = (self.scale, self.offset, None, None, None)
+        return topk_numpy.scores_of(
+            self.kind, self.metric, self.queries[0], rows, self.dim, *operands
+        )
 
 
 class Bits(Corpus):

@@ -102,22 +102,23 @@ def test_drawn_documents_do_not_depend_on_the_threads(contenders: ModuleType) ->
     assert abs(one.mean()) < 0.02
 
 
-@pytest.mark.parametrize("wrong", ["score", "id", "order", "int8"])
+@pytest.mark.parametrize("wrong", ["score", "id", "order", "one", "int8"])
 def test_the_gate_stops_wrong_results(
     compare: ModuleType, contenders: ModuleType, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     corpus = contenders.Int8(700, 45, 5, 2)
     name = "int8_query" if wrong == "int8" else "simtile"
+    row = -1 if wrong in ("one", "int8") else 0
     search = getattr(corpus, name)
 
     def changed(count: int, k: int) -> Any:
         scores, ids = (array.copy() for array in search(count, k))
-        if wrong in ("score", "int8"):
-            scores[-1, 3] = np.nextafter(scores[-1, 3], np.float32(np.inf))
+        if wrong in ("score", "one", "int8"):
+            scores[row, 3] = np.nextafter(scores[row, 3], np.float32(np.inf))
         elif wrong == "id":
-            ids[-1, 3] = (ids[-1].max() + 1) % corpus.n
+            ids[row, 3] = (ids[row].max() + 1) % corpus.n
         else:
-            scores[-1, :2], ids[-1, :2] = scores[-1, 1::-1], ids[-1, 1::-1]
+            scores[row, :2], ids[row, :2] = scores[row, 1::-1], ids[row, 1::-1]
         return scores, ids
 
     monkeypatch.setattr(corpus, name, changed)
