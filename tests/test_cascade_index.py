@@ -1,5 +1,7 @@
 """CascadeIndex: a stage finds what a FlatIndex of it finds among what was handed on to it."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def by_hand(index, flat, queries, k, allow=None):
             else np.atleast_2d(allow)[min(q, len(np.atleast_2d(allow)) - 1)].copy()
         )
         for stage, one in enumerate(flat):
-            wanted = index._handed_on(stage, k) if stage < len(flat) - 1 else k
+            wanted = int(np.ceil(k * (*index.oversample, 1)[stage]))
             scores, ids = one.search(query[None], wanted, allow=mask)
             mask = np.isin(one.ids, ids[0])
         results.append((scores[0], ids[0]))
@@ -149,6 +151,170 @@ def test_bounds_hold_for_every_document(stages, metric, seed):
             needed = bounds.needed(last[:, column])
             upper = index._encodings[stage].metric in ("hamming", "l2")
             assert ((own[:, column] <= needed) if upper else (own[:, column] >= needed)).all()
+
+
+EXTREME = [
+    ("binary", "int8"),
+    ("binary", "int8_vector", "float32"),
+    ("int8_vector", "bfloat16"),
+    ("int4", "float32"),
+    ("uint8", "int4_vector"),
+]
+
+
+def extreme_vectors(rng, count, dim, values):
+    x = rng.normal(size=(count, dim))
+    if values == "norms":
+        x *= 10.0 ** rng.uniform(-30, 30, (count, 1))
+    elif values == "integers":
+        x = rng.integers(-2, 3, (count, dim))
+    elif values == "equal":
+        x[:] = x[:1]
+    else:
+        x *= {"huge": 1e30, "tiny": 1e-30, "subnormal": 1e-40, "one": 1}[values]
+    x[rng.random(count) < 0.05] = 0
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("stages", EXTREME, ids="-".join)
+@settings(max_examples=40)
+@given(
+    metric=st.sampled_from(METRICS),
+    dim=st.sampled_from((1, 7, 24)),
+    count=st.sampled_from((1, 7, 111, 400)),
+    k=st.sampled_from((1, 5, 500)),
+    documents=st.sampled_from(("norms", "integers", "equal", "huge", "tiny", "subnormal", "one")),
+    asked=st.sampled_from(("norms", "integers", "one", "one", "subnormal")),
+    allow=st.booleans(),
+    removed=st.booleans(),
+    oversample=st.sampled_from((1, 3, 20)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_certificates_of_extreme_documents(
+    stages, metric, dim, count, k, documents, asked, allow, removed, oversample, seed
+):
+    """Results are exact, and so are those without certificate for which it was given."""
+    rng = np.random.default_rng(seed)
+    x = extreme_vectors(rng, count, dim, documents)
+    queries = extreme_vectors(rng, 5, dim, asked)
+    largest = np.maximum(np.abs(x).max(0), np.float32(1e-37))
+    ranges = np.array([-largest, largest])
+    factors = [oversample] * (len(stages) - 1)
+    of_dimensions = {"int8", "uint8", "int4"}
+    index = CascadeIndex(
+        dim,
+        stages,
+        metric=metric,
+        oversample=factors,
+        ranges=ranges if of_dimensions & set(stages) else None,
+    )
+    flat = FlatIndex(
+        dim,
+        stages[-1],
+        metric=metric,
+        ranges=ranges if stages[-1] in of_dimensions else None,
+    )
+    ids = rng.permutation(3 * count)[:count]
+    for one in (index, flat):
+        for part in np.array_split(np.arange(count), 3):
+            one.add(x[part], ids[part])
+        if removed:
+            one.remove(ids[: count // 3])
+    mask = rng.random((5, len(index))) < 0.5 if allow else None
+    expected = flat.search(queries, k, allow=mask)
+    scores, found, certified = index.search(queries, k, allow=mask, certify=True)
+    check((scores, found), expected)
+    plain = index.search(queries, k, allow=mask)
+    check(
+        (plain[0][certified], plain[1][certified]), (expected[0][certified], expected[1][certified])
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int8_vector"])
+def test_one_zero_document_does_not_undo_certificates(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, DIM)).astype(np.float32)
+    x[77] = 0
+    index, flat = filled((dtype, "float32"), "cosine", x, oversample=[20])
+    scores, ids, certified = index.search(x[:8], 3, certify=True)
+    check((scores, ids), flat[-1].search(x[:8], 3))
+    assert certified.tolist() == [True] * 8
+    assert index.search(x[77:78], 3, certify=True)[2].tolist() == [False]
+
+
+def test_bounds_of_what_has_no_angle():
+    """A zero document has a cosine of 0, a zero query that with all; an infinity is a large one."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, DIM)).astype(np.float32)
+    x[77] = 0
+
+    def bounds(stages, metric, queries):
+        index, _ = filled(stages, metric, x)
+        forms = _cascade_bounds.measure(index._encodings, index._storage.snapshot)
+        first, last = index._encodings
+        return _cascade_bounds.Bounds(first, forms[0], last, forms[1], queries)
+
+    for stages in (("int8", "float32"), ("int8_vector", "float32")):
+        found = bounds(stages, "cosine", x[:1])
+        assert (found.better_than(np.array([-0.5, -1.0])) >= 0).all()
+        assert np.isneginf(found.needed(np.array([-0.1, 0.0]))).all()
+        assert np.isfinite(found.needed(np.array([0.1]))).all()
+        found = bounds(stages, "cosine", x[77:78])
+        assert found.better_than(np.zeros(1)) >= 0
+        assert np.isneginf(found.needed(np.zeros(1)))
+    far = bounds(("int8", "float32"), "l2", x[:1])
+    assert far.better_than(np.array([np.inf])) <= np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_widening_reads_what_bounds_leave(monkeypatch, metric):
+    """Several queries by one reading of the first stage, and the last stage only where it must."""
+    monkeypatch.setattr(cascade_index, "TOGETHER", 3)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, DIM)).astype(np.float32)
+    index, flat = filled(("int8", "float32"), metric, x, oversample=[1])
+    queries = x[:8] + 0.1
+    masks = rng.random((8, 3000)) < 0.5
+    for allow in (None, masks):
+        scores, ids, certified, explanation = index.search(
+            queries, 10, allow=allow, certify=True, explain=True
+        )
+        assert not certified.all()
+        assert [stage.dtype for stage in explanation.widened] == ["int8"]
+        check((scores, ids), flat[-1].search(queries, 10, allow=allow))
+    monkeypatch.setattr(cascade_index, "MOST_WIDENED", 0)
+    *found, _, explanation = index.search(queries, 10, certify=True, explain=True)
+    assert [stage.dtype for stage in explanation.widened] == ["float32"]
+    check(found, flat[-1].search(queries, 10))
+
+
+def test_bounds_are_measured_again_after_a_change():
+    """And forget the documents that they were measured of."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, DIM)).astype(np.float32)
+    index, flat = filled(("int8", "float32"), "cosine", x, oversample=[5])
+    index.search(x[:2], 3, certify=True)
+    before = weakref.ref(index._storage.snapshot)
+    for one in (index, flat[-1]):
+        one.update(-4 * np.abs(x[:50]), np.arange(50))
+    assert before() is None
+    check(index.search(x[:9], 3, certify=True)[:2], flat[-1].search(x[:9], 3))
+
+
+def test_measuring_takes_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    index, _ = filled(("binary", "int8", "float32"), "l2", vectors(rng, 500), parts=3)
+    arguments = (index._encodings, index._storage.snapshot)
+    whole = _cascade_bounds.measure(*arguments)
+    monkeypatch.setattr(_cascade_bounds, "BLOCK_ELEMENTS", 7 * DIM)
+    largest = []
+    floats = _cascade_bounds.floats
+    monkeypatch.setattr(
+        _cascade_bounds, "floats", lambda *a: (largest.append(len(y := floats(*a))), y)[1]
+    )
+    for one, other in zip(_cascade_bounds.measure(*arguments), whole, strict=True):
+        assert vars(one) == pytest.approx(vars(other), rel=1e-12)
+    assert max(largest) == 7
 
 
 def test_certificates_are_given_and_refused():
@@ -242,6 +408,8 @@ def test_tensors_nan_and_empty():
     queries[1, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         index.search(queries, 4)
+    with pytest.raises(ValueError, match=r"queries: found Quantized.*expected floats"):
+        index.search(simtile.quantize(x[:3], "int8_vector"), 4)
     scores, ids, _ = index.search(queries, 4, nan="ignore", certify=True)
     assert (ids[1] == -1).all()
     check((scores[::2], ids[::2]), index.search(queries[::2], 4, certify=True)[:2])

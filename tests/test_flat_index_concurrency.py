@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import simtile
-from simtile import FlatIndex, _storage
+from simtile import CascadeIndex, FlatIndex, _storage
 
 DIM = 8
 BATCH = 64
@@ -121,6 +121,42 @@ def test_updates_and_removals_are_seen_as_a_whole(monkeypatch):
             assert sorted(ids[0].tolist()) == sorted(fixed[:3].tolist())
 
     run_threads(write, search, search, look)
+
+
+def test_a_cascade_sees_one_state_in_all_its_stages(monkeypatch):
+    """What a search hands from stage to stage is of one moment, with certificates too."""
+    monkeypatch.setattr(_storage, "COMPACTED_ROWS", 100)
+    index = CascadeIndex(DIM, ("binary", "int8_vector", "float32"), metric="dot", oversample=(3, 2))
+    rng = np.random.default_rng(0)
+    fixed, moving = rng.permutation(1000)[: 2 * BATCH].reshape(2, BATCH)
+    index.add(batch(1), fixed)
+    rounds = 80
+    q = np.ones((2, DIM), np.float32)
+
+    def write(stop):
+        for i in range(rounds):
+            index.update(batch(i + 1), rng.permutation(fixed))
+            index.add(batch(-1), moving)
+            index.remove(rng.permutation(moving))
+            if stop.is_set():
+                return
+        index.update(batch(rounds + 1), fixed)
+
+    def search(stop, certify):
+        generation = 0
+        while generation < rounds + 1 and not stop.is_set():
+            scores, ids = index.search(q, 2 * BATCH, certify=certify)[:2]
+            found = ids[0, ids[0] >= 0]
+            there = len(found) - BATCH
+            assert there in (0, BATCH)
+            np.testing.assert_array_equal(found[:BATCH], np.sort(fixed))
+            np.testing.assert_array_equal(found[BATCH:], np.sort(moving)[:there])
+            seen = np.unique(scores[:, :BATCH])
+            assert len(seen) == 1
+            assert seen[0] // DIM >= generation
+            generation = int(seen[0] // DIM)
+
+    run_threads(write, lambda stop: search(stop, False), lambda stop: search(stop, True))
 
 
 def test_one_id_is_added_by_one_of_many_threads():

@@ -1,4 +1,4 @@
-"""FlatIndex(device="cuda"): equal to the CPU to the last bit; without a GPU on a stand-in for one.
+"""Indexes with device="cuda": equal to the CPU to the last bit; without a GPU on a stand-in.
 
 The stand-in's memory is the CPU's, its kernels are the CPU's, and its copies are late: they happen
 when something waits for them, and not before.
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import simtile
-from simtile import FlatIndex, _core, _index_device, _search_call, _storage
+from simtile import CascadeIndex, FlatIndex, _core, _index_device, _search_call, _storage
 
 DIM = 13
 RANGES = np.array([[-3.0] * DIM, [3.0] * DIM], np.float32)
@@ -219,11 +219,11 @@ def test_rows_are_uploaded_once(monkeypatch, device):
         index.add(np.full((7, DIM), 2.0))
     assert_same(gpu.search(q, 3), cpu.search(q, 3))
     assert sum(uploads) < 7 * (DIM + 4) + 400
-    assert len(gpu._device._mirrors) == len(gpu._storage.snapshot.segments)
+    assert len(gpu._devices[0]._mirrors) == len(gpu._storage.snapshot.segments)
     gpu.remove(np.arange(1200))  # compacted: other rooms, the old ones are given up
     cpu.remove(np.arange(1200))
     assert_same(gpu.search(q, 3), cpu.search(q, 3))
-    assert len(gpu._device._mirrors) == len(gpu._storage.snapshot.segments) == 1
+    assert len(gpu._devices[0]._mirrors) == len(gpu._storage.snapshot.segments) == 1
 
 
 def test_what_does_not_fit_is_streamed(device, tmp_path):
@@ -236,10 +236,10 @@ def test_what_does_not_fit_is_streamed(device, tmp_path):
     q = vectors(rng, 3)
     device.free = 1000 * (DIM + 4) - 1
     assert_same(gpu.search(q, 5), cpu.search(q, 5))
-    assert gpu._device._mirrors == []
+    assert gpu._devices[0]._mirrors == []
     device.free = 1000 * (DIM + 4) * 2
     assert_same(gpu.search(q, 5), cpu.search(q, 5))
-    assert len(gpu._device._mirrors) == 1
+    assert len(gpu._devices[0]._mirrors) == 1
     gpu.save(tmp_path / "b")
     assert_same(FlatIndex.load(tmp_path / "b").search(q, 5), cpu.search(q, 5))
 
@@ -279,12 +279,97 @@ def test_what_a_device_does_not_do(monkeypatch, device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_a_device_that_is_not_there():
+def test_a_device_that_is_not_there(tmp_path):
     with pytest.raises(RuntimeError, match=r"no CUDA module|torch finds no CUDA device"):
         FlatIndex(DIM, "int8", device="cuda")
     for name in ("tpu", "meta", 3.5):
         with pytest.raises(ValueError, match="device: found"):
             FlatIndex(DIM, "int8", device=name)
+    FlatIndex(DIM).save(tmp_path / "a")
+    with pytest.raises(ValueError, match="device: found 'tpu'"):
+        FlatIndex.load(tmp_path / "a", device="tpu")
+
+
+CASCADES = [
+    (("binary", "int8"), "cosine"),
+    (("binary", "int8", "float32"), "l2"),
+    (("binary", "int4_vector", "bfloat16"), "dot"),
+    (("int4", "uint8", "float16"), "cosine"),
+    (("int8_vector", "float32"), "dot"),
+]
+
+
+def check_cascade(monkeypatch, stages, metric, streamed, where):
+    explicit = (CASCADES.index((stages, metric)) + streamed) % 2 == 0
+    rng = np.random.default_rng(CASCADES.index((stages, metric)))
+    monkeypatch.setattr(_storage, "COPIED_BYTES", 0)
+    if streamed:
+        monkeypatch.setattr(_index_device, "RESIDENT_SHARE", 0)
+        monkeypatch.setattr(_index_device, "BLOCK_BYTES", 90 if stages[0] == "binary" else 800)
+    few = [2] * (len(stages) - 1)
+    cpu, gpu = (
+        CascadeIndex(
+            DIM,
+            stages,
+            metric=metric,
+            oversample=few,
+            ranges=RANGES if {"int4", "int8", "uint8"} & set(stages) else None,
+            device=device,
+        )
+        for device in ("cpu", where)
+    )
+    change_both((cpu, gpu), rng, explicit)
+    check_like_cpu(cpu, gpu, rng)
+    q = vectors(rng, 5)
+    q[2, 5] = np.nan
+    masks = rng.random((5, len(cpu))) < 0.3
+    for allow in (None, masks, cpu.ids[:4]):
+        certified = {"allow": allow, "nan": "ignore", "certify": True}
+        assert_same(gpu.search(q, 7, **certified), cpu.search(q, 7, **certified))
+    return cpu, gpu
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("stages", "metric"), CASCADES)
+def test_stand_in_cascade(monkeypatch, device, stages, metric, streamed):
+    _, gpu = check_cascade(monkeypatch, stages, metric, streamed, "cuda")
+    # Whole stages are kept where they fit; of the others candidates came and went.
+    assert bool(gpu._devices[0]._mirrors) != streamed
+    assert all(one._mirrors == [] for one in gpu._devices[1:-1])
+
+
+def test_a_cascade_copies_candidates_only(monkeypatch, device, tmp_path):
+    """Of the second stage, also from a mapped file."""
+    x = vectors(np.random.default_rng(1), 2000)
+    cpu = CascadeIndex(DIM, ("binary", "float32"), oversample=4)
+    cpu.add(x)
+    cpu.save(tmp_path / "a")
+    gpu = CascadeIndex.load(tmp_path / "a", device="cuda")
+    assert_same(gpu.search(x[:2], 5), cpu.search(x[:2], 5))
+    assert gpu._devices[1]._mirrors == []
+    rescored = [rows for call, rows in device.calls if call == "search"][1:]
+    assert len(rescored) == 1
+    assert rescored[0] <= 2 * 5 * 4
+    gpu.save(tmp_path / "b")
+    assert_same(CascadeIndex.load(tmp_path / "b").search(x[:2], 5), cpu.search(x[:2], 5))
+
+
+def test_what_a_cascade_does_not_do_on_a_device(device):
+    x = vectors(np.random.default_rng(1), 3000)
+    index = CascadeIndex(DIM, ("binary", "float32"), device="cuda", oversample=40)
+    index.add(x)
+    with pytest.raises(RuntimeError, match="range_search runs on the CPU"):
+        index.range_search(x[:1], 0.5)
+    with pytest.raises(ValueError, match=r"k: found 65537, .* at most 65536 on"):
+        index.search(x[:1], 65537)
+    assert (index.search(x[:1], 2000)[1] >= 0).sum() == 2000  # no more are kept than there are
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("stages", "metric"), CASCADES)
+def test_gpu_cascade(monkeypatch, stages, metric, streamed):
+    check_cascade(monkeypatch, stages, metric, streamed, "cuda")
 
 
 @pytest.mark.gpu

@@ -7,16 +7,22 @@ call of a search takes one snapshot of the rows and works on that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _allow, _files, _vectors
+from simtile import _allow, _files, _index_device, _index_search, _inputs, _search_call, _vectors
 from simtile._encoding import Encoding, check_ids
+from simtile._index_device import DeviceSearch
+from simtile._index_search import Search
 from simtile._snapshot import Snapshot
 from simtile._storage import Storage
 from simtile.quantized import Quantized
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
 
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
@@ -32,9 +38,10 @@ class DocumentIndex:
 
     FILE_KIND: ClassVar[str]  # what its files say they hold
 
-    def __init__(self, encodings: tuple[Encoding, ...]) -> None:
+    def __init__(self, encodings: tuple[Encoding, ...], device: object) -> None:
         self._encodings = encodings
         self._storage = Storage()
+        self._devices = _devices(encodings, device)
 
     @property
     def dim(self) -> int:
@@ -129,6 +136,77 @@ class DocumentIndex:
         """Remove documents: all that ids [n] name, or, if one is unknown or given twice, none."""
         self._storage.remove(check_ids("ids", ids))
 
+    def range_search(
+        self,
+        queries: npt.ArrayLike | torch.Tensor,
+        threshold: float,
+        *,
+        allow: Any = None,
+        nan: Literal["raise", "ignore"] = "raise",
+        threads: int | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """All documents whose score is at least, for "l2" and "hamming" at most, the threshold.
+
+        Of a `CascadeIndex` the last stage's scores: it reads all documents.
+
+        Parameters
+        ----------
+        threshold : float
+            Not NaN. For "l2" of squared distances.
+        queries, allow, nan, threads
+            As in `search`.
+
+        Returns
+        -------
+        offsets : int64 [Q + 1]
+            What belongs to query i is at offsets[i] to offsets[i + 1] - 1.
+        scores : float32 or int32 [offsets[Q]]
+            Best first.
+        ids : int64 [offsets[Q]]
+
+        Raises
+        ------
+        RuntimeError
+            The index searches on a device.
+        """
+        limit = _search_call.check_threshold(threshold)
+        search = self._begin(queries, nan, allow, threads)
+        return _index_search.like_queries(queries, *search.range(search.last, limit))
+
+    def score(
+        self,
+        queries: npt.ArrayLike | torch.Tensor,
+        ids: npt.ArrayLike | torch.Tensor,
+        *,
+        nan: Literal["raise", "ignore"] = "raise",
+        threads: int | None = None,
+    ) -> Any:
+        """The scores of documents that were found elsewhere; of a `CascadeIndex` the last stage's.
+
+        Parameters
+        ----------
+        queries : as in `search`, [Q, D]
+        ids : int [Q, C]
+            The documents to score for each query; -1 for none, which gets the worst score. An id
+            that is not in the index is an error.
+
+        Returns
+        -------
+        float32 [Q, C], int32 for "hamming"
+            The bits that `search` gives for the same documents.
+        """
+        search = self._begin(queries, nan, None, threads)
+        rows = _index_search.candidate_rows(search.snapshot, ids, search.queries)
+        return _index_search.like_queries(queries, search.score(search.last, rows))[0]
+
+    def _begin(self, queries: Any, nan: str, allow: Any, threads: int | None) -> Search:
+        """A search of the documents as they are now."""
+        thread_count = _inputs.check_threads(threads)
+        snapshot = self._storage.snapshot  # before the encodings, whose ranges come first
+        search = Search(snapshot, self._encodings, self._devices, queries, nan, thread_count)
+        search.masks = self._masks(snapshot, allow, search.queries)
+        return search
+
     def _check_documents(self, x: Any) -> _vectors.Rows | Quantized:
         return self._encodings[0].check_documents(x)
 
@@ -190,6 +268,26 @@ class DocumentIndex:
         }
         _files.write(path, self.FILE_KIND, described, sections)
 
+    @classmethod
+    def _load(
+        cls,
+        path: _files.PathLike,
+        mmap: bool,
+        verify: Literal["header", "full"] | None,
+        device: str,
+        names: tuple[str, ...],
+    ) -> Self:
+        """Open a file; `names`: of the constructor's arguments that it holds."""
+        contents = _files.read(path, cls.FILE_KIND, map_file=bool(mmap), verify=verify)
+        make: Any = cls
+        try:
+            index: Self = make(**{name: contents.attributes.get(name) for name in names})
+        except (TypeError, ValueError) as error:
+            raise damaged(path, str(error)) from None
+        index._devices = _devices(index._encodings, device)
+        index._restore(path, contents, whole=verify == "full" or not mmap)
+        return index
+
     def _restore(self, path: _files.PathLike, contents: _files.Contents, whole: bool) -> None:
         """Take the documents of a file, whose encodings, without ranges, are those of this index.
 
@@ -236,6 +334,13 @@ class DocumentIndex:
             self._storage.snapshot.id_map.check()
             if ids is not None and (ids < 0).any():
                 raise damaged(path, "an id below 0")
+
+
+def _devices(encodings: tuple[Encoding, ...], device: object) -> tuple[DeviceSearch, ...] | None:
+    """The device's side of each encoding; None for the CPU."""
+    if str(device) == "cpu":
+        return None
+    return tuple(_index_device.DeviceSearch(device) for _ in encodings)
 
 
 def _column(snapshot: Snapshot, name: str) -> Iterator[Array]:

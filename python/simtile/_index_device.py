@@ -32,7 +32,7 @@ BLOCK_BYTES = 256 << 20  # 10 ms over PCIe 4.0 ×16, long beside a launch and a 
 
 
 class DeviceSearch:
-    """The device's side of one index."""
+    """The device's side of one encoding of an index."""
 
     def __init__(self, device: Any) -> None:
         self.device = _cuda_device(device)
@@ -53,54 +53,78 @@ class DeviceSearch:
 
     def topk(
         self,
-        snapshot: Snapshot,
+        segment: Segment,
         encoding: Encoding,
         operands: Operands,
-        masks: list[Mask | None],
+        mask: Mask | None,
         k: int,
-    ) -> list[tuple[Array, Int64s]]:
-        """The best k of each segment, with their ids."""
-        resident = self._fits(snapshot, encoding)
-        parts = []
-        for segment, mask in zip(snapshot.segments, masks, strict=True):
-            rank = segment.rank
-            best: Any = None
-            for start, columns in self._blocks(segment, encoding, resident):
-                documents = self._documents(encoding, columns)
-                end = start + len(documents)
-                scores: Any
-                ids: Any
-                scores, ids = _search_call.topk_rows(
-                    replace(operands, documents=documents),
-                    k,
-                    None if mask is None else self.upload(mask[..., start:end]),
-                    None if rank is None else self.upload(rank[start:end]),
-                    backend="cuda",
-                )
-                if rank is None and start:
-                    ids = ids + (ids >= 0) * start
-                found = (scores.contiguous(), ids.contiguous())
-                best = found if best is None else _ops().merge(encoding.metric, best, found, k)
-            parts.append(
-                (_tensors.as_array(best[0]), segment.external_ids(_tensors.as_array(best[1])))
+        resident: bool,
+    ) -> tuple[Array, Int64s]:
+        """The best k of a segment, with what `Segment.external_ids` takes."""
+        rank = segment.rank
+        best: Any = None
+        for start, columns in self._blocks(segment, encoding, resident):
+            documents = self._documents(encoding, columns)
+            end = start + len(documents)
+            scores: Any
+            ids: Any
+            scores, ids = _search_call.topk_rows(
+                replace(operands, documents=documents),
+                k,
+                None if mask is None else self.upload(mask[..., start:end]),
+                None if rank is None else self.upload(rank[start:end]),
+                backend="cuda",
             )
-        return parts
+            if rank is None and start:
+                ids = ids + (ids >= 0) * start
+            found = (scores.contiguous(), ids.contiguous())
+            best = found if best is None else _ops().merge(encoding.metric, best, found, k)
+        return _tensors.as_array(best[0]), _tensors.as_array(best[1])
+
+    def rescored(
+        self,
+        segment: Segment,
+        encoding: Encoding,
+        operands: Operands,
+        mask: Mask | None,
+        k: int,
+        local: Int64s,
+    ) -> tuple[Array, Int64s]:
+        """`topk` of a segment's rows [Q, C], none where -1; only these rows are copied."""
+        if mask is not None:
+            allowed = mask[local] if mask.ndim == 1 else np.take_along_axis(mask, local, 1)
+            local = np.where(allowed & (local >= 0), local, -1)
+        rows, gathered, places = self._gathered(segment, encoding, operands, local)
+        if not len(rows):
+            worst = _search_call.WORST[encoding.metric]
+            shape = (len(local), k)
+            return np.full(shape, worst, operands.score_dtype), np.full(shape, -1, np.int64)
+        rank = rows.astype(np.uint32) if segment.rank is None else segment.rank[rows]
+        scores: Any
+        ids: Any
+        scores, ids = _search_call.topk_rows(
+            gathered, k, None, self.upload(rank), places, backend="cuda"
+        )
+        return _tensors.as_array(scores), _tensors.as_array(ids)
 
     def score(
         self, segment: Segment, encoding: Encoding, operands: Operands, local: Int64s
     ) -> Array:
         """The scores of a segment's rows [Q, C], none where -1."""
+        _, gathered, places = self._gathered(segment, encoding, operands, local)
+        return _tensors.as_array(_search_call.score_rows(gathered, places, backend="cuda"))
+
+    def _gathered(
+        self, segment: Segment, encoding: Encoding, operands: Operands, local: Int64s
+    ) -> tuple[Int64s, Operands, Any]:
+        """Some rows of a segment, ascending; a search of them; and where `local` is among them."""
         rows, places = np.unique(local, return_inverse=True)
         places = places.reshape(local.shape)
         if len(rows) and rows[0] < 0:
             rows, places = rows[1:], places - 1
         columns = {name: self.upload(segment.columns[name][rows]) for name in encoding.columns()}
-        scores = _search_call.score_rows(
-            replace(operands, documents=self._documents(encoding, columns)),
-            self.upload(places.astype(np.int64)),
-            backend="cuda",
-        )
-        return _tensors.as_array(scores)
+        documents = self._documents(encoding, columns)
+        return rows, replace(operands, documents=documents), self.upload(places.astype(np.int64))
 
     def _documents(self, encoding: Encoding, columns: Tensors) -> Documents:
         documents = encoding.documents(columns)
@@ -115,7 +139,7 @@ class DeviceSearch:
         host = array if _tensors.is_tensor(array) else np.ascontiguousarray(array)
         return _tensors.as_tensor(host, self.device)
 
-    def _fits(self, snapshot: Snapshot, encoding: Encoding) -> bool:
+    def fits(self, snapshot: Snapshot, encoding: Encoding) -> bool:
         """Whether all rows can be kept on the device, without those that are gone."""
         with self._lock:
             rooms = [segment.room for segment in snapshot.segments]

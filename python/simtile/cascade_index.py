@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,18 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import (
-    _cascade_bounds,
-    _files,
-    _index_search,
-    _inputs,
-    _search_call,
-    _vectors,
-)
+from simtile import _cascade_bounds, _files, _index_search, _inputs, _search_call, _vectors
 from simtile._encoding import Encoding
-from simtile._index import DocumentIndex, damaged
-from simtile._search_call import Operands
+from simtile._index import DocumentIndex
+from simtile._index_search import Search
 from simtile._snapshot import Snapshot
+from simtile.ops._topk_call import MOST_K
 from simtile.quantized import PER_DIMENSION, Quantized
 
 if TYPE_CHECKING:
@@ -29,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 Metric = Literal["cosine", "dot", "l2"]
 
 # Candidates for each of the k that are wanted, by what a stage stores: measured, see the README of
@@ -38,6 +34,8 @@ OTHER_OVERSAMPLE = 3
 # Beyond this share of the documents a stage is passed over where a search is certified: the next
 # one reads all of them in less time than it takes to pick them one by one.
 MOST_WIDENED = 0.25
+SAMPLED = 1000  # documents that tell how large that share will be
+TOGETHER = 16  # queries whose documents within a bound are looked for by one reading of all
 
 
 class Stage(NamedTuple):
@@ -73,11 +71,17 @@ class CascadeIndex(DocumentIndex):
     metric : "cosine", "dot" or "l2"
     ranges : float [2, dim], optional
         As for `FlatIndex`, for all stages that have ranges.
+    device : "cpu", "cuda" or "cuda:0", …
+        As for `FlatIndex`. Only the first stage's documents are kept on the device or streamed; of
+        later stages candidates are copied there by each search. k times the largest oversample is
+        at most 65536. With ``certify`` the bounds, and what is found by them, are the CPU's.
 
     Raises
     ------
     ValueError, TypeError
         An argument has a wrong type or value.
+    RuntimeError, ModuleNotFoundError
+        What the device needs is missing.
 
     Notes
     -----
@@ -103,11 +107,10 @@ class CascadeIndex(DocumentIndex):
         ranges: npt.ArrayLike | None = None,
         device: str = "cpu",
     ) -> None:
-        super().__init__(_encodings(dim, stages, metric, ranges))
-        if str(device) != "cpu":
-            raise ValueError(f"device: found {str(device)!r}, expected 'cpu'")
+        super().__init__(_encodings(dim, stages, metric, ranges), device)
         self._oversample = _check_oversample(oversample, self.stages)
-        self._measured: tuple[Snapshot, list[_cascade_bounds.Form]] | None = None
+        # Weakly of which snapshot: it may hold rows that the index no longer needs.
+        self._measured: tuple[weakref.ref[Snapshot], list[_cascade_bounds.Form]] | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -157,60 +160,37 @@ class CascadeIndex(DocumentIndex):
         -------
         scores : float32 [Q, k]
         ids : int64 [Q, k]
-            As `FlatIndex.search`.
+            As `FlatIndex.search`; tensors where queries are, as is `certified`.
         certified : bool [Q], with ``certify``
             Whether the first candidates were proved to hold the best k, without widening.
         explanation : Explanation, with ``explain``
         """
         count = _search_call.check_k(k)
-        run = _Run(self, queries, nan, allow, _inputs.check_threads(threads))
-        kept, scores, ids = None, None, None
+        if isinstance(queries, Quantized):
+            raise ValueError(
+                f"queries: found {queries!r}, expected floats [Q, {self.dim}]: each stage has a "
+                "form of its own of them"
+            )
+        run = self._begin(queries, nan, allow, threads)
+        self._check_kept(run, count)
+        results: tuple[Array, Int64s] | None = None
         reports, last_kept = [], []
         for stage, encoding in enumerate(self._encodings):
             started = time.perf_counter()
-            wanted = count if stage == len(self._oversample) else self._handed_on(stage, count)
-            documents = len(run.snapshot) * run.queries if kept is None else int((kept >= 0).sum())
-            scores, ids = run.topk(stage, wanted, kept)
-            kept = ids
-            last_kept.append(scores[:, -1])
-            reports.append(Stage(encoding.dtype, documents, wanted, time.perf_counter() - started))
-        results: list[Any] = [scores, ids]
+            wanted = self._kept(run, stage, count)
+            candidates = None if results is None else results[1]
+            seen = int((candidates >= 0).sum()) if candidates is not None else _seen(run)
+            results = run.topk(stage, wanted, candidates)
+            last_kept.append((results[0][:, -1], results[1][:, -1]))
+            reports.append(Stage(encoding.dtype, seen, wanted, time.perf_counter() - started))
+        assert results is not None  # there are two stages or more
         widened: list[Stage] = []
+        found: tuple[Any, ...] = results
         if certify:
-            certified = self._certify(run, count, results, last_kept, widened)
-            results.append(certified)
-        found = _index_search.like_queries(queries, *results)
+            certified = self._certify(run, count, results, last_kept[:-1], widened)
+            found = (*results, certified)
+        found = _index_search.like_queries(queries, *found)
         return (*found, Explanation(reports, widened)) if explain else found
-
-    def score(
-        self,
-        queries: npt.ArrayLike | torch.Tensor,
-        ids: npt.ArrayLike | torch.Tensor,
-        *,
-        nan: Literal["raise", "ignore"] = "raise",
-        threads: int | None = None,
-    ) -> Any:
-        """The last stage's scores of documents that were found elsewhere: `FlatIndex.score`."""
-        run = _Run(self, queries, nan, None, _inputs.check_threads(threads))
-        rows = _index_search.candidate_rows(run.snapshot, ids, run.queries)
-        return _index_search.like_queries(queries, run.score(rows))[0]
-
-    def range_search(
-        self,
-        queries: npt.ArrayLike | torch.Tensor,
-        threshold: float,
-        *,
-        allow: Any = None,
-        nan: Literal["raise", "ignore"] = "raise",
-        threads: int | None = None,
-    ) -> tuple[Any, Any, Any]:
-        """All documents within a threshold of the last stage's scores: `FlatIndex.range_search`.
-
-        The last stage reads all documents.
-        """
-        limit = _search_call.check_threshold(threshold)
-        run = _Run(self, queries, nan, allow, _inputs.check_threads(threads))
-        return _index_search.like_queries(queries, *run.range(len(self.stages) - 1, limit))
 
     def save(self, path: _files.PathLike) -> None:
         """Write the index to a file: `FlatIndex.save`."""
@@ -226,20 +206,8 @@ class CascadeIndex(DocumentIndex):
         device: str = "cpu",
     ) -> CascadeIndex:
         """Open a file that `save` wrote: `FlatIndex.load`."""
-        contents = _files.read(path, cls.FILE_KIND, map_file=bool(mmap), verify=verify)
-        described = contents.attributes
-        try:
-            index = cls(
-                described.get("dim"),  # type: ignore[arg-type]
-                described.get("stages"),  # type: ignore[arg-type]
-                oversample=described.get("oversample"),
-                metric=described.get("metric"),  # type: ignore[arg-type]
-                device=device,
-            )
-        except (TypeError, ValueError) as error:
-            raise damaged(path, str(error)) from None
-        index._restore(path, contents, whole=verify == "full" or not mmap)
-        return index
+        names = ("dim", "stages", "oversample", "metric")
+        return cls._load(path, mmap, verify, device, names)
 
     def _check_documents(self, x: Any) -> _vectors.Rows | Quantized:
         if isinstance(x, Quantized):
@@ -249,184 +217,137 @@ class CascadeIndex(DocumentIndex):
             )
         return self._encodings[-1].check_documents(x)
 
-    def _handed_on(self, stage: int, k: int) -> int:
-        return max(k, int(np.ceil(k * self._oversample[stage])))
+    def _kept(self, run: Search, stage: int, k: int) -> int:
+        """How many documents a stage hands on."""
+        if stage == run.last:
+            return k
+        return max(k, min(int(np.ceil(k * self._oversample[stage])), len(run.snapshot)))
 
-    def _forms(self, snapshot: Snapshot) -> list[_cascade_bounds.Form]:
-        if self._measured is None or self._measured[0] is not snapshot:
-            self._measured = (snapshot, _cascade_bounds.measure(self._encodings, snapshot))
-        return self._measured[1]
+    def _check_kept(self, run: Search, k: int) -> None:
+        most = max(self._kept(run, stage, k) for stage in range(run.last + 1))
+        if run.devices is not None and most > MOST_K:
+            raise ValueError(
+                f"k: found {k}, of which a stage hands on {most} documents with oversample "
+                f"{self.oversample}, expected at most {MOST_K} on {run.devices[0].device}; "
+                "load the index with device='cpu', or with less oversample"
+            )
+
+    def _forms(self, run: Search) -> list[_cascade_bounds.Form]:
+        measured = self._measured
+        if measured is None or measured[0]() is not run.snapshot:
+            forms = _cascade_bounds.measure(run.encodings, run.snapshot)
+            measured = self._measured = (weakref.ref(run.snapshot), forms)
+        return measured[1]
 
     def _certify(
         self,
-        run: _Run,
+        run: Search,
         k: int,
-        results: list[Any],
-        last_kept: list[Array],
+        results: tuple[Array, Int64s],
+        last_kept: list[tuple[Array, Int64s]],
         widened: list[Stage],
-    ) -> npt.NDArray[np.bool_]:
+    ) -> Mask:
         """Which results are proved; those that are not are replaced in `results` by such."""
         certified = np.ones(run.queries, bool)
-        if len(run.snapshot) == 0:
+        if not len(run.snapshot) or not run.queries:
             return certified
-        forms = self._forms(run.snapshot)
-        floats = run.floats()
-        ascending = self.metric == "l2"
-        # A place that no document took: all that are allowed were handed on.
+        forms = self._forms(run)
         worst = results[0][:, -1].astype(np.float64)
         bounds = [
-            _cascade_bounds.Bounds(encoding, form, self._encodings[-1], forms[-1], floats)
-            for encoding, form in zip(self._encodings[:-1], forms[:-1], strict=True)
+            _cascade_bounds.Bounds(encoding, form, run.encodings[-1], forms[-1], run.floats)
+            for encoding, form in zip(run.encodings[:-1], forms[:-1], strict=True)
         ]
-        for bound, kept in zip(bounds, last_kept, strict=False):
-            hamming = bound.encoding.metric == "hamming"
-            none = np.iinfo(np.int32).max if hamming else np.inf if ascending else -np.inf
-            left_out = kept != none
-            best = bound.better_than(np.where(left_out, kept, 0).astype(np.float64))
-            proved = best > worst if ascending else best < worst
-            certified &= ~left_out | proved
-        open_queries = np.flatnonzero(~certified & run.searched)
-        if len(open_queries):
-            self._widen(run, k, results, bounds, worst, open_queries, widened)
+        for stage, (bound, (scores, ids)) in enumerate(zip(bounds, last_kept, strict=True)):
+            # Where a place is left, all that are allowed were handed on.
+            everything = (ids < 0) | (self._kept(run, stage, k) >= len(run.snapshot))
+            proved = bound.excludes(scores.astype(np.float64), worst)
+            certified &= bound.known & (everything | proved)
+        certified |= ~run.searched
+        left = np.flatnonzero(~certified)
+        if len(left):
+            self._widen(run, k, results, bounds, worst, left, widened)
         return certified
 
     def _widen(
         self,
-        run: _Run,
+        run: Search,
         k: int,
-        results: list[Any],
+        results: tuple[Array, Int64s],
         bounds: list[_cascade_bounds.Bounds],
         worst: npt.NDArray[np.float64],
         left: Int64s,
         widened: list[Stage],
     ) -> None:
         """Search again for some queries, among all documents that can be as good as their k-th."""
-        most = MOST_WIDENED * len(run.snapshot)
         for stage, bound in enumerate(bounds):
             started = time.perf_counter()
             limits = bound.needed(worst)
-            possible = left[np.isfinite(limits[left]) & np.isfinite(worst[left])]
+            left_here = left[np.isfinite(limits[left]) & np.isfinite(worst[left])]
+            chosen = left_here[_share(run, stage, left_here, limits) <= MOST_WIDENED]
+            # Side by side those of about the same limit, as the loosest of them serves for all.
+            chosen = chosen[np.argsort(limits[chosen], kind="stable")]
             done = []
-            for query in possible:
-                one = run.only(query)
-                counted, _, ids = one.range(stage, float(limits[query]))
-                if counted[-1] <= most:
-                    scores, best = one.topk(len(bounds), k, ids[None, :])
-                    results[0][query], results[1][query] = scores[0], best[0]
-                    done.append(query)
-            if len(possible):
-                widened.append(
-                    Stage(
-                        bound.encoding.dtype,
-                        len(run.snapshot) * len(possible),
-                        len(done),
-                        time.perf_counter() - started,
-                    )
-                )
-            left = np.setdiff1d(left, np.array(done, np.int64))
+            for start in range(0, len(chosen), TOGETHER):
+                together = chosen[start : start + TOGETHER]
+                part = run.only(together, on_cpu=True)
+                loosest = _loosest(limits[together], _ascending(run, stage))
+                offsets, _, ids = part.range(stage, loosest)
+                few = np.diff(offsets) <= MOST_WIDENED * len(run.snapshot)
+                found = part.topk(run.last, k, _rows_of(offsets, ids, few))
+                for result, better in zip(results, found, strict=True):
+                    result[together[few]] = better[few]
+                done.append(together[few])
+            if len(chosen):
+                seconds = time.perf_counter() - started
+                seen = len(run.snapshot) * len(chosen)
+                widened.append(Stage(bound.encoding.dtype, seen, k, seconds))
+                left = np.setdiff1d(left, np.concatenate(done))
         if len(left):
             started = time.perf_counter()
-            rest = run.only(left)
-            results[0][left], results[1][left] = rest.topk(len(bounds), k, None)
-            widened.append(
-                Stage(
-                    self.stages[-1], len(run.snapshot) * len(left), k, time.perf_counter() - started
-                )
-            )
+            for result, better in zip(results, run.only(left).topk(run.last, k), strict=True):
+                result[left] = better
+            seconds = time.perf_counter() - started
+            widened.append(Stage(self.stages[-1], len(run.snapshot) * len(left), k, seconds))
 
 
-class _Run:
-    """One search: a snapshot, its queries in the form of each stage, and what they may find."""
-
-    def __init__(
-        self, index: CascadeIndex, queries: Any, nan: str, allow: Any, threads: int
-    ) -> None:
-        self.snapshot = index._storage.snapshot
-        self.encodings = index._encodings
-        self.threads = threads
-        self.operands = [_operands(encoding, queries, nan) for encoding in self.encodings]
-        self.queries = self.operands[-1].query_count
-        self.masks = index._masks(self.snapshot, allow, self.queries)
-
-    @property
-    def searched(self) -> npt.NDArray[np.bool_]:
-        searched = self.operands[-1].searched
-        return np.ones(self.queries, bool) if searched is None else searched
-
-    def floats(self) -> npt.NDArray[np.float64]:
-        """All queries, zeros where there is NaN."""
-        floats = np.zeros((self.queries, self.encodings[-1].dim))
-        floats[self.searched] = self.operands[-1].queries
-        return floats
-
-    def only(self, queries: Any) -> _Run:
-        """The same search for some of its queries, none of which has NaN."""
-        chosen = np.atleast_1d(queries)
-        place = np.cumsum(self.searched) - 1
-        part = object.__new__(_Run)
-        part.snapshot, part.encodings, part.threads = self.snapshot, self.encodings, self.threads
-        part.operands = [
-            replace(operands, queries=operands.queries[place[chosen]], searched=None)
-            for operands in self.operands
-        ]
-        part.queries = len(chosen)
-        part.masks = [
-            mask[chosen] if mask is not None and mask.ndim == 2 else mask for mask in self.masks
-        ]
-        return part
-
-    def topk(self, stage: int, k: int, candidates: Int64s | None) -> tuple[Array, Int64s]:
-        """The best k of a stage: scores and ids; of candidates, ids [Q, C], where given."""
-        rows = None if candidates is None else self._rows(candidates)
-        parts = []
-        for segment, mask in zip(self.snapshot.segments, self.masks, strict=True):
-            local = None if rows is None else self.snapshot.local_rows(segment, rows)
-            scores, found = _search_call.topk_rows(
-                self._of(stage, segment), k, mask, segment.rank, local, self.threads
-            )
-            parts.append((scores, segment.external_ids(found)))
-        return _index_search.best_of(parts, self.operands[stage], k)
-
-    def range(self, stage: int, threshold: float) -> tuple[Int64s, Array, Int64s]:
-        parts = []
-        for segment, mask in zip(self.snapshot.segments, self.masks, strict=True):
-            offsets, scores, found = _search_call.range_rows(
-                self._of(stage, segment), threshold, mask, segment.rank, self.threads
-            )
-            parts.append((offsets, scores, segment.external_ids(found)))
-        return _index_search.all_of(parts, self.operands[stage])
-
-    def score(self, rows: Int64s) -> Array:
-        """The last stage's scores of rows of the index [Q, C]."""
-        operands = self.operands[-1]
-        worst = _search_call.WORST[operands.documents.metric]
-        scores = np.full(rows.shape, worst, operands.score_dtype)
-        for segment in self.snapshot.segments:
-            local = self.snapshot.local_rows(segment, rows)
-            here = local >= 0
-            if here.any():
-                found = _search_call.score_rows(self._of(-1, segment), local, self.threads)
-                scores[here] = found[here]
-        return scores
-
-    def _rows(self, ids: Int64s) -> Int64s:
-        rows = np.full(ids.shape, -1, np.int64)
-        given = ids >= 0
-        rows[given] = self.snapshot.find(ids[given])
-        return rows
-
-    def _of(self, stage: int, segment: Any) -> Operands:
-        documents = self.encodings[stage].documents(segment.columns)
-        return replace(self.operands[stage], documents=documents)
+def _seen(run: Search) -> int:
+    return len(run.snapshot) * run.queries
 
 
-def _operands(encoding: Encoding, queries: Any, nan: str) -> Operands:
-    """Queries in the form of a stage, with no documents yet."""
-    none = encoding.documents(encoding.empty())
-    if encoding.metric != "hamming":
-        return _search_call.prepare_queries(queries, none, nan)
-    bits, searched = _index_search.packed_queries(queries, encoding.dim, nan)
-    return replace(_search_call.prepare_queries(bits, none, nan), searched=searched)
+def _share(
+    run: Search, stage: int, queries: Int64s, limits: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """About which share of the documents is within a stage's limit for some queries."""
+    if not len(queries):
+        return np.empty(0)
+    rows = np.linspace(0, run.snapshot.rows - 1, min(SAMPLED, run.snapshot.rows)).astype(np.int64)
+    part = run.only(queries, on_cpu=True)
+    scores = part.score(stage, np.tile(rows, (len(queries), 1)))
+    own = limits[queries, None]
+    within = scores <= own if _ascending(run, stage) else scores >= own
+    share: npt.NDArray[np.float64] = within.mean(1)
+    return share
+
+
+def _ascending(run: Search, stage: int) -> bool:
+    return run.encodings[stage].metric in ("hamming", "l2")
+
+
+def _loosest(limits: npt.NDArray[np.float64], ascending: bool) -> float:
+    """The limit that includes what each of them does, in float32, in which scores are compared."""
+    limit = limits.max() if ascending else limits.min()
+    away = np.float32(np.inf if ascending else -np.inf)
+    with np.errstate(over="ignore"):
+        return float(np.nextafter(np.float32(limit), away))
+
+
+def _rows_of(offsets: Int64s, ids: Int64s, chosen: Mask) -> Int64s:
+    """What a range search found as one row for each query, -1 behind it; none if not chosen."""
+    counts = np.where(chosen, np.diff(offsets), 0)
+    rows = np.full((len(counts), max(1, int(counts.max(initial=0)))), -1, np.int64)
+    for query in np.flatnonzero(chosen):
+        rows[query, : counts[query]] = ids[offsets[query] : offsets[query + 1]]
+    return rows
 
 
 def _encodings(dim: int, stages: Sequence[str], metric: str, ranges: Any) -> tuple[Encoding, ...]:

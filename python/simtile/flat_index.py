@@ -5,17 +5,13 @@ What a search returns is defined by `reference/topk.py`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
-from simtile import _files, _index_device, _index_search, _inputs, _readers, _search_call
+from simtile import _files, _index_search, _readers, _search_call
 from simtile._encoding import Encoding, check_ids
-from simtile._index import DocumentIndex, damaged
-from simtile._search_call import Operands
-from simtile._snapshot import Segment
+from simtile._index import DocumentIndex
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +96,7 @@ class FlatIndex(DocumentIndex):
         ranges: npt.ArrayLike | None = None,
         device: str = "cpu",
     ) -> None:
-        super().__init__((Encoding.of(dim, dtype, metric, ranges),))
-        self._device = None
-        if str(device) != "cpu":
-            self._device = _index_device.DeviceSearch(device)
+        super().__init__((Encoding.of(dim, dtype, metric, ranges),), device)
 
     @property
     def dtype(self) -> str:
@@ -160,111 +153,8 @@ class FlatIndex(DocumentIndex):
             An argument has another type, shape or value.
         """
         count = _search_call.check_k(k)
-        thread_count = _inputs.check_threads(threads)
-        snapshot = self._storage.snapshot
-        operands = self._operands(queries, nan)
-        masks = self._masks(snapshot, allow, operands.query_count)
-        if self._device is not None:
-            parts = self._device.topk(snapshot, self._encodings[0], operands, masks, count)
-        else:
-            parts = []
-            for segment, mask in zip(snapshot.segments, masks, strict=True):
-                scores, rows = _search_call.topk_rows(
-                    self._searched(operands, segment),
-                    count,
-                    mask,
-                    segment.rank,
-                    threads=thread_count,
-                )
-                parts.append((scores, segment.external_ids(rows)))
-        found = _index_search.best_of(parts, operands, count)
+        found = self._begin(queries, nan, allow, threads).topk(0, count)
         return _index_search.like_queries(queries, *found)
-
-    def range_search(
-        self,
-        queries: npt.ArrayLike | torch.Tensor,
-        threshold: float,
-        *,
-        allow: Any = None,
-        nan: Literal["raise", "ignore"] = "raise",
-        threads: int | None = None,
-    ) -> tuple[Any, Any, Any]:
-        """All documents whose score is at least, for "l2" and "hamming" at most, the threshold.
-
-        Parameters
-        ----------
-        threshold : float
-            Not NaN. For "l2" of squared distances.
-        queries, allow, nan, threads
-            As in `search`.
-
-        Returns
-        -------
-        offsets : int64 [Q + 1]
-            What belongs to query i is at offsets[i] to offsets[i + 1] - 1.
-        scores : float32 or int32 [offsets[Q]]
-            Best first.
-        ids : int64 [offsets[Q]]
-        """
-        limit = _search_call.check_threshold(threshold)
-        thread_count = _inputs.check_threads(threads)
-        snapshot = self._storage.snapshot
-        if self._device is not None:
-            raise RuntimeError(
-                f"range_search runs on the CPU, and this index searches on {self._device.device}; "
-                "load it with device='cpu', or search for the best k"
-            )
-        operands = self._operands(queries, nan)
-        masks = self._masks(snapshot, allow, operands.query_count)
-        parts = []
-        for segment, mask in zip(snapshot.segments, masks, strict=True):
-            offsets, scores, rows = _search_call.range_rows(
-                self._searched(operands, segment), limit, mask, segment.rank, thread_count
-            )
-            parts.append((offsets, scores, segment.external_ids(rows)))
-        found = _index_search.all_of(parts, operands)
-        return _index_search.like_queries(queries, *found)
-
-    def score(
-        self,
-        queries: npt.ArrayLike | torch.Tensor,
-        ids: npt.ArrayLike | torch.Tensor,
-        *,
-        nan: Literal["raise", "ignore"] = "raise",
-        threads: int | None = None,
-    ) -> Any:
-        """The scores of documents that were found elsewhere.
-
-        Parameters
-        ----------
-        queries : as in `search`, [Q, D]
-        ids : int [Q, C]
-            The documents to score for each query; -1 for none, which gets the worst score. An id
-            that is not in the index is an error.
-
-        Returns
-        -------
-        float32 [Q, C], int32 for "hamming"
-            The bits that `search` gives for the same documents.
-        """
-        thread_count = _inputs.check_threads(threads)
-        snapshot = self._storage.snapshot
-        operands = self._operands(queries, nan)
-        rows = _index_search.candidate_rows(snapshot, ids, operands.query_count)
-        scores = np.full(rows.shape, _search_call.WORST[self.metric], operands.score_dtype)
-        for segment in snapshot.segments:
-            local = snapshot.local_rows(segment, rows)
-            here = local >= 0
-            if not here.any():
-                continue
-            if self._device is not None:
-                found = self._device.score(segment, self._encodings[0], operands, local)
-            else:
-                found = _search_call.score_rows(
-                    self._searched(operands, segment), local, thread_count
-                )
-            scores[here] = found[here]
-        return _index_search.like_queries(queries, scores)[0]
 
     def save(self, path: _files.PathLike) -> None:
         """Write the index to a file, which is replaced at once or, with an error, left as it was.
@@ -311,19 +201,7 @@ class FlatIndex(DocumentIndex):
         OSError
             It cannot be opened.
         """
-        contents = _files.read(path, cls.FILE_KIND, map_file=bool(mmap), verify=verify)
-        described = contents.attributes
-        try:
-            index = cls(
-                described.get("dim"),  # type: ignore[arg-type]
-                described.get("dtype"),  # type: ignore[arg-type]
-                metric=described.get("metric"),  # type: ignore[arg-type]
-                device=device,
-            )
-        except (TypeError, ValueError) as error:
-            raise damaged(path, str(error)) from None
-        index._restore(path, contents, whole=verify == "full" or not mmap)
-        return index
+        return cls._load(path, mmap, verify, device, ("dim", "dtype", "metric"))
 
     @classmethod
     def from_faiss(cls, index: Any, *, metric: Metric | None = None) -> FlatIndex:
@@ -381,21 +259,3 @@ class FlatIndex(DocumentIndex):
         documents = found.documents(index._encodings[0])
         index._add(documents, None if found.ids is None else check_ids("index", found.ids))
         return index
-
-    def _operands(self, queries: Any, nan: str) -> Operands:
-        """Queries where they are searched, with no documents yet."""
-        encoding = self._encodings[0]
-        if self.metric == "hamming":
-            bits, searched = _index_search.packed_queries(queries, self.dim, nan)
-            if searched is not None and self._device is not None:
-                searched = self._device.upload(searched)
-            return replace(self._placed(bits, encoding, nan), searched=searched)
-        return self._placed(queries, encoding, nan)
-
-    def _placed(self, queries: Any, encoding: Encoding, nan: str) -> Operands:
-        if self._device is not None:
-            return self._device.operands(queries, encoding, nan)
-        return _search_call.prepare_queries(queries, encoding.documents(encoding.empty()), nan)
-
-    def _searched(self, operands: Operands, segment: Segment) -> Operands:
-        return replace(operands, documents=self._encodings[0].documents(segment.columns))
