@@ -43,7 +43,7 @@ SPEED: Mapping[str, Mapping[int, Mapping[str, float]]] = {
 READ = 0.8
 FMA = 0.65
 # Bytes beyond index and results: a part for each thread, query and place of k, and a fixed one.
-MEMORY_EACH, MEMORY_FIXED = 64, 8e6
+MEMORY_EACH, MEMORY_FIXED = 32, 2e6
 
 
 def by_count(run: Run, name: str, corpus: contenders.Corpus, rounds: Mapping[int, int]) -> Result:
@@ -70,12 +70,12 @@ def by_count(run: Run, name: str, corpus: contenders.Corpus, rounds: Mapping[int
 
 def binary(run: Run) -> Result:
     corpus = contenders.Bits(run.size(1_000_000, 20_000), 1024, 100, run.threads)
-    return by_count(run, "binary", corpus, {1: 9, 10: 7, 100: 7})
+    return by_count(run, "binary", corpus, {1: 9, 10: 5, 100: 7})
 
 
 def int8(run: Run) -> Result:
     corpus = contenders.Int8(run.size(500_000, 8_000), 768, 100, run.threads)
-    return by_count(run, "int8", corpus, {1: 9, 10: 7, 100: 5})
+    return by_count(run, "int8", corpus, {1: 9, 10: 5, 100: 5})
 
 
 def float32(run: Run) -> Result:

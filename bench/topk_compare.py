@@ -24,8 +24,6 @@ UNITS = {
     "float32": ("fma_f32", "matrix_bf16"),
     "bfloat16": ("fma_f32", "matrix_bf16"),
 }
-# Up to here a search is bound by reading the documents.
-FEW_QUERIES = 10
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,11 @@ def operations(corpus: Corpus, count: int) -> float:
 def shares(
     corpus: Corpus, count: int, seconds: float, peaks: dict[str, Samples], refuse: bool
 ) -> Json:
-    """Of every peak that was measured; above 100 % of the one that bounds the search is refused."""
+    """Of every peak that was measured.
+
+    Refused where the search is faster than the fastest sample of what bounds it: it may well be as
+    fast as the peak's median.
+    """
     result: Json = {}
     for kind, peak in peaks.items():
         done = corpus.bytes if kind.startswith("read") else operations(corpus, count)
@@ -117,8 +119,8 @@ def shares(
     else:
         bounds = [peak for kind, peak in peaks.items() if not kind.startswith("read")]
         done = operations(corpus, count)
-    # A search may be as fast as the peak: its median is held against the fastest sample.
-    share_of_peak(done / seconds, max(max(peak.values) for peak in bounds), what)
+    fastest = max((max(peak.values) for peak in bounds), default=np.inf)
+    share_of_peak(done / seconds, fastest, what)
     return result
 
 
@@ -135,11 +137,10 @@ def measure(
     gate(corpus, count, k)
     kinds = [kind for kind in _core.peak_kinds() if kind in UNITS[corpus.kind]]
     rates: dict[str, Callable[[], float]] = {}
-    if count <= FEW_QUERIES:
+    if count == 1:  # bound by reading the documents
         if not run.quick:  # of twice the last cache's bytes, which take a while to allocate
             rates["read"] = lambda: _core.peak("read", run.threads, READ_SAMPLE)
         rates["read_again"] = lambda: _core.peak("read", run.threads, READ_SAMPLE, corpus.bytes)
-    if count == 1:
         kinds = []
     calls = {name: call for name, call in corpus.calls(count, k).items() if name not in without}
     times, peaks = interleave(

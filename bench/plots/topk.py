@@ -66,7 +66,7 @@ def draw_kind(axes: Any, entry: dict[str, Any]) -> None:
         labels.append(topk_tables.queries(count).replace(" ", "\n"))
         position += 0.8
     axes.set_xscale("log")
-    axes.set_xlim(0.5, axes.get_xlim()[1] * 4)
+    axes.set_xlim(0.25, axes.get_xlim()[1] * 4)
     axes.set_yticks(ticks, labels)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
