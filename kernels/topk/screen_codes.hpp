@@ -1,44 +1,35 @@
-// The screen of integer codes. A pair's score is a rising function of one integer (codes.hpp), dot = unit * sum + rest: the sum is what
-// the tiles know, the rest is bounded. Without factors and addends of documents the bar is an integer too, and the screen exact but for
-// the rest; with them an upper bound of the score in float32 is compared.
+// The screen of integer codes: sums of the tiles against the bars of code_bars.hpp.
 //
 // One or a few queries: rows are read as they lie, and both planes are multiplied, which costs nothing while memory is waited for. The
 // rest is then below one unit. More queries: the high plane alone, documents packed along the lanes, or in the tiles of AMX.
 #pragma once
 
 #include "tile/amx_i8.hpp"
-#include "topk/codes.hpp"
+#include "topk/code_bars.hpp"
 #include "topk/scan.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
-// Up to here rows are read as they lie.
-constexpr int64_t kFewQueries = 4;
-
-// What a score is compared through: at least (slope * sum + intercept) * factor + addend is passed by a pair, turned so that larger is
-// better.
-struct ScreenQuery {
-  float slope, intercept, slack;
-};
-
 template <TopkKind kind>
-struct CodeScreen : CodeScores<kind> {
-  typedef CodeScores<kind> Scores;
-  typedef typename Scores::Codes Codes;
-  using Scores::chunks;
-  using Scores::descending;
-  using Scores::pitch;
-  using Scores::problem;
-
-  // Without factor and addend: the sum must be greater. Else the bits of a float.
+struct CodeScreen : CodeBars<kind> {
+  typedef CodeBars<kind> Bars;
+  typedef typename Bars::Codes Codes;
+  typedef typename Bars::Floats Floats;
   typedef int32_t Bar;
+  using Bars::chunks;
+  using Bars::descending;
+  using Bars::few;
+  using Bars::problem;
+  using Bars::weighted;
+
   static constexpr int64_t kQueryGroup = 16;
 #if defined(__AMX_INT8__)
   static constexpr int64_t kGroup = kTileQueries;
   static constexpr int64_t kBlock = kTileDocuments;
   static constexpr bool kShifted = DocumentTiles<Codes>::kShifted;
+  static constexpr int kTogether = 8;    // documents of which a bound is checked first
   static constexpr bool kPadded = true;  // groups are full, with queries of zeros
 #else
   static constexpr int64_t kGroup = ByteTile::kRows;
@@ -47,21 +38,17 @@ struct CodeScreen : CodeScores<kind> {
   static constexpr bool kPadded = false;
 #endif
 
-  const bool few;       // queries
-  const bool weighted;  // documents have a factor or an addend
   const int64_t groups, group_queries, steps;
 
   explicit CodeScreen(const TopkProblem& p)
-      : Scores(p),
-        few(p.queries <= kFewQueries),
-        weighted(p.factor || p.addend),
+      : Bars(p),
         groups((p.queries + kGroup - 1) / kGroup),
 #if defined(__AMX_INT8__)
         group_queries(kGroup),
 #else
         group_queries((p.queries + groups - 1) / most<int64_t>(groups, 1)),
 #endif
-        steps(Scores::Rows::plane_bytes(p.dimensions) / 4) {
+        steps(Bars::Rows::plane_bytes(p.dimensions) / 4) {
   }
 
   // After the scores' operands: slopes, intercepts, slacks, what the sums start with, [4][padded Q], and the packed queries of all
@@ -73,10 +60,10 @@ struct CodeScreen : CodeScores<kind> {
   int64_t panel_bytes() const { return few ? 0 : align_up(kBlock * steps * 4); }
 
   void prepare(void* operands, int64_t begin, int64_t end) const {
-    Scores::prepare_scores(operands, begin, end);
+    Bars::prepare_scores(operands, begin, end);
     for (int64_t q = begin; q < end; q++) {
-      const FoldedQuery& query = Scores::folded(operands, q);
-      const ScreenQuery coefficients = screen_query(query);
+      const FoldedQuery& query = Bars::folded(operands, q);
+      const ScreenQuery coefficients = Bars::screen_query(query);
       float* to = coefficients_of(operands) + q;
       to[0] = coefficients.slope;
       to[padded()] = coefficients.intercept;
@@ -93,8 +80,8 @@ struct CodeScreen : CodeScores<kind> {
   }
 
   Bar bar(const void* operands, int64_t q, uint32_t order) const {
-    const FoldedQuery& query = Scores::folded(operands, q);
-    return weighted ? float_bar(query, order) : integer_bar(query, order);
+    const FoldedQuery& query = Bars::folded(operands, q);
+    return weighted ? Bars::float_bar(query, order) : Bars::integer_bar(query, order);
   }
 
   template <class Found>
@@ -107,7 +94,7 @@ struct CodeScreen : CodeScores<kind> {
 
  private:
   SIMTILE_INLINE int64_t padded() const { return (problem.queries + 15) / 16 * 16; }
-  SIMTILE_INLINE int64_t screen_offset() const { return align_up(Scores::score_bytes()); }
+  SIMTILE_INLINE int64_t screen_offset() const { return align_up(Bars::score_bytes()); }
   SIMTILE_INLINE int64_t packed_offset() const { return screen_offset() + 16 * padded(); }
   SIMTILE_INLINE float* coefficients_of(const void* operands) const {
     return reinterpret_cast<float*>(static_cast<char*>(const_cast<void*>(operands)) + screen_offset());
@@ -134,99 +121,9 @@ struct CodeScreen : CodeScores<kind> {
     int32_t* to = packed(operands, group) + q % group_queries * kOperandInts;
     static const int8_t none[4] = {};
     const bool present = q < problem.queries;
-    const int8_t* plane = present ? Scores::high(operands, q) : none;
+    const int8_t* plane = present ? Bars::high(operands, q) : none;
     for (int64_t step = 0; step < steps; step++, to += count * kOperandInts)
       store_operand(to, present ? plane + 4 * step : none);
-  }
-
-  // ---- bars
-
-  struct Bounds {
-    int64_t least, most;
-  };
-  // Of what the screened sum leaves out.
-  SIMTILE_INLINE Bounds rest(const FoldedQuery& query) const {
-    if (query.unit == 1) return {0, 0};
-    return few ? Bounds{0, query.unit - 1} : Bounds{query.low_least, query.low_most};
-  }
-
-  // The least integer whose score is as good as `order`, by bisection with the very function, because that rises; then the sum that it
-  // takes.
-  Bar integer_bar(const FoldedQuery& query, uint32_t order) const {
-    constexpr int32_t kAll = INT32_MIN, kNothing = INT32_MAX;
-    if (descending ? query.slope < 0 : query.slope > 0) return kAll;  // falls: a query's scale is negative
-    int64_t fails = -(int64_t{1} << 40), passes = int64_t{1} << 40;   // beyond 32768 * 255 * 65536
-    while (passes - fails > 1) {
-      const int64_t middle = fails + (passes - fails) / 2;
-      if (order_of_product(query, middle) <= order)
-        passes = middle;
-      else
-        fails = middle;
-    }
-    const int64_t wanted = passes - rest(query).most;
-    const int64_t sum = wanted >= 0 ? (wanted + query.unit - 1) / query.unit : -(-wanted / query.unit);
-    return sum - 1 < kAll ? kAll : sum - 1 > kNothing ? kNothing : static_cast<int32_t>(sum - 1);
-  }
-  SIMTILE_INLINE uint32_t order_of_product(const FoldedQuery& query, int64_t product) const {
-    double value = query.slope * static_cast<double>(product) + query.intercept;
-    value = value + query.constant;
-    if (problem.metric == TopkMetric::l2 && value < 0) value = 0;
-    return order_of(static_cast<float>(value), descending);
-  }
-
-  // Twenty roundings of 2^-24 each, of terms that are no larger than the sum of the magnitudes of all.
-  static constexpr double kRounding = 1.0 / (1 << 20);
-  // Above what is lost where a float underflows, also where subnormals are flushed.
-  static constexpr double kUnderflow = 1e-30;
-
-  SIMTILE_INLINE static double magnitude(double x) { return x < 0 ? -x : x; }
-
-  ScreenQuery screen_query(const FoldedQuery& query) const {
-    if (!(query.slope - query.slope == 0)) return {0, 0, 0};  // NaN: see float_bar
-    const double sign = descending ? 1 : -1, slope = sign * query.slope, intercept = sign * query.intercept;
-    const Bounds bounds = rest(query);
-    const double middle = 0.5 * static_cast<double>(bounds.least + bounds.most);
-    const double radius = 0.5 * static_cast<double>(bounds.most - bounds.least);
-    const double unit = static_cast<double>(query.unit);
-    const double largest_code = most<int>(-Codes::kLeast, Codes::kMost);
-    const double largest_sum = unit * static_cast<double>(query.high_size + query.low_size / 256 + 1) * largest_code;
-    const double all = magnitude(slope) * (largest_sum + magnitude(middle) + radius) + magnitude(intercept);
-    return {static_cast<float>(slope * unit), static_cast<float>(intercept + slope * middle),
-            static_cast<float>(magnitude(slope) * radius + kRounding * all + kUnderflow)};
-  }
-
-  // What (slope * sum + intercept) * factor + addend must not be below. A NaN is never above a score: it passes.
-  Bar float_bar(const FoldedQuery& query, uint32_t order) const {
-    const double sign = descending ? 1 : -1, score = score_of(order, descending);
-    const double constant = sign * query.constant;
-    float bar =
-        static_cast<float>(sign * score - constant - kRounding * (magnitude(score) + magnitude(constant)) - kUnderflow);
-    if (!(query.slope - query.slope == 0)) bar = __builtin_inff();  // scores nothing
-    Bar bits;
-    __builtin_memcpy(&bits, &bar, 4);
-    return bits;
-  }
-
-  typedef Vector<float> Floats;
-  typedef Simd<float>::Integer FloatMask;
-
-  // The lanes in which a pair may be as good as its bar. What leaves the range of float32 on the way passes.
-  SIMTILE_INLINE static uint32_t passing(Ints sum, Floats slope, Floats intercept, Floats slack, Floats factor,
-                                         Floats addend, Floats bar) {
-    const Floats absolute = factor < 0.0f ? -factor : factor;
-    const Floats raised = (addend < 0.0f ? -addend : addend) * static_cast<float>(kRounding) + addend;
-    const Floats score =
-        (__builtin_convertvector(sum, Floats) * slope + intercept) * factor + slack * absolute + raised;
-    return ~dropped(score, bar) & static_cast<uint32_t>((uint64_t{1} << kWords) - 1);
-  }
-  SIMTILE_INLINE static uint32_t dropped(Floats score, Floats bar) {
-    const Floats lowest = broadcast<float>(-3.0e38f);
-#if defined(__AVX512F__)
-    const __mmask16 below = _mm512_cmp_ps_mask((__m512)score, (__m512)bar, _CMP_LT_OQ);
-    return _mm512_mask_cmp_ps_mask(below, (__m512)score, (__m512)lowest, _CMP_GT_OQ);
-#else
-    return lanes_above((Ints)((score < bar) & (score > lowest)) & 1, Ints{});
-#endif
   }
 
   SIMTILE_INLINE Floats document_floats(const float* values, float none, int64_t first, int count) const {
@@ -239,8 +136,8 @@ struct CodeScreen : CodeScores<kind> {
                                             Floats addend) const {
     if (!weighted) return lanes_above(sum, broadcast_int(bar));
     const float* coefficients = coefficients_of(operands) + q;
-    return passing(sum, broadcast<float>(coefficients[0]), broadcast<float>(coefficients[padded()]),
-                   broadcast<float>(coefficients[2 * padded()]), factor, addend, (Floats)broadcast_int(bar));
+    return Bars::passing(sum, broadcast<float>(coefficients[0]), broadcast<float>(coefficients[padded()]),
+                         broadcast<float>(coefficients[2 * padded()]), factor, addend, (Floats)broadcast_int(bar));
   }
 
   SIMTILE_INLINE Floats factors(int64_t d, int count) const {
@@ -263,10 +160,9 @@ struct CodeScreen : CodeScores<kind> {
       const ByteBlock block = copy.block(document_row(problem, d), problem.documents_stride, count, chunks);
       const Floats factor = factors(d, count), addend = addends(d, count);
       for (int64_t q = 0; q < problem.queries; q++) {
-        const FoldedQuery& query = Scores::folded(operands, q);
+        const FoldedQuery& query = Bars::folded(operands, q);
         Ints high_sum, low_sum;
-        multiply_row_vector<Codes>(block, count, Scores::high(operands, q), Scores::low(operands, q), high_sum,
-                                   low_sum);
+        multiply_row_vector<Codes>(block, count, Bars::high(operands, q), Bars::low(operands, q), high_sum, low_sum);
         high_sum -= query.high_shift;
         low_sum -= query.low_shift;
         const Ints sum = query.unit == 1 ? high_sum : high_sum + (low_sum >> 8);
@@ -277,7 +173,7 @@ struct CodeScreen : CodeScores<kind> {
         store_ints(low_dots, low_sum);
         for (; lanes; lanes &= lanes - 1) {
           const int i = __builtin_ctz(lanes);
-          found.exact(q, d + i, Scores::order_of_dots(query, d + i, high_dots[i], low_dots[i]));
+          found.exact(q, d + i, Bars::order_of_dots(query, d + i, high_dots[i], low_dots[i]));
         }
       }
     }
@@ -297,6 +193,9 @@ struct CodeScreen : CodeScores<kind> {
       const int count = static_cast<int>(least<int64_t>(kBlock, end - d));
       const ByteBlock block = copy.block(document_row(problem, d), problem.documents_stride, count, chunks);
       Tiles::pack(block, count, panel);
+      Weights weights[kBlock / kTogether];
+      for (int i = 0; weighted && i < count; i += kTogether)
+        weights[i / kTogether] = weights_of(d + i, d + least(i + kTogether, count));
       for (int64_t group = 0; group < groups; group += 2) {
         const int64_t first = group * kTileQueries;
         const bool two = group + 1 < groups;
@@ -308,31 +207,73 @@ struct CodeScreen : CodeScores<kind> {
                                                  sums);
         const int width = two ? 2 * kTileQueries : kTileQueries;
         for (int part = 0; part < width; part += kTileQueries)
-          check_tile(operands, sums + part, width, d, count, first + part, bars, found);
+          check_tile(operands, sums + part, width, d, count, weights, first + part, bars, found);
       }
     }
   }
 
-  // Sums of `count` documents, `width` apart, with 16 queries along the lanes.
+  // What some documents' factors and turned addends lie between.
+  struct Weights {
+    float least, most, addend;
+    bool bounded;  // else no bound is known: a factor is negative, or there is a NaN
+  };
+  SIMTILE_INLINE Weights weights_of(int64_t first, int64_t last) const {
+    Weights weights = {1, 1, 0, true};
+    for (int64_t d = first; d < last; d++) {
+      const float factor = factor_of(d), addend = addend_of(d);
+      weights.least = d == first ? factor : least(weights.least, factor);
+      weights.most = d == first ? factor : most(weights.most, factor);
+      weights.addend = d == first ? addend : most(weights.addend, addend);
+      weights.bounded = weights.bounded && factor >= 0 && addend == addend;
+    }
+    return weights;
+  }
+  SIMTILE_INLINE float factor_of(int64_t d) const { return problem.factor ? problem.factor[d] : 1.0f; }
+  SIMTILE_INLINE float addend_of(int64_t d) const {
+    const float addend = problem.addend ? problem.addend[d] : 0.0f;
+    return descending ? addend : -addend;
+  }
+
+  // The queries, along the lanes, that a document may pass with this sum.
+  SIMTILE_INLINE uint32_t passing_queries(const float* coefficients, Ints sum, float factor, float addend,
+                                          Ints bar) const {
+    return Bars::passing(sum, load<float>(coefficients), load<float>(coefficients + padded()),
+                         load<float>(coefficients + 2 * padded()), broadcast<float>(factor), broadcast<float>(addend),
+                         (Floats)bar);
+  }
+
+  // Those that one of several documents may pass whose largest sums these are. For each query the compared bound rises with the sum unless its
+  // slope is negative, and is convex in the factor: it is largest at one of the ends.
+  SIMTILE_INLINE uint32_t passing_some(const float* coefficients, Ints largest, const Weights& weights,
+                                       Ints bar) const {
+    if (!weighted) return lanes_above(largest, bar);
+    if (!weights.bounded) return ~uint32_t{0};
+    uint32_t lanes = passing_queries(coefficients, largest, weights.most, weights.addend, bar) |
+                     lanes_above((Ints)(load<float>(coefficients) < 0.0f) & 1, Ints{});
+    if (weights.least != weights.most)
+      lanes |= passing_queries(coefficients, largest, weights.least, weights.addend, bar);
+    return lanes;
+  }
+
+  // Sums of `count` documents, `width` apart, with 16 queries along the lanes. Few pass: bounds of some documents say where one may.
   template <class Found>
   SIMTILE_INLINE void check_tile(const void* operands, const int32_t* sums, int width, int64_t d, int count,
-                                 int64_t first, const Bar* bars, Found& found) const {
+                                 const Weights* weights, int64_t first, const Bar* bars, Found& found) const {
     const int64_t left = problem.queries - first;
     const uint32_t present = left >= kTileQueries ? 0xffff : (1u << left) - 1;
     const float* coefficients = coefficients_of(operands) + first;
-    for (int i = 0; i < count; i++) {
-      const Ints sum = load_ints(sums + i * width), bar = load_ints(bars + first);
-      uint32_t lanes;
-      if (!weighted) {
-        lanes = lanes_above(sum, bar);
-      } else {
-        const float addend = problem.addend ? problem.addend[d + i] : 0.0f;
-        lanes = passing(sum, load<float>(coefficients), load<float>(coefficients + padded()),
-                        load<float>(coefficients + 2 * padded()),
-                        broadcast<float>(problem.factor ? problem.factor[d + i] : 1.0f),
-                        broadcast<float>(descending ? addend : -addend), (Floats)bar);
+    for (int begin = 0; begin < count; begin += kTogether, weights++) {
+      const int stop = least(begin + kTogether, count);
+      Ints largest = load_ints(sums + begin * width);
+      for (int i = begin + 1; i < stop; i++) largest = maximum(largest, load_ints(sums + i * width));
+      const uint32_t some = passing_some(coefficients, largest, *weights, load_ints(bars + first)) & present;
+      if (__builtin_expect(some == 0, 1)) continue;
+      for (int i = begin; i < stop; i++) {
+        const Ints sum = load_ints(sums + i * width), bar = load_ints(bars + first);
+        uint32_t lanes = weighted ? passing_queries(coefficients, sum, factor_of(d + i), addend_of(d + i), bar)
+                                  : lanes_above(sum, bar);
+        for (lanes &= some; lanes; lanes &= lanes - 1) found.check(first + __builtin_ctz(lanes), d + i);
       }
-      for (lanes &= present; lanes; lanes &= lanes - 1) found.check(first + __builtin_ctz(lanes), d + i);
     }
   }
 #else
