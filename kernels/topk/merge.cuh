@@ -83,15 +83,17 @@ static __global__ void __launch_bounds__(combine_threads) topk_combine(const Com
   int64_t own = static_cast<int64_t>(blockIdx.x) * combine_threads + threadIdx.x;
   const int list = own >= args.counts[0];
   if (list) own -= args.counts[0];
-  if (own >= args.counts[list]) return;
+  // Not args.counts[list]: an argument that is indexed at run time is copied to memory of the thread.
+  const int64_t count = list ? args.counts[1] : args.counts[0], other_count = list ? args.counts[0] : args.counts[1];
+  if (own >= count) return;
   const TopkMetric metric = args.results.metric;
-  const unsigned* scores = args.scores[list] + query * args.counts[list];
-  const int64_t id = args.ids[list][query * args.counts[list] + own];
+  const unsigned* scores = (list ? args.scores[1] : args.scores[0]) + query * count;
+  const int64_t id = (list ? args.ids[1] : args.ids[0])[query * count + own];
   const unsigned ordered = order_of_bits(scores[own], metric);
-  const unsigned* other_scores = args.scores[1 - list] + query * args.counts[1 - list];
-  const int64_t* other_ids = args.ids[1 - list] + query * args.counts[1 - list];
+  const unsigned* other_scores = (list ? args.scores[0] : args.scores[1]) + query * other_count;
+  const int64_t* other_ids = (list ? args.ids[0] : args.ids[1]) + query * other_count;
 
-  int64_t low = 0, high = args.counts[1 - list];
+  int64_t low = 0, high = other_count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     const int64_t other_id = other_ids[middle];

@@ -99,7 +99,9 @@ __device__ inline unsigned threshold_of(const Corpus& corpus, Key last) {
 }
 
 template <class Codes, int BYTES, int LANES, int TILE>
-__global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1 ? 5 : 3) topk_scan(const ScanArgs args) {
+__global__ void __launch_bounds__(scan_warps* warp_size, TILE == 1   ? 5
+                                                         : TILE == 4 ? 2
+                                                                     : 3) topk_scan(const ScanArgs args) {
   constexpr int planes = Codes::folded ? 2 : 1;
   const Corpus& corpus = args.corpus;
   const ScanBlock block = begin_scan<BYTES>(args, args.tile);

@@ -34,8 +34,17 @@ void record(const Device& device, const RecordLaunch& launch) {
             args.query_scale = scales;
             run(args, device, nullptr, launch);
           }
-  TopkArgs args = arguments(TopkKind::packed, 16, 1024, 8, 100);
   static const int64_t candidates[1] = {};
+  for (const TopkKind kind : {TopkKind::packed, TopkKind::bits, TopkKind::int4, TopkKind::int8, TopkKind::uint8,
+                              TopkKind::float32, TopkKind::float16, TopkKind::bfloat16})
+    for (const int64_t alignment : {16, 1}) {
+      TopkArgs args = arguments(kind, alignment, 1024, 8, 100);
+      args.candidates = candidates;
+      args.candidate_count = 10000;
+      run(args, device, nullptr, launch);
+      run_rows(args, device, nullptr, launch);
+    }
+  TopkArgs args = arguments(TopkKind::packed, 16, 1024, 8, 100);
   static const uint8_t allow[1] = {};
   args.candidates = candidates;
   args.candidate_count = 10000;
