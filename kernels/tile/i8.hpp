@@ -186,9 +186,6 @@ struct NextRows {
   }
 };
 
-// How far ahead of the row that is multiplied memory is asked for.
-constexpr int64_t kBytesAhead = 4096;
-
 // Sums of `rows` rows, from `first` on and none after `last`, with two planes of a query; memory is asked for `ahead` bytes ahead.
 template <class Codes, int rows>
 SIMTILE_INLINE void multiply_code_rows(const ByteBlock& block, int first, int last, const int8_t* high,

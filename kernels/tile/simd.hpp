@@ -70,6 +70,8 @@ SIMTILE_INLINE T most(T a, T b) {
   return a < b ? b : a;
 }
 
+// How far ahead of rows that are read once memory is asked for.
+constexpr int64_t kBytesAhead = 4096;
 SIMTILE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // What will be read next, asked for some lines at a time.

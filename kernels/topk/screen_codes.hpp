@@ -188,7 +188,7 @@ struct CodeScreen : CodeBars<kind> {
     typedef DocumentTiles<Codes> Tiles;
     const TileScope tiles;
     ShortRows<kTileDocuments> copy;
-    alignas(64) int32_t sums[kTileDocuments * 2 * kTileQueries];
+    alignas(64) int32_t sums[kPairs * kPairSums];
     for (int64_t d = begin; d < end; d += kBlock) {
       const int count = static_cast<int>(least<int64_t>(kBlock, end - d));
       const ByteBlock block = copy.block(document_row(problem, d), problem.documents_stride, count, chunks);
@@ -196,19 +196,11 @@ struct CodeScreen : CodeBars<kind> {
       Weights weights[kBlock / kTogether];
       for (int i = 0; weighted && i < count; i += kTogether)
         weights[i / kTogether] = weights_of(d + i, d + least(i + kTogether, count));
-      for (int64_t group = 0; group < groups; group += 2) {
-        const int64_t first = group * kTileQueries;
-        const bool two = group + 1 < groups;
-        if (two)
-          multiply_byte_tiles<Tiles::kSigned, 2>(panel, packed(operands, group), steps / 16, starts(operands) + first,
-                                                 sums);
-        else
-          multiply_byte_tiles<Tiles::kSigned, 1>(panel, packed(operands, group), steps / 16, starts(operands) + first,
-                                                 sums);
-        const int width = two ? 2 * kTileQueries : kTileQueries;
-        for (int part = 0; part < width; part += kTileQueries)
-          check_tile(operands, sums + part, width, d, count, weights, first + part, bars, found);
-      }
+      multiply_documents<Tiles::kSigned>(
+          panel, steps / 16, packed(operands, 0), groups, starts(operands), sums,
+          [&](int64_t first, const int32_t* of_group, int width) __attribute__((always_inline)) {
+            check_tile(operands, of_group, width, d, count, weights, first, bars, found);
+          });
     }
   }
 

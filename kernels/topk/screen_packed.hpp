@@ -37,7 +37,10 @@ struct PackedScreen : PackedScores {
     if (few()) {
       for (int64_t q = begin; q < end; q++) {
         char* row = static_cast<char*>(operands) + q * row_pitch();
-        for (int64_t i = 0; i < row_pitch(); i++) row[i] = i < row_bytes ? query_row(problem, q)[i] : 0;
+        const int64_t whole = row_bytes / kVectorBytes * kVectorBytes;
+        for (int64_t i = 0; i < whole; i++) row[i] = query_row(problem, q)[i];
+        const Words last = last_bytes(query_row(problem, q), whole);
+        if (whole < row_bytes) __builtin_memcpy(row + whole, &last, kVectorBytes);
       }
       return;
     }
@@ -116,17 +119,41 @@ struct PackedScreen : PackedScores {
       for (int64_t at = 0; at < whole;) {
         Words counts = {};
         const int64_t stop = least<int64_t>(whole, at + BitCount::kWordsPerTally * kVectorBytes);
-        for (; at < stop; at += kVectorBytes) counts = BitCount::add(counts, differing(row + at, query + at));
+        for (; at < stop; at += kVectorBytes) {
+          prefetch(row + at + kBytesAhead);
+          counts = BitCount::add(counts, differing(row + at, query + at));
+        }
         total += BitCount::tally(counts);
       }
       if (whole < row_bytes) {
-        char last[kVectorBytes] = {};
-        __builtin_memcpy(last, row + whole, static_cast<size_t>(row_bytes - whole));
-        total += BitCount::tally(differing(last, query + whole));
+        Words of_query;
+        __builtin_memcpy(&of_query, query + whole, kVectorBytes);
+        total += BitCount::tally(BitCount::count(last_bytes(row, whole) ^ of_query));
       }
       rows[i] = total;
     }
     return transposed_sum(rows);
+  }
+
+  // The bytes of a row after its whole vectors, and zeros, in some order that is the same for all rows.
+  SIMTILE_INLINE Words last_bytes(const char* row, int64_t whole) const {
+    const int64_t left = row_bytes - whole;
+#if defined(__AVX512BW__)
+    return (Words)_mm512_maskz_loadu_epi8((uint64_t{1} << left) - 1, row + whole);
+#else
+    Words bytes;
+    if (whole > 0) {  // the row's last vector, without what it has in common with the one before
+      const Words ends[2] = {Words{}, ~Words{}};
+      Words kept;
+      __builtin_memcpy(&bytes, row + row_bytes - kVectorBytes, kVectorBytes);
+      __builtin_memcpy(&kept, reinterpret_cast<const char*>(ends) + left, kVectorBytes);
+      return bytes & kept;
+    }
+    char copy[kVectorBytes] = {};
+    __builtin_memcpy(copy, row, static_cast<size_t>(left));
+    __builtin_memcpy(&bytes, copy, kVectorBytes);
+    return bytes;
+#endif
   }
 
   SIMTILE_INLINE static Words differing(const char* a, const char* b) {

@@ -52,7 +52,7 @@ struct PackedAmxScreen : PackedScreen {
     }
   }
 
-  int64_t panel_bytes() const { return tiles() ? (2 * chunks + 4) * kTileBytes : PackedScreen::panel_bytes(); }
+  int64_t panel_bytes() const { return tiles() ? 2 * chunks * kTileBytes : PackedScreen::panel_bytes(); }
 
   template <class Found>
   void scan(const void* operands, int64_t begin, int64_t end, void* scratch, const Bar* bars, Found& found) const {
@@ -61,25 +61,17 @@ struct PackedAmxScreen : PackedScreen {
       return;
     }
     const TileScope scope;
-    int32_t* sums = static_cast<int32_t*>(scratch);
-    uint8_t* documents = static_cast<uint8_t*>(scratch) + 4 * kTileBytes;
+    alignas(64) int32_t sums[kPairs * kPairSums];
+    uint8_t* documents = static_cast<uint8_t*>(scratch);
     const int32_t* counts = static_cast<const int32_t*>(operands);
     const char* queries = static_cast<const char*>(operands) + counts_bytes();
     for (int64_t d = begin; d < end; d += kTileDocuments) {
       const int count = static_cast<int>(least<int64_t>(kTileDocuments, end - d));
       unpack_documents(d, count, documents);
-      for (int64_t group = 0; group < groups(); group += 2) {
-        const int32_t* of_group = reinterpret_cast<const int32_t*>(queries + group * chunks * kTileBytes);
-        const int64_t first = group * kTileQueries;
-        if (group + 1 < groups()) {
-          multiply_byte_tiles<false, 2>(documents, of_group, chunks, counts + first, sums);
-          report(d, count, first, sums, 2 * kTileQueries, bars, found);
-          report(d, count, first + kTileQueries, sums + kTileQueries, 2 * kTileQueries, bars, found);
-        } else {
-          multiply_byte_tiles<false, 1>(documents, of_group, chunks, counts + first, sums);
-          report(d, count, first, sums, kTileQueries, bars, found);
-        }
-      }
+      multiply_documents<false>(documents, chunks, reinterpret_cast<const int32_t*>(queries), groups(), counts, sums,
+                                [&](int64_t first, const int32_t* of_group, int width) __attribute__((always_inline)) {
+                                  report(d, count, first, of_group, width, bars, found);
+                                });
     }
   }
 
@@ -121,15 +113,19 @@ struct PackedAmxScreen : PackedScreen {
     const __mmask16 present = static_cast<__mmask16>((1u << queries) - 1);
     for (int begin = 0; begin < count; begin += kRowsTogether) {
       const int stop = least(begin + kRowsTogether, count);
-      __m512i smallest = _mm512_loadu_si512(sums + begin * width);
-      for (int d = begin + 1; d < stop; d++)
-        smallest = _mm512_min_epu32(smallest, _mm512_loadu_si512(sums + d * width));
+      __m512i smallest = _mm512_load_si512(sums + begin * width);
+      for (int d = begin + 1; d < stop; d++) smallest = _mm512_min_epu32(smallest, _mm512_load_si512(sums + d * width));
       const __m512i wanted = _mm512_maskz_loadu_epi32(present, bars + first);
       if (__builtin_expect(_mm512_mask_cmple_epu32_mask(present, smallest, wanted) == 0, 1)) continue;
-      for (int d = begin; d < stop; d++) {
-        uint32_t hits = _mm512_mask_cmple_epu32_mask(present, _mm512_loadu_si512(sums + d * width), wanted);
+      // Four rows in one mask: a loop that ends is a branch that is not foreseen.
+      for (int row = begin; row < stop; row += 4) {
+        uint64_t hits = 0;
+        for (int d = row; d < least(row + 4, stop); d++)
+          hits |=
+              static_cast<uint64_t>(_mm512_mask_cmple_epu32_mask(present, _mm512_load_si512(sums + d * width), wanted))
+              << 16 * (d - row);
         for (; hits; hits &= hits - 1) {
-          const int lane = __builtin_ctz(hits);
+          const int bit = __builtin_ctzll(hits), d = row + bit / 16, lane = bit % 16;
           found.exact(first + lane, document + d, static_cast<uint32_t>(sums[d * width + lane]));
         }
       }
