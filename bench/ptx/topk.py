@@ -158,7 +158,7 @@ def run(interp: ModuleType, module: Any, host: Any, name: str, case: Case, **whe
         ok=all(equal),
         error=float(np.sum(scores != expected[0]) + np.sum(ids != expected[1])),
         counters=total(counters),
-        expected_global_bytes=global_bytes(case, tile, max(splits, 1)),
+        expected_global_bytes=global_bytes(case, max(tile, 1), max(splits, 1)),
         expected_flops=matrix_operations(case) if matrix else 0,
         **where,
     )
