@@ -14,7 +14,17 @@ from typing import Any
 
 # Instructions that say what a kernel computes with, beside the matrix instructions; those are
 # counted with their modifiers (sizes, element types).
-ARITHMETIC = ("FFMA", "FFMA2", "DADD", "DFMA", "POPC", "IDP", "v_fma_f32", "v_fmac_f32", "v_pk_fma_f32")
+ARITHMETIC = (
+    "FFMA",
+    "FFMA2",
+    "DADD",
+    "DFMA",
+    "POPC",
+    "IDP",
+    "v_fma_f32",
+    "v_fmac_f32",
+    "v_pk_fma_f32",
+)
 # HFMA2.MMA is not one: a half-precision multiply-add that older assemblers use to make constants.
 MATRIX = re.compile(r"(?:[A-Z0-9]*MMA|V_MFMA\w*)(?:\.|$)")
 

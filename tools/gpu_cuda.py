@@ -80,7 +80,9 @@ def rows(job: Job, expects: Iterable[Expected] = EXPECTS) -> list[Json]:
                 "variant": re.sub(r"(\w+::)+", "", name),
                 "dtype": expected.dtype,
                 "arch": job.arch,
-                "expects": [EMULATED.get((opcode, job.arch), opcode) for opcode in expected.instructions],
+                "expects": [
+                    EMULATED.get((opcode, job.arch), opcode) for opcode in expected.instructions
+                ],
                 **code.json(),
                 "shared_limit": SHARED_LIMIT[job.arch],
             }
