@@ -81,7 +81,8 @@ struct CodeBars : CodeScores<kind> {
     const double radius = 0.5 * static_cast<double>(bounds.most - bounds.least);
     const double unit = static_cast<double>(query.unit);
     const double largest_code = most<int>(-Codes::kLeast, Codes::kMost);
-    const double largest_sum = unit * static_cast<double>(query.high_size + query.low_size / 256 + 1) * largest_code;
+    const double largest_sum =
+        unit * (static_cast<double>(query.high_size) + static_cast<double>(query.low_size) / 256 + 1) * largest_code;
     const double all = magnitude(slope) * (largest_sum + magnitude(middle) + radius) + magnitude(intercept);
     return {static_cast<float>(slope * unit), static_cast<float>(intercept + slope * middle),
             static_cast<float>(magnitude(slope) * radius + kRounding * all + kUnderflow)};

@@ -179,7 +179,7 @@ struct CodeScores {
     int64_t sum[2] = {}, size[2] = {};
     for (int plane = 0; plane < 2; plane++)
       for (int64_t i = 0; i < pitch; i++) {
-        const int x = planes[plane * pitch + i];
+        const int8_t x = planes[plane * pitch + i];
         sum[plane] += x;
         size[plane] += x < 0 ? -x : x;
       }

@@ -11,16 +11,17 @@ namespace {
 
 #if defined(__AMX_INT8__)
 
-struct PackedAmxScreen : PackedScreen {
+struct PackedAmxScreen : PackedScores {
+  typedef PackedScreen::Bar Bar;
+
   static constexpr int64_t kQueryGroup = 48;  // of both screens: 3 groups here, 4 tiles there
   // With fewer, transposed rows are counted in less time than it takes to unpack the documents.
   static constexpr int64_t kFewestForTiles = 16;
 
-  int64_t chunks;  // of 64 bits in a row
+  const PackedScreen counted;  // for fewer queries
+  const int64_t chunks;        // of 64 bits in a row
 
-  explicit PackedAmxScreen(const TopkProblem& p) : PackedScreen(p), chunks((row_bytes + 7) / 8) {
-    if (tiles()) panel = 256;
-  }
+  explicit PackedAmxScreen(const TopkProblem& p) : PackedScores(p), counted(p), chunks((row_bytes + 7) / 8) {}
 
   bool tiles() const { return problem.queries >= kFewestForTiles; }
   int64_t groups() const { return (problem.queries + kTileQueries - 1) / kTileQueries; }
@@ -28,13 +29,13 @@ struct PackedAmxScreen : PackedScreen {
   // The numbers of bits in the queries, which the sums start with, then their groups, [chunk][16 words][16 queries][4 bytes].
   int64_t counts_bytes() const { return align_up(groups() * kTileQueries * static_cast<int64_t>(sizeof(int32_t))); }
   int64_t operand_bytes() const {
-    return tiles() ? counts_bytes() + groups() * chunks * kTileBytes : PackedScreen::operand_bytes();
+    return tiles() ? counts_bytes() + groups() * chunks * kTileBytes : counted.operand_bytes();
   }
 
   void prepare(void* operands, int64_t begin, int64_t end) const {
     if (!tiles()) {
       for (int64_t q = begin; q < end; q += PackedScreen::kQueryGroup)
-        PackedScreen::prepare(operands, q, least<int64_t>(q + PackedScreen::kQueryGroup, end));
+        counted.prepare(operands, q, least<int64_t>(q + PackedScreen::kQueryGroup, end));
       return;
     }
     // Lanes without a query are multiplied too.
@@ -52,12 +53,14 @@ struct PackedAmxScreen : PackedScreen {
     }
   }
 
-  int64_t panel_bytes() const { return tiles() ? 2 * chunks * kTileBytes : PackedScreen::panel_bytes(); }
+  Bar bar(const void*, int64_t, uint32_t order) const { return order; }
+  int64_t panel_documents() const { return tiles() ? 256 : counted.panel_documents(); }
+  int64_t panel_bytes() const { return tiles() ? 2 * chunks * kTileBytes : counted.panel_bytes(); }
 
   template <class Found>
   void scan(const void* operands, int64_t begin, int64_t end, void* scratch, const Bar* bars, Found& found) const {
     if (!tiles()) {
-      PackedScreen::scan(operands, begin, end, scratch, bars, found);
+      counted.scan(operands, begin, end, scratch, bars, found);
       return;
     }
     const TileScope scope;
