@@ -271,8 +271,9 @@ def test_overlap_with_exact_search_is_at_least_the_originals(
             theirs = overlap(search(peer, library, x, codes, **options)[0])
             own = overlap(search(ours, library, x, codes, **options)[0])
             hamming = "binary" in precision and (x is query_codes or not options.get("rescore", 1))
-            # Equal distances, and chance decides which of the documents at the last one are right.
-            assert own >= theirs - (0.01 if hamming else 0.0005), options
+            # Equal distances, or ranges of 40 queries for their codes: chance decides some places.
+            by_chance = hamming or not calibrated
+            assert own >= theirs - (0.01 if by_chance else 0.0005), options
             if precision in ("int8", "uint8") and calibrated and x is queries:
                 assert own > 0.99
 
