@@ -81,7 +81,9 @@ def compile_module(name: str, mutation: Mutation | None, sanitize: bool) -> Path
         sources[mutation.file] = mutate(sources, mutation)
     shim = compile_shim(sanitize)
     mode = SANITIZE if sanitize else HOOKS
-    flags = [*FLAGS, *WARNINGS, *mode, "-include", "cuda_on_host.hpp"]
+    # A mistake may well leave a name without use.
+    warnings = WARNINGS if mutation is None else ["-w"]
+    flags = [*FLAGS, *warnings, *mode, "-include", "cuda_on_host.hpp"]
     library = BUILD / f"{name}-{digest(sources, [*flags, shim.name])}.so"
     if library.exists():
         return library
