@@ -142,6 +142,9 @@ class Case:
     def __getitem__(self, name):
         return self.arrays[name]
 
+    def __setitem__(self, name, value):
+        self.arrays[name] = value
+
     @property
     def stored(self):
         return STORED.get(self.kind, self.kind)

@@ -158,10 +158,9 @@ PLANTED = (
     (
         "sum in another order",
         "fold.cuh",
-        "i = lane_index(); i < dim",
-        "i = 31 - lane_index(); i < dim",
+        "apart = warp_size / 2; apart > 0; apart /= 2) sum = __dadd_rn",
+        "apart = 1; apart < warp_size; apart *= 2) sum = __dadd_rn",
     ),
-    ("mask bits beyond N", "fold.cuh", "document < args.documents;", "document <= args.documents;"),
     (
         "words of a fragment swapped",
         "scan_mma.cuh",
@@ -316,26 +315,89 @@ def operands_of_first(case):
 
 
 def near_zero():
-    """Distances that rounding takes below zero: documents that the queries were made of."""
-    case = Case("int8", "l2", 3, 333, 33, 20)
-    case["queries"][...] = oracle.wide("int8", case["documents"][:3], 33) * case["scale"]
-    case["queries"][...] += case["offset"]
+    """Product and offset cancel: of the score, little more than the rounding of doubles is left."""
+    case = Case("int8", "dot", 1, 111, 3, 5)
+    case["documents"][...] = 100, 0, 0
+    case["queries"][...] = 1, 2**-20, 0
+    left = 100 * case["scale"][0].astype(np.float64)
+    for i in (0, 1):
+        query = case["queries"][0, i].astype(np.float64)
+        case["offset"][i] = -left / query
+        left += query * case["offset"][i]
+    return case
+
+
+def order_of_a_sum():
+    """The squared norm of the query less 1, of which hardly more than its rounding is left."""
+    case = Case("int8", "l2", 17, 111, 200, 20)
+    case["queries"][...] *= np.float32(2.0**-22)
+    case["queries"][:, 3] = 1
+    case["factor"] = np.zeros(111, np.float32)
+    case["addend"][...] = -1
+    case["addend"][::2] = 0
+    return case
+
+
+def nearly_equal_codes():
+    """Codes whose scores differ in their last places, the last the best."""
+    case = Case("int8", "dot", 1, 3000, 64, 5)
+    case["documents"][...] = 100
+    case["documents"][:, 0] = np.arange(3000) * 256 // 3000 - 128
+    case["scale"][:], case["offset"][:] = 1, 0
+    case["queries"][...] = 1
+    case["queries"][0, 0] = 1 / 32000
     return case
 
 
 def nearly_equal():
-    """Floats whose products differ by less than float32 can tell, the last the best."""
+    """Floats whose products differ by less than float32 sums can tell."""
     case = Case("float32", "dot", 1, 3000, 256, 5)
-    case["documents"][...] = 1
-    case["documents"][:, 0] += np.arange(3000, dtype=np.float32) * 2e-7
-    case["queries"][...] = 1
-    case["queries"][0, 1::2] = -1 + 2.0**-10
+    case["queries"][0, -1] = 1
+    query = case["queries"][0, :-1].astype(np.float64)
+    case["documents"][:, -1] = -(case["documents"][:, :-1] @ query)
+    return case
+
+
+def small_squares():
+    """Nearly equal rows whose squares round up in float32, to its smallest number."""
+    case = Case("float32", "cosine", 1, 3000, 24, 5)
+    noise = 1 + 0.05 * case["documents"]
+    case["documents"][...] = 3e-23 * noise * np.sign(case["queries"][0])
+    return case
+
+
+def ends_alone():
+    """Floats of which only the last two of a row are not 0."""
+    case = apart(Case("float32", "dot", 3, 3000, 50, 5))
+    case["documents"][:, :-2] = 0
+    return case
+
+
+def apart(case):
+    """The documents further apart than they are wide: loads of 16 bytes, and an end to each row."""
+    documents = case["documents"]
+    row = documents.shape[1] * documents.itemsize
+    memory = np.full(len(documents) * (row // 64 + 1) * 64 + 64, 0xA5, np.uint8)
+    start = -memory.ctypes.data % 64
+    rows = memory[start : len(memory) - 64 + start].reshape(len(documents), -1)[:, :row]
+    case["documents"] = rows.view(documents.dtype)
+    case["documents"][...] = documents
     return case
 
 
 # Together they see every mutant: ties, masks, several splits and tiles, tails, lists that fill up
 # and improve, every other document found, all scan kernels, selection from scores.
 REVEALING = [
+    apart(Case("int8", "dot", 3, 989, 50, 33)),
+    ends_alone(),
+    Case("packed", "hamming", 1, 6000, 144, 10, rank=True, values="few"),
+    Case("int8", "l2", 3, 111, 33, 20, values="copies"),
+    Case("int8", "l2", 3, 111, 33, 20, values="special"),
+    Case("int8_vector", "dot", 2, 111, 80, 50, values="tiny"),
+    Case("int8_vector", "dot", 2, 111, 40, 30, candidates=30, values="special", allow="some"),
+    order_of_a_sum(),
+    nearly_equal_codes(),
+    small_squares(),
     Case("packed", "hamming", 9, 989, 392, 33, values="few", allow="per query"),
     Case("packed", "hamming", 1, 989, 144, 10, rank=True, values="few"),
     Case("packed", "hamming", 1, 989, 150, 10),
