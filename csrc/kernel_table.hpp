@@ -1,6 +1,7 @@
 #pragma once
 
 #include "info_nce/args.hpp"
+#include "maxsim/args.hpp"
 #include "peak/args.hpp"
 #include "quantize/args.hpp"
 #include "topk/args.hpp"
@@ -15,6 +16,7 @@ struct KernelTable {
   InfoNceKernel info_nce;
   const QuantizeKernel& (*quantize)();
   const TopkKernel& (*topk)();
+  const MaxsimKernel& (*maxsim)();
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
@@ -23,6 +25,7 @@ struct KernelTable {
   const KernelTable& kernel_table();      \
   const QuantizeKernel& quantize_table(); \
   const TopkKernel& topk_table();         \
+  const MaxsimKernel& maxsim_table();     \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

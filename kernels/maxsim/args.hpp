@@ -1,0 +1,51 @@
+// What MaxSim asks of the CPU's kernels: raw pointers and sizes. Formulas: README.md beside this file.
+#pragma once
+
+#include <cstdint>
+
+#include "info_nce/args.hpp"
+#include "tile/parallel.hpp"
+
+namespace simtile {
+
+// Matrices of tokens as runs of the rows of one matrix.
+struct MaxsimSide {
+  const void* data;
+  int64_t stride;         // bytes from one row to the next
+  int64_t count;          // of matrices
+  const int64_t* starts;  // [count] the first row, and the one after the last
+  const int64_t* ends;
+  const uint8_t* mask;  // of every row: 0 is no token; or null: all are
+};
+
+struct MaxsimArgs {
+  Element element;     // of the documents; queries are float64 with float64 documents, otherwise float32
+  MaxsimSide queries;  // Q
+  MaxsimSide documents;
+  int64_t dimensions;  // D, at least 1
+
+  bool normalize;         // rows are divided by their lengths
+  bool pad_zero_rows;     // rows of zeros are no tokens
+  bool length_normalize;  // scores are divided by the number of the query's tokens
+  double empty_score;     // of documents without tokens
+
+  const int64_t* candidates;  // [Q, C] documents; or null: all of them
+  int64_t candidate_count;    // C; without candidates the number of documents
+
+  // In the type of the queries.
+  void* scores;  // [Q, C]
+  // What each row of a query matched, or null. Row i of query q with candidate c stands at C * rows before q + c * rows of q + i.
+  int32_t* argmax;     // the row of the document from its start, -1 for none
+  void* token_scores;  // the similarity to it, 0 for none
+};
+
+struct MaxsimVariant {
+  int64_t (*workspace_bytes)(const MaxsimArgs&, int threads);
+  void (*run)(const MaxsimArgs&, const Executor&, void* workspace);
+};
+
+struct MaxsimKernel {
+  MaxsimVariant by_element[4];
+};
+
+}  // namespace simtile

@@ -1,0 +1,305 @@
+// MaxSim on the CPU: a score is Σ over a query's tokens of the largest product with a document's tokens.
+//
+// Queries' tokens are packed once into panels, one after the other without what is masked; a document's rows are multiplied where they
+// lie, or copied a chunk at a time where they have to be widened, divided by their lengths or picked from between masked ones. Products
+// stay in L1 until their maximum is taken.
+#pragma once
+
+#include "maxsim/args.hpp"
+#include "maxsim/tile.hpp"
+
+namespace simtile {
+namespace SIMTILE_ISA {
+namespace {
+
+constexpr int64_t kChunkTokens = 96;             // of a document: with 128 dimensions 48 KiB
+constexpr int64_t kGroupBytes = int64_t{1} << 19;  // of panels that all documents of a task meet: they stay in L2
+constexpr int64_t kTasksPerThread = 8;           // ragged documents, even ends
+constexpr double kSmallestNorm = 1e-12;          // what shorter rows are divided by
+
+SIMTILE_INLINE int64_t round_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Memory of the caller, piece by piece, or with a null pointer their sum.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : memory_(static_cast<char*>(memory)) {}
+  template <typename T>
+  SIMTILE_INLINE T* take(int64_t count) {
+    char* const at = memory_ ? memory_ + used_ : nullptr;
+    used_ += round_to(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T*>(at);
+  }
+  SIMTILE_INLINE int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+SIMTILE_INLINE int64_t rows_of(const MaxsimSide& side) {
+  int64_t rows = 0;
+  for (int64_t i = 0; i < side.count; i++) rows += side.ends[i] - side.starts[i];
+  return rows;
+}
+
+template <typename Source>
+struct TokenRows {
+  const MaxsimSide& side;
+  int64_t dimensions;
+  bool pad_zero_rows;
+
+  SIMTILE_INLINE const Source* row(int64_t r) const {
+    return reinterpret_cast<const Source*>(static_cast<const char*>(side.data) + r * side.stride);
+  }
+  SIMTILE_INLINE bool is_there(int64_t r) const {
+    if (side.mask && !side.mask[r]) return false;
+    if (!pad_zero_rows) return true;
+    const Source* x = row(r);
+    for (int64_t i = 0; i < dimensions; i++)
+      if (widen(x[i]) != 0) return true;  // NaN too
+    return false;
+  }
+};
+
+SIMTILE_INLINE double inverse_norm(double squared) {
+  const double norm = __builtin_sqrt(squared);
+  return 1 / (norm < kSmallestNorm ? kSmallestNorm : norm);
+}
+
+template <typename Compute, typename Document>
+struct Maxsim {
+  static constexpr int kRows = Tile<Compute>::kRows;
+  static constexpr int kColumns = Tile<Compute>::kColumns;
+
+  const MaxsimArgs& args;
+  int threads;
+
+  // Groups of queries whose tokens share panels.
+  int64_t columns = 0;  // at most; whole panels
+  int64_t* group_query;   // [groups + 1] the first query
+  int64_t* group_column;  // [groups + 1] and the first column
+  int64_t groups = 0;
+  int64_t* query_column;  // [Q + 1]
+  int64_t* query_tokens;  // [Q]
+  int64_t* rows_before;   // [Q] rows of the queries before
+  int32_t* column_row;    // [columns] of its query, from the start
+  Compute* packed;        // [columns / kColumns][D][kColumns]
+  Best<Compute>* best;    // [threads][columns / kColumns]
+  Compute* products;      // [threads][kRows * kColumns]
+  Compute* copies;        // [threads][kChunkTokens][D]
+  int32_t* indices;       // [threads][kChunkTokens]
+  int64_t documents_per_task;
+
+  Maxsim(const MaxsimArgs& given, int workers) : args(given), threads(workers) {}
+
+  int64_t row_pitch() const { return round_to(args.dimensions, Simd<Compute>::kLanes); }
+
+  int64_t lay_out(void* memory) {
+    Pieces pieces(memory);
+    const int64_t queries = args.queries.count;
+    columns = round_to(rows_of(args.queries), kColumns) + (queries + 1) * kColumns;
+    group_query = pieces.take<int64_t>(queries + 2);
+    group_column = pieces.take<int64_t>(queries + 2);
+    query_column = pieces.take<int64_t>(queries + 1);
+    query_tokens = pieces.take<int64_t>(queries + 1);
+    rows_before = pieces.take<int64_t>(queries + 1);
+    column_row = pieces.take<int32_t>(columns);
+    packed = pieces.take<Compute>(columns * args.dimensions);
+    best = pieces.take<Best<Compute>>(threads * (columns / kColumns));
+    products = pieces.take<Compute>(static_cast<int64_t>(threads) * kRows * kColumns);
+    copies = pieces.take<Compute>(threads * kChunkTokens * row_pitch());
+    indices = pieces.take<int32_t>(threads * kChunkTokens);
+    return pieces.used();
+  }
+
+  // Columns and groups. Without candidates a group takes queries until its panels fill kGroupBytes.
+  void plan() {
+    const TokenRows<Compute> rows{args.queries, args.dimensions, args.pad_zero_rows};
+    const int64_t group_columns = most<int64_t>(
+        kGroupBytes / (args.dimensions * static_cast<int64_t>(sizeof(Compute))) / kColumns * kColumns, kColumns);
+    int64_t column = 0, before = 0;
+    group_query[0] = group_column[0] = 0;
+    for (int64_t q = 0; q < args.queries.count; q++) {
+      const int64_t start = args.queries.starts[q], end = args.queries.ends[q];
+      const bool full = column - group_column[groups] + (end - start) > group_columns;
+      if (q > group_query[groups] && (args.candidates || full)) {
+        column = round_to(column, kColumns);
+        groups++;
+        group_query[groups] = q;
+        group_column[groups] = column;
+      }
+      query_column[q] = column;
+      rows_before[q] = before;
+      before += end - start;
+      for (int64_t r = start; r < end; r++)
+        if (rows.is_there(r)) column_row[column++] = static_cast<int32_t>(r - start);
+      query_tokens[q] = column - query_column[q];
+    }
+    if (args.queries.count > 0) groups++;
+    group_query[groups] = args.queries.count;
+    group_column[groups] = round_to(column, kColumns);
+    const int64_t wanted = most<int64_t>(threads * kTasksPerThread / most<int64_t>(groups, 1), 1);
+    documents_per_task = most<int64_t>((args.candidate_count + wanted - 1) / wanted, 1);
+  }
+
+  void pack(int64_t group) {
+    const TokenRows<Compute> rows{args.queries, args.dimensions, false};
+    const int64_t first = group_column[group], end = group_column[group + 1], dimensions = args.dimensions;
+    Compute* const out = packed + first * dimensions;
+    __builtin_memset(out, 0, static_cast<size_t>((end - first) * dimensions) * sizeof(Compute));
+    for (int64_t q = group_query[group]; q < group_query[group + 1]; q++) {
+      for (int64_t t = 0; t < query_tokens[q]; t++) {
+        const int64_t column = query_column[q] + t;
+        const Compute* row = rows.row(args.queries.starts[q] + column_row[column]);
+        double scale = 1;
+        if (args.normalize) scale = inverse_norm(squared_norm<Compute>(row, dimensions));
+        Compute* to = packed + column / kColumns * kColumns * dimensions + column % kColumns;
+        for (int64_t k = 0; k < dimensions; k++) to[k * kColumns] = static_cast<Compute>(row[k] * scale);
+      }
+    }
+  }
+
+  // The document's rows from `r` on that are tokens, at most kChunkTokens: as they lie, or copied.
+  struct Chunk {
+    const Compute* rows;
+    int64_t stride;  // elements
+    int64_t count;
+    const int32_t* index;
+  };
+
+  Chunk next_chunk(int64_t start, int64_t end, int64_t& r, int worker) {
+    const TokenRows<Document> rows{args.documents, args.dimensions, args.pad_zero_rows};
+    int32_t* const index = indices + worker * kChunkTokens;
+    int64_t count = 0;
+    // Chunks of nearly one size: no short one at the end.
+    const int64_t chunks = (end - r + kChunkTokens - 1) / kChunkTokens, wanted = (end - r + chunks - 1) / chunks;
+    for (; r < end && count < wanted; r++)
+      if (rows.is_there(r)) index[count++] = static_cast<int32_t>(r - start);
+    const bool adjacent = count > 0 && index[count - 1] - index[0] == count - 1;
+    if (sizeof(Document) == sizeof(Compute) && !args.normalize && adjacent) {
+      const void* first = rows.row(start + index[0]);
+      return {static_cast<const Compute*>(first), args.documents.stride / static_cast<int64_t>(sizeof(Compute)), count,
+              index};
+    }
+    Compute* const copy = copies + worker * kChunkTokens * row_pitch();
+    for (int64_t i = 0; i < count; i++) {
+      const Document* row = rows.row(start + index[i]);
+      Compute* to = copy + i * row_pitch();
+      if (args.normalize) {
+        const double scale = inverse_norm(squared_norm<Compute>(row, args.dimensions));
+        for (int64_t k = 0; k < args.dimensions; k++) to[k] = static_cast<Compute>(widen(row[k]) * scale);
+      } else {
+        constexpr int kLanes = Simd<Compute>::kLanes;
+        int64_t k = 0;
+        for (; k + kLanes <= args.dimensions; k += kLanes) store<Compute>(to + k, load_widened(row + k));
+        for (; k < args.dimensions; k++) to[k] = static_cast<Compute>(widen(row[k]));
+      }
+    }
+    return {copy, row_pitch(), count, index};
+  }
+
+  // Returns the number of the document's tokens.
+  template <bool with_argmax>
+  int64_t meet(int64_t group, int64_t document, int worker) {
+    const int64_t start = args.documents.starts[document], end = args.documents.ends[document];
+    const int64_t panels = (group_column[group + 1] - group_column[group]) / kColumns, dimensions = args.dimensions;
+    const Compute* const b = packed + group_column[group] * dimensions;
+    Best<Compute>* const own = best + worker * (columns / kColumns);
+    Compute* const out = products + worker * kRows * kColumns;
+    constexpr int64_t kDepth = Tile<Compute>::kDepth;
+    for (int64_t p = 0; p < panels; p++) own[p].clear();
+    int64_t tokens = 0;
+    for (int64_t r = start; r < end;) {
+      const Chunk chunk = next_chunk(start, end, r, worker);
+      tokens += chunk.count;
+      const int64_t tiles = (chunk.count + kRows - 1) / kRows;
+      for (int64_t p = 0; p < panels; p++) {
+        const Compute* panel = b + p * kColumns * dimensions;
+        int64_t row = 0;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+          // Tiles of nearly one height.
+          const int64_t next = chunk.count * (tile + 1) / tiles;
+          const int height = static_cast<int>(next - row);
+          for (int64_t k = 0; k < dimensions; k += kDepth)
+            multiply_some_tokens<Compute>(height, chunk.rows + row * chunk.stride + k, chunk.stride,
+                                          panel + k * kColumns, least(kDepth, dimensions - k), k > 0, out);
+          own[p].template take<with_argmax>(out, height, chunk.index + row);
+          row = next;
+        }
+      }
+    }
+    return tokens;
+  }
+
+  template <bool with_argmax>
+  void score(int64_t group, int64_t candidate, int worker) {
+    const int64_t first_query = group_query[group];
+    const int64_t document =
+        args.candidates ? args.candidates[first_query * args.candidate_count + candidate] : candidate;
+    const int64_t tokens = document < 0 ? 0 : meet<with_argmax>(group, document, worker);
+    const Best<Compute>* const own = best + worker * (columns / kColumns);
+    for (int64_t q = first_query; q < group_query[group + 1]; q++) {
+      const int64_t span = args.queries.ends[q] - args.queries.starts[q];
+      const int64_t at = args.candidate_count * rows_before[q] + candidate * span;
+      int32_t* const argmax = args.argmax ? args.argmax + at : nullptr;
+      Compute* const values = args.token_scores ? static_cast<Compute*>(args.token_scores) + at : nullptr;
+      for (int64_t i = 0; argmax && i < span; i++) argmax[i] = -1;
+      for (int64_t i = 0; values && i < span; i++) values[i] = 0;
+      double sum = 0;
+      for (int64_t t = 0; tokens > 0 && t < query_tokens[q]; t++) {
+        const int64_t column = query_column[q] + t, within = column - group_column[group];
+        const Best<Compute>& panel = own[within / kColumns];
+        const int64_t c = within % kColumns;
+        sum += panel.value[c];
+        const int32_t row = column_row[column];
+        if (values) values[row] = panel.value[c];
+        if (argmax) argmax[row] = static_cast<int32_t>(panel.argmax[c / Simd<Compute>::kLanes][c % Simd<Compute>::kLanes]);
+      }
+      if (args.length_normalize) sum /= static_cast<double>(most<int64_t>(query_tokens[q], 1));
+      if (tokens == 0) sum = args.empty_score;
+      static_cast<Compute*>(args.scores)[q * args.candidate_count + candidate] = static_cast<Compute>(sum);
+    }
+  }
+
+  int64_t tasks_of_group() const {
+    return (args.candidate_count + documents_per_task - 1) / documents_per_task;
+  }
+
+  static void pack_task(void* context, int64_t task, int) { static_cast<Maxsim*>(context)->pack(task); }
+
+  static void score_task(void* context, int64_t task, int worker) {
+    Maxsim& self = *static_cast<Maxsim*>(context);
+    const int64_t group = task / self.tasks_of_group();
+    const int64_t first = task % self.tasks_of_group() * self.documents_per_task;
+    const int64_t end = least(first + self.documents_per_task, self.args.candidate_count);
+    for (int64_t c = first; c < end; c++) {
+      if (self.args.argmax)
+        self.score<true>(group, c, worker);
+      else
+        self.score<false>(group, c, worker);
+    }
+  }
+
+  static int64_t workspace_bytes(const MaxsimArgs& args, int threads) {
+    return Maxsim(args, threads).lay_out(nullptr);
+  }
+
+  static void run(const MaxsimArgs& args, const Executor& executor, void* workspace) {
+    if (args.queries.count == 0 || args.candidate_count == 0) return;
+    Maxsim self(args, executor.threads);
+    self.lay_out(workspace);
+    self.plan();
+    executor.run(self.groups, pack_task, &self);
+    executor.run(self.groups * self.tasks_of_group(), score_task, &self);
+  }
+};
+
+template <typename Compute, typename Document>
+constexpr MaxsimVariant maxsim_variant = {Maxsim<Compute, Document>::workspace_bytes, Maxsim<Compute, Document>::run};
+
+constexpr MaxsimKernel maxsim_kernel = {{maxsim_variant<float, float>, maxsim_variant<double, double>,
+                                         maxsim_variant<float, bf16>, maxsim_variant<float, f16>}};
+
+}  // namespace
+}  // namespace SIMTILE_ISA
+}  // namespace simtile

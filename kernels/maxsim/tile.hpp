@@ -1,0 +1,100 @@
+// Tokens of documents as they are stored (broadcast) times a panel of query tokens (along the lanes), and the running maximum of the
+// products: elementwise, so that nothing is reduced across lanes.
+#pragma once
+
+#include "tile/f32.hpp"
+
+namespace simtile {
+namespace SIMTILE_ISA {
+namespace {
+
+// out[rows][kColumns] (+)= rows of `a` times panel `b`, [depth][kColumns].
+template <int rows, typename T>
+__attribute__((noinline)) void multiply_tokens(const T* a, int64_t stride, const T* b, int64_t depth, bool accumulate,
+                                               T* out) {
+  constexpr int kVectors = Tile<T>::kColumnVectors;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vector<T> acc[rows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) acc[i][v] = Vector<T>{};
+  // Four rows are reached from one pointer.
+  const T* quarter[(rows + 3) / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < (rows + 3) / 4; i++) quarter[i] = a + 4 * i * stride;
+  for (int64_t k = 0; k < depth; k++) {
+    Vector<T> column[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) column[v] = load<T>(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      const Vector<T> x = broadcast<T>(quarter[i / 4][i % 4 * stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) acc[i][v] += x * column[v];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < (rows + 3) / 4; i++) quarter[i]++;
+    b += Tile<T>::kColumns;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      T* p = out + i * Tile<T>::kColumns + v * kLanes;
+      store<T>(p, accumulate ? load<T>(p) + acc[i][v] : acc[i][v]);
+    }
+}
+
+// The same for any number of rows up to Tile<T>::kRows.
+template <typename T, int rows = Tile<T>::kRows>
+SIMTILE_INLINE void multiply_some_tokens(int count, const T* a, int64_t stride, const T* b, int64_t depth,
+                                         bool accumulate, T* out) {
+  if constexpr (rows > 1) {
+    if (count < rows) return multiply_some_tokens<T, rows - 1>(count, a, stride, b, depth, accumulate, out);
+  }
+  multiply_tokens<rows, T>(a, stride, b, depth, accumulate, out);
+}
+
+template <typename T>
+struct Best {
+  typedef typename Simd<T>::Integer Integer;
+  static constexpr int kColumns = Tile<T>::kColumns;
+  static constexpr int kVectors = Tile<T>::kColumnVectors;
+
+  T value[kColumns];         // of a panel's tokens
+  Integer argmax[kVectors];  // only with argmax
+
+  void clear() {
+    for (int c = 0; c < kColumns; c++) value[c] = -static_cast<T>(__builtin_inf());
+    for (int v = 0; v < kVectors; v++) argmax[v] = Integer{} - 1;
+  }
+
+  // Rows of products; row i is row index[i] of the document, in ascending order. The first of equals stays, and the first NaN.
+  template <bool with_argmax>
+  SIMTILE_INLINE void take(const T* products, int rows, const int32_t* index) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      Vector<T> best = load<T>(value + v * Simd<T>::kLanes);
+      Integer at = argmax[v];
+      for (int i = 0; i < rows; i++) {
+        const Vector<T> x = load<T>(products + i * kColumns + v * Simd<T>::kLanes);
+        if (with_argmax) {
+          // -infinity is better than nothing.
+          const Integer better = (~(Integer)(x <= best) & (Integer)(best == best)) | (at < 0);
+          best = better ? x : best;
+          at = better ? Integer{} + index[i] : at;
+        } else {
+          const Integer better = ~(Integer)(x <= best) & (Integer)(best == best);
+          best = better ? x : best;
+        }
+      }
+      store<T>(value + v * Simd<T>::kLanes, best);
+      argmax[v] = at;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace SIMTILE_ISA
+}  // namespace simtile
