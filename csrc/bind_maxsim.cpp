@@ -72,9 +72,9 @@ void* output(const char* name, Array& array, char kind, int64_t bytes, std::init
 
 void maxsim(const std::string& dtype, const py::array& queries, const py::array& query_starts,
             const py::array& query_ends, const Array& query_mask, const py::array& documents,
-            const py::array& document_starts, const py::array& document_ends, const Array& document_mask, bool normalize,
-            bool pad_zero_rows, bool length_normalize, double empty_score, const Array& candidates, py::array scores,
-            Array argmax, Array token_scores, long long threads) {
+            const py::array& document_starts, const py::array& document_ends, const Array& document_mask,
+            bool normalize, bool pad_zero_rows, bool length_normalize, double empty_score, const Array& candidates,
+            py::array scores, Array argmax, Array token_scores, long long threads) {
   const ElementType type = element_type(dtype);
   const ElementType compute = element_type(dtype == "float64" ? "float64" : "float32");
   MaxsimArgs args = {};
@@ -99,8 +99,7 @@ void maxsim(const std::string& dtype, const py::array& queries, const py::array&
   }
   Array score_array = scores;
   args.scores = output("scores", score_array, 'f', compute.bytes, {args.queries.count, args.candidate_count});
-  args.argmax =
-      static_cast<int32_t*>(output("argmax", argmax, 'i', 4, {query_rows * args.candidate_count}));
+  args.argmax = static_cast<int32_t*>(output("argmax", argmax, 'i', 4, {query_rows * args.candidate_count}));
   args.token_scores = output("token_scores", token_scores, 'f', compute.bytes, {query_rows * args.candidate_count});
 
   const MaxsimVariant& variant = kernels().maxsim().by_element[static_cast<int>(type.element)];

@@ -12,10 +12,10 @@ namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
-constexpr int64_t kChunkTokens = 96;             // of a document: with 128 dimensions 48 KiB
+constexpr int64_t kChunkTokens = 96;               // of a document: with 128 dimensions 48 KiB
 constexpr int64_t kGroupBytes = int64_t{1} << 19;  // of panels that all documents of a task meet: they stay in L2
-constexpr int64_t kTasksPerThread = 8;           // ragged documents, even ends
-constexpr double kSmallestNorm = 1e-12;          // what shorter rows are divided by
+constexpr int64_t kTasksPerThread = 8;             // ragged documents, even ends
+constexpr double kSmallestNorm = 1e-12;            // what shorter rows are divided by
 
 SIMTILE_INLINE int64_t round_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -75,7 +75,7 @@ struct Maxsim {
   int threads;
 
   // Groups of queries whose tokens share panels.
-  int64_t columns = 0;  // at most; whole panels
+  int64_t columns = 0;    // at most; whole panels
   int64_t* group_query;   // [groups + 1] the first query
   int64_t* group_column;  // [groups + 1] and the first column
   int64_t groups = 0;
@@ -253,7 +253,8 @@ struct Maxsim {
         sum += panel.value[c];
         const int32_t row = column_row[column];
         if (values) values[row] = panel.value[c];
-        if (argmax) argmax[row] = static_cast<int32_t>(panel.argmax[c / Simd<Compute>::kLanes][c % Simd<Compute>::kLanes]);
+        if (argmax)
+          argmax[row] = static_cast<int32_t>(panel.argmax[c / Simd<Compute>::kLanes][c % Simd<Compute>::kLanes]);
       }
       if (args.length_normalize) sum /= static_cast<double>(most<int64_t>(query_tokens[q], 1));
       if (tokens == 0) sum = args.empty_score;
@@ -261,9 +262,7 @@ struct Maxsim {
     }
   }
 
-  int64_t tasks_of_group() const {
-    return (args.candidate_count + documents_per_task - 1) / documents_per_task;
-  }
+  int64_t tasks_of_group() const { return (args.candidate_count + documents_per_task - 1) / documents_per_task; }
 
   static void pack_task(void* context, int64_t task, int) { static_cast<Maxsim*>(context)->pack(task); }
 
@@ -280,9 +279,7 @@ struct Maxsim {
     }
   }
 
-  static int64_t workspace_bytes(const MaxsimArgs& args, int threads) {
-    return Maxsim(args, threads).lay_out(nullptr);
-  }
+  static int64_t workspace_bytes(const MaxsimArgs& args, int threads) { return Maxsim(args, threads).lay_out(nullptr); }
 
   static void run(const MaxsimArgs& args, const Executor& executor, void* workspace) {
     if (args.queries.count == 0 || args.candidate_count == 0) return;

@@ -1,0 +1,180 @@
+// Every level that this CPU has and every element type against the formula. Inputs and outputs end at an unmapped page; rows that are
+// masked, and what lies between rows, are NaN.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.hpp"
+#include "guarded.hpp"
+#include "isa.hpp"
+#include "threads.hpp"
+#include "workspace.hpp"
+
+using simtile::KernelTable;
+using simtile::MaxsimArgs;
+using simtile::MaxsimSide;
+
+namespace {
+
+struct Case {
+  std::vector<int64_t> query_lengths, document_lengths;
+  int64_t dimensions, stride;
+  bool masked, normalize, with_candidates;
+};
+
+// One side: rows of both where and what they are.
+struct Side {
+  std::vector<int64_t> starts, ends;
+  int64_t rows = 0;
+  std::vector<double> x;
+  Guarded data, mask;
+
+  Side(std::mt19937& random, Element element, const std::vector<int64_t>& lengths, const Case& c)
+      : data(bytes_of(lengths, element, c)), mask(static_cast<size_t>(sum(lengths))) {
+    const size_t bytes = element_bytes(element);
+    std::uniform_real_distribution<double> magnitude(0.05, 2);
+    uint8_t* const there = static_cast<uint8_t*>(mask.data());
+    for (const int64_t length : lengths) {
+      starts.push_back(rows);
+      rows += length;
+      ends.push_back(rows);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+      there[r] = c.masked && random() % 3 == 0 ? 0 : 1;
+      for (int64_t k = 0; k < c.dimensions; k++) {
+        const double value = (random() & 1 ? 1 : -1) * magnitude(random);
+        void* const at = static_cast<char*>(data.data()) + static_cast<size_t>(r * c.stride + k) * bytes;
+        x.push_back(there[r] ? write(element, at, value) : std::numeric_limits<double>::quiet_NaN());
+      }
+    }
+  }
+
+  static int64_t sum(const std::vector<int64_t>& lengths) {
+    int64_t total = 0;
+    for (const int64_t length : lengths) total += length;
+    return total;
+  }
+  static size_t bytes_of(const std::vector<int64_t>& lengths, Element element, const Case& c) {
+    const int64_t rows = sum(lengths);
+    return rows == 0 ? 0 : static_cast<size_t>((rows - 1) * c.stride + c.dimensions) * element_bytes(element);
+  }
+  bool is_there(int64_t row) const { return static_cast<const uint8_t*>(mask.data())[row] != 0; }
+
+  MaxsimSide given(Element element, const Case& c) const {
+    return {data.data(),
+            c.stride * static_cast<int64_t>(element_bytes(element)),
+            static_cast<int64_t>(starts.size()),
+            starts.data(),
+            ends.data(),
+            c.masked ? static_cast<const uint8_t*>(mask.data()) : nullptr};
+  }
+};
+
+double norm(const double* row, const Case& c) {
+  double sum = 0;
+  for (int64_t k = 0; k < c.dimensions; k++) sum += row[k] * row[k];
+  return c.normalize ? std::sqrt(sum) : 1;
+}
+
+template <typename T>
+void check_case(const KernelTable& level, Element element, const Case& c, int threads, unsigned seed) {
+  std::mt19937 random(seed);
+  const Element compute = element == Element::float64 ? Element::float64 : Element::float32;
+  const Side queries(random, compute, c.query_lengths, c), documents(random, element, c.document_lengths, c);
+  const int64_t count = static_cast<int64_t>(c.document_lengths.size());
+  const int64_t width = c.with_candidates ? 3 : count, pairs = static_cast<int64_t>(c.query_lengths.size()) * width;
+  std::vector<int64_t> candidates;
+  for (int64_t i = 0; i < pairs; i++)
+    candidates.push_back(c.with_candidates ? static_cast<int64_t>(random() % static_cast<unsigned>(count + 1)) - 1
+                                           : i % width);
+  const Guarded scores(static_cast<size_t>(pairs) * sizeof(T));
+  const Guarded argmax(static_cast<size_t>(queries.rows * width) * 4);
+  const Guarded values(static_cast<size_t>(queries.rows * width) * sizeof(T));
+  MaxsimArgs args = {};
+  args.element = element;
+  args.queries = queries.given(compute, c);
+  args.documents = documents.given(element, c);
+  args.dimensions = c.dimensions;
+  args.normalize = c.normalize;
+  args.empty_score = -3;
+  args.candidates = c.with_candidates ? candidates.data() : nullptr;
+  args.candidate_count = width;
+  args.scores = scores.data();
+  args.argmax = static_cast<int32_t*>(argmax.data());
+  args.token_scores = values.data();
+  const simtile::MaxsimVariant& variant = level.maxsim().by_element[static_cast<int>(element)];
+  simtile::Run run(threads, nullptr, nullptr);
+  const simtile::Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, threads)));
+  variant.run(args, run.executor(), workspace.data());
+
+  // A sum of D products of at most 4, of up to the length of a query, in float32 or double.
+  const double bound = 4.0 * static_cast<double>(c.dimensions) * (sizeof(T) == 4 ? 1e-6 : 1e-14);
+  bool right = true;
+  for (int64_t i = 0; i < pairs; i++) {
+    const int64_t q = i / width, document = candidates[static_cast<size_t>(i)];
+    double score = 0;
+    bool empty = true;
+    for (int64_t d = document < 0 ? 0 : documents.starts[static_cast<size_t>(document)];
+         document >= 0 && d < documents.ends[static_cast<size_t>(document)]; d++)
+      empty &= !documents.is_there(d);
+    const int64_t start = queries.starts[static_cast<size_t>(q)], end = queries.ends[static_cast<size_t>(q)];
+    for (int64_t r = start; r < end; r++) {
+      const int64_t at = width * start + i % width * (end - start) + r - start;
+      const int32_t best = static_cast<const int32_t*>(argmax.data())[at];
+      const double value = static_cast<double>(static_cast<const T*>(values.data())[at]);
+      if (empty || !queries.is_there(r)) {
+        right &= best == -1 && value == 0;
+        continue;
+      }
+      const double* const token = queries.x.data() + r * c.dimensions;
+      double largest = -std::numeric_limits<double>::infinity(), at_best = largest;
+      const int64_t first = documents.starts[static_cast<size_t>(document)];
+      for (int64_t d = first; d < documents.ends[static_cast<size_t>(document)]; d++) {
+        if (!documents.is_there(d)) continue;
+        const double* const other = documents.x.data() + d * c.dimensions;
+        double product = 0;
+        for (int64_t k = 0; k < c.dimensions; k++) product += token[k] * other[k];
+        product /= norm(token, c) * norm(other, c);
+        largest = std::fmax(largest, product);
+        if (d - first == best) at_best = product;
+      }
+      right &= std::abs(value - largest) <= bound && std::abs(at_best - largest) <= bound;
+      score += largest;
+    }
+    const double ours = static_cast<double>(static_cast<const T*>(scores.data())[i]);
+    right &= empty ? ours == -3 : std::abs(ours - score) <= bound * static_cast<double>(end - start + 1);
+  }
+  if (!right)
+    std::printf("%s: element %d, seed %u, %d threads\n", level.level, static_cast<int>(element), seed, threads);
+  CHECK(right);
+}
+
+}  // namespace
+
+int main() {
+  const Case cases[] = {
+      {{1}, {1}, 1, 1, false, false, false},
+      {{7, 0, 3}, {5, 0, 33, 1}, 7, 9, false, false, false},
+      {{33, 16}, {97, 13, 40}, 33, 33, true, false, true},
+      {{32}, {180, 12, 64}, 128, 128, false, true, false},
+      {{5, 40}, {111, 7}, 515, 520, true, true, false},
+      {{1, 2, 3, 50, 20, 33}, {200}, 64, 64, false, false, true},
+  };
+  for (const KernelTable* level : simtile::detected_levels()) {
+    std::printf("%s\n", level->level);
+    for (Element element : {Element::float32, Element::float64, Element::bfloat16, Element::float16}) {
+      unsigned seed = 0;
+      for (const Case& c : cases)
+        for (const int threads : {1, 3}) {
+          if (element == Element::float64)
+            check_case<double>(*level, element, c, threads, ++seed);
+          else
+            check_case<float>(*level, element, c, threads, ++seed);
+        }
+    }
+  }
+  return check::report();
+}

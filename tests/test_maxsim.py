@@ -1,0 +1,253 @@
+"""The CPU's MaxSim against the float64 oracle: every level, element type, mask and layout."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from info_nce_backends import cpu_level
+from maxsim_cases import Case, cases
+from tolerances import ROUNDOFF, ROUNDOFFS
+
+import simtile
+from simtile import _core
+from simtile.reference import maxsim_numpy as oracle
+
+LEVELS = simtile.cpu_info()["detected"]
+STORED = {"float32": np.float32, "float64": np.float64, "float16": np.float16}
+STORED["bfloat16"] = ml_dtypes.bfloat16
+EMPTY_SCORE = -3.0
+POISON = 0x5A5A
+
+
+def packed(side, dtype, layout="contiguous"):
+    """All rows as one matrix of the kernel's, where each run starts and ends, and the values."""
+    lengths = np.array([len(x) for x in side], np.int64)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    dim = side[0].shape[1] if side else 1
+    with np.errstate(all="ignore"):
+        rows = np.concatenate([*side, np.zeros((0, dim))]).astype(dtype)
+    values = [rows[e - n : e].astype(np.float64) for e, n in zip(ends, lengths, strict=True)]
+    if layout == "padded rows":
+        wider = np.full((len(rows), dim + 3), 7, dtype)
+        wider[:, :dim] = rows
+        rows = wider[:, :dim]
+    return rows, ends - lengths, ends, values
+
+
+def flat(masks):
+    return None if masks is None else np.concatenate([*masks, np.zeros(0, bool)])
+
+
+class Call:
+    """A case as `_core.maxsim` takes it, and what comes out."""
+
+    def __init__(self, case, dtype, layout="contiguous"):
+        self.case, self.dtype = case, dtype
+        self.compute = np.float64 if dtype == "float64" else np.float32
+        *self.queries, wide_queries = packed(case["queries"], self.compute, layout)
+        *self.documents, wide_documents = packed(case["documents"], STORED[dtype], layout)
+        if dtype == "bfloat16":
+            self.documents[0] = self.documents[0].view(np.uint16)
+        if not case["queries"] or not case["documents"]:
+            for side in (self.queries, self.documents):
+                side[0] = np.zeros((len(side[0]), case.dim), side[0].dtype)
+        self.wide = (wide_queries, wide_documents)
+
+    def run(self, candidates=None, threads=1, rows=True):
+        """Scores [Q, C], and of every row its match and similarity, [Q] of [C, Lq]."""
+        case, starts = self.case, self.queries[1]
+        count = len(case["documents"]) if candidates is None else candidates.shape[1]
+        scores = np.full((len(starts), count), POISON, self.compute)
+        size = len(self.queries[0]) * count
+        argmax = np.full(size, POISON, np.int32) if rows else None
+        values = np.full(size, POISON, self.compute) if rows else None
+        query_mask, document_mask = (flat(masks) for masks in case.mask_arrays)
+        _core.maxsim(
+            self.dtype,
+            *self.queries,
+            query_mask,
+            *self.documents,
+            document_mask,
+            case.options.get("normalize", False),
+            case.options.get("zero_rows") == "pad",
+            case.options.get("length_normalize", False),
+            EMPTY_SCORE,
+            candidates,
+            scores,
+            argmax,
+            values,
+            threads,
+        )
+        if not rows:
+            return scores, None, None
+        split = [x.reshape(-1) for x in (argmax, values)]
+        by_query = [
+            [
+                x[count * s : count * e].reshape(count, e - s)
+                for s, e in zip(*self.runs, strict=True)
+            ]
+            for x in split
+        ]
+        return scores, *by_query
+
+    @property
+    def runs(self):
+        return self.queries[1:3]
+
+    def oracle(self):
+        return oracle.maxsim(
+            *self.wide, *self.case.mask_arrays, empty_score=EMPTY_SCORE, **self.case.options
+        )
+
+
+def check(call, result, expected, documents):
+    """`documents[q][c]`: which one, or −1, the scores of a query are of."""
+    scores, argmax, values = result
+    roundoff = ROUNDOFFS["maxsim.scores"] * ROUNDOFF[np.dtype(call.compute).name]
+    exact = call.case.values in ("few", "integers") and not call.case.options.get("normalize")
+    for q, row in enumerate(documents):
+        for c, n in enumerate(row):
+            if n < 0:
+                assert scores[q, c] == EMPTY_SCORE
+                assert (argmax[q][c] == -1).all()
+                assert (values[q][c] == 0).all()
+                continue
+            bound = roundoff * expected.scale[q, n]
+            near(scores[q, c], expected.scores[q, n], bound)
+            near(values[q][c], expected.token_scores[q][n], bound)
+            same = (argmax[q][c] < 0) == (expected.argmax[q][n] < 0)
+            assert same.all()
+            if exact:
+                np.testing.assert_array_equal(argmax[q][c], expected.argmax[q][n])
+
+
+def near(ours, theirs, bound):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs)
+    finite = np.isfinite(theirs)
+    np.testing.assert_array_equal(ours[~finite], theirs[~finite])
+    if np.isfinite(bound):
+        difference = np.abs(ours[finite] - theirs[finite])
+        assert (difference <= bound + 1e-37).all(), (ours, theirs, bound)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@given(
+    case=cases(most=4),
+    dtype=st.sampled_from(sorted(STORED)),
+    layout=st.sampled_from(["contiguous", "padded rows"]),
+    threads=st.sampled_from([1, 2]),
+)
+def test_all_pairs_are_the_oracle(level, case, dtype, layout, threads):
+    with cpu_level(level):
+        call = Call(case, dtype, layout)
+        result = call.run(threads=threads)
+        everything = [range(len(case["documents"]))] * len(case["queries"])
+        check(call, result, call.oracle(), everything)
+        np.testing.assert_array_equal(call.run(rows=False)[0], result[0])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@given(case=cases(most=4), dtype=st.sampled_from(sorted(STORED)))
+def test_candidates_are_the_oracle(level, case, dtype):
+    with cpu_level(level):
+        call = Call(case, dtype)
+        rng = np.random.default_rng(case.seed)
+        shape = (len(case["queries"]), 3)
+        chosen = rng.integers(-1, max(len(case["documents"]), 1), size=shape)
+        if not case["documents"]:
+            chosen[...] = -1
+        check(call, call.run(chosen, threads=2), call.oracle(), chosen)
+
+
+# Several chunks and tiles of a document, several groups of queries, several passes along a row.
+LONG = [
+    Case((32,), (180, 97, 1, 300), 128),
+    Case((5, 0, 70, 33), (96, 12, 13, 193), 250, "special"),
+    Case((33,) * 40, (13, 111), 111, masks=("holes", "holes")),
+    Case((7,), (989,), 515, options={"normalize": True}),
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", sorted(STORED))
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_long_ones_are_the_oracle(level, dtype, case):
+    with cpu_level(level):
+        call = Call(case, dtype)
+        everything = [range(len(case["documents"]))] * len(case["queries"])
+        check(call, call.run(threads=2), call.oracle(), everything)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_pair_scores_the_same_wherever_it_stands(level):
+    """In any tile, panel, group, thread: so equal documents tie."""
+    rng = np.random.default_rng(0)
+    document, query = rng.normal(size=(50, 96)), rng.normal(size=(20, 96))
+    others = [rng.normal(size=(n, 96)) for n in (1, 13, 200, 7)]
+    case = Case((1,), (1,), 96)
+    case.arrays["documents"] = [document, *others, document, others[2], document]
+    case.arrays["queries"] = [others[1], query, others[2], others[0], query]
+    with cpu_level(level):
+        call = Call(case, "float32")
+        scores = call.run(threads=2)[0]
+        repeated = scores[np.ix_([1, 4], [0, 5, 7])]
+        assert (repeated == repeated[0, 0]).all()
+        chosen = np.full((5, 1), 5)
+        assert call.run(chosen)[0][4, 0] == repeated[0, 0]
+        np.testing.assert_array_equal(call.run(threads=1)[0], scores)
+
+
+def test_huge_and_tiny_rows_have_directions():
+    case = Case((7, 3), (33, 16), 33, options={"normalize": True})
+    for side in case.inputs:
+        for x in side:
+            x *= 10.0 ** np.random.default_rng(1).choice([-30, 0, 30], size=(len(x), 1))
+    call = Call(case, "float32")
+    expected = call.oracle()
+    near(call.run()[0], expected.scores, 1e-5)
+    # Rows of 1e-30 are shorter than what a row is divided by, and score about nothing.
+    assert np.isfinite(expected.scores).all()
+
+
+WRONG = {
+    "queries": ({"queries": np.zeros((2, 5), np.float32)}, "queries: shape"),
+    "dtype": ({"queries": np.zeros((2, 4))}, "queries: dtype float64"),
+    "starts": ({"query_starts": np.array([3])}, "queries_starts: a run of rows"),
+    "ends": ({"document_ends": np.array([9])}, "documents_starts: a run of rows"),
+    "mask": ({"document_mask": np.zeros(2, bool)}, "documents_mask: shape"),
+    "mask dtype": ({"query_mask": np.zeros(2, np.uint8)}, "queries_mask: not of dtype bool"),
+    "candidates": ({"candidates": np.array([[1]])}, "candidates: beyond the documents"),
+    "scores": ({"scores": np.zeros((1, 2), np.float32)}, "scores: shape"),
+    "argmax": ({"argmax": np.zeros(3, np.int32)}, "argmax: shape"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_call_is_refused(name):
+    given = {
+        "dtype": "float32",
+        "queries": np.zeros((2, 4), np.float32),
+        "query_starts": np.array([0]),
+        "query_ends": np.array([2]),
+        "query_mask": None,
+        "documents": np.zeros((3, 4), np.float32),
+        "document_starts": np.array([0]),
+        "document_ends": np.array([3]),
+        "document_mask": None,
+        "normalize": False,
+        "pad_zero_rows": False,
+        "length_normalize": False,
+        "empty_score": 0.0,
+        "candidates": None,
+        "scores": np.zeros((1, 1), np.float32),
+        "argmax": None,
+        "token_scores": None,
+        "threads": 1,
+    }
+    _core.maxsim(**given)
+    changed, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        _core.maxsim(**{**given, **changed})
