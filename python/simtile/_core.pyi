@@ -9,6 +9,7 @@ __all__: list[str] = [
     "cpu_info",
     "info_nce",
     "info_nce_arithmetic",
+    "maxsim",
     "num_threads",
     "peak",
     "peak_kinds",
@@ -59,6 +60,26 @@ def info_nce(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> float: ...
 def info_nce_arithmetic(dtype: str) -> str: ...
+def maxsim(
+    dtype: str,
+    queries: numpy.ndarray,
+    query_starts: numpy.ndarray,
+    query_ends: numpy.ndarray,
+    query_mask: numpy.ndarray | None,
+    documents: numpy.ndarray,
+    document_starts: numpy.ndarray,
+    document_ends: numpy.ndarray,
+    document_mask: numpy.ndarray | None,
+    normalize: bool,
+    pad_zero_rows: bool,
+    length_normalize: bool,
+    empty_score: typing.SupportsFloat | typing.SupportsIndex,
+    candidates: numpy.ndarray | None,
+    scores: numpy.ndarray,
+    argmax: numpy.ndarray | None,
+    token_scores: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def num_threads() -> int: ...
 def peak(
     kind: str,
