@@ -7,6 +7,7 @@ is measured in every round too. Import this before NumPy, for what `_environment
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import functools
 import gc
@@ -28,6 +29,7 @@ from typing import Any
 
 import _environment
 from rich.console import Console
+from rich.markdown import Markdown
 
 import simtile
 from simtile import _core
@@ -146,8 +148,29 @@ class Target:
         return {**self.__dict__, "met": self.met}
 
 
+@dataclass(frozen=True)
+class Run:
+    """How thorough this run is."""
+
+    threads: int
+    quick: bool
+
+    def rounds(self, full: int) -> int:
+        return 3 if self.quick else full
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+
+class GateFailed(Exception):
+    """A result is wrong, so its time means nothing."""
+
+
 class ShareAbovePeak(Exception):
     """More than the machine can do: the peak or the count of operations is wrong."""
+
+
+Entry = Callable[[Run], tuple[Json, list[Target]]]
 
 
 def share_of_peak(rate: float, peak: float, what: str) -> float:
@@ -209,6 +232,82 @@ def write_results(bench: str, results: Json, output: Path | None) -> Path:
 def console() -> Console:
     """Wide enough for the tables where the output is a file."""
     return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def parser(description: str, entries: Mapping[str, Entry]) -> argparse.ArgumentParser:
+    """The options of every benchmark that consists of entries."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=entries,
+        metavar="NAME",
+        help=f"only this entry, may be repeated: {', '.join(entries)}",
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    return parser
+
+
+def run_entries(
+    bench: str,
+    entries: Mapping[str, Entry],
+    arguments: argparse.Namespace,
+    facts: Json,
+    markdown: Callable[[str, Json], str],
+    targets_markdown: Callable[[list[Json]], str],
+    draw: Callable[[Json, Path], Path] | None = None,
+) -> int:
+    """Run the entries that were asked for, show and store what they give; the exit code.
+
+    Results of a complete run are stored, others only where --output says. An entry that fails its
+    gate is reported, and the others still run.
+    """
+    shown = console()
+    run = Run(arguments.threads, arguments.quick)
+    results: Json = {
+        "machine": facts,
+        "quick": arguments.quick,
+        "complete": not arguments.only,
+        "threads": arguments.threads,
+        "entries": {},
+        "targets": [],
+    }
+    failures = []
+    for name in arguments.only or entries:
+        with shown.status(f"{name} ({list(entries).index(name) + 1} of {len(entries)})"):
+            try:
+                entry, targets = entries[name](run)
+            except (GateFailed, ShareAbovePeak) as error:
+                failures.append(f"{name}: {error}")
+                shown.print(f"[red]{name}: {error}[/red]")
+                continue
+            finally:
+                gc.collect()
+        results["entries"][name] = entry
+        results["targets"] += [target.json() for target in targets]
+        shown.print(Markdown(markdown(name, entry)))
+        if targets:
+            shown.print(Markdown(targets_markdown([target.json() for target in targets])))
+    results["failures"] = failures
+    if arguments.output or not (arguments.quick or arguments.only):
+        path = write_results(bench, results, arguments.output)
+        shown.print(f"stored in {path}")
+        if draw and not arguments.only and not failures:
+            shown.print(f"plotted in {draw(results, path.with_suffix('.png'))}")
+    missed = sum(not target["met"] for target in results["targets"])
+    shown.print(f"{len(results['targets'])} targets, {missed} not met, {len(failures)} failures")
+    return 1 if failures else 0
+
+
+def limit_blas(count: int) -> None:
+    try:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    except ModuleNotFoundError:
+        return
+    threadpool_limits(limits=count, user_api="blas")
 
 
 def in_child(script: Path, task: Json, environment: Mapping[str, str] | None = None) -> Json:

@@ -9,7 +9,6 @@ nowhere, unless --output says where.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -18,12 +17,12 @@ from pathlib import Path
 import _common
 import info_nce_contenders as contenders
 import numpy as np
+import plots.info_nce
 import tables
 import torch
-from _common import Json, Samples, Target, interleave
-from info_nce_compare import GateFailed, Run, compare, flops
+from _common import GateFailed, Json, Run, Samples, Target, interleave
+from info_nce_compare import compare, flops
 from info_nce_contenders import CHUNKED, COMPILED, EAGER, NUMPY, SIMTILE
-from rich.markdown import Markdown
 
 import simtile
 
@@ -272,67 +271,22 @@ ENTRIES: dict[str, Callable[[Run], tuple[Json, list[Target]]]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Benchmark info_nce, forward and backward.")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=ENTRIES,
-        metavar="NAME",
-        help=f"only this entry, may be repeated: {', '.join(ENTRIES)}",
-    )
-    parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = _common.parser("Benchmark info_nce, forward and backward.", ENTRIES).parse_args()
     if arguments.child:
         print(json.dumps(child(arguments.child)))
         return 0
 
-    console = _common.console()
     torch.set_num_threads(arguments.threads)
-    limit_blas(arguments.threads)
-    run = Run(arguments.threads, arguments.quick)
-    results: Json = {
-        "machine": _common.machine(),
-        "quick": arguments.quick,
-        "complete": not arguments.only,
-        "threads": arguments.threads,
-        "entries": {},
-        "targets": [],
-    }
-    failures = []
-    for name in arguments.only or ENTRIES:
-        with console.status(f"{name} ({list(ENTRIES).index(name) + 1} of {len(ENTRIES)})"):
-            try:
-                entry, targets = ENTRIES[name](run)
-            except (GateFailed, _common.ShareAbovePeak) as error:
-                failures.append(f"{name}: {error}")
-                console.print(f"[red]{name}: {error}[/red]")
-                continue
-        results["entries"][name] = entry
-        results["targets"] += [target.json() for target in targets]
-        console.print(Markdown(tables.info_nce_entry(name, entry)))
-        console.print(Markdown(tables.targets([target.json() for target in targets])))
-    results["failures"] = failures
-    if arguments.output or not (arguments.quick or arguments.only):
-        path = _common.write_results("info_nce", results, arguments.output)
-        console.print(f"stored in {path}")
-        if not arguments.only and not failures:
-            import plots.info_nce
-
-            console.print(f"plotted in {plots.info_nce.draw(results, path.with_suffix('.png'))}")
-    missed = sum(not target["met"] for target in results["targets"])
-    console.print(f"{len(results['targets'])} targets, {missed} not met, {len(failures)} failures")
-    return 1 if failures else 0
-
-
-def limit_blas(count: int) -> None:
-    try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-    except ModuleNotFoundError:
-        return
-    threadpool_limits(limits=count, user_api="blas")
+    _common.limit_blas(arguments.threads)
+    return _common.run_entries(
+        "info_nce",
+        ENTRIES,
+        arguments,
+        _common.machine(),
+        tables.info_nce_entry,
+        tables.targets,
+        plots.info_nce.draw,
+    )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import info_nce_contenders as contenders
-from _common import Json, Samples, interleave, share_of_peak
+from _common import GateFailed, Json, Run, Samples, interleave, share_of_peak
 from info_nce_contenders import EAGER, NUMPY, SIMTILE
 
 from simtile import _core
@@ -22,21 +21,6 @@ UNITS = {
 }
 # An error up to this is rounding of the result itself and passes whatever eager torch's is.
 ERROR_FLOOR = 1e-7
-
-
-@dataclass(frozen=True)
-class Run:
-    """How thorough this run is."""
-
-    threads: int
-    quick: bool
-
-    def rounds(self, full: int) -> int:
-        return 3 if self.quick else full
-
-
-class GateFailed(Exception):
-    """A result is wrong, so its time means nothing."""
 
 
 def flops(n: int, dim: int) -> float:

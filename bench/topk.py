@@ -9,7 +9,6 @@ and --only nowhere, unless --output says where. A complete run takes about five 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import sys
@@ -17,13 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import _common
-import info_nce
 import numpy as np
+import plots.topk
+import tables
 import topk_contenders as contenders
 import topk_tables
-from _common import Json, Target, interleave
-from rich.markdown import Markdown
-from topk_compare import GateFailed, Run, gate, measure
+from _common import GateFailed, Json, Run, Target, interleave
+from topk_compare import gate, measure
 from topk_contenders import FAISS, NUMKONG, SIMTILE, TORCH, USEARCH
 
 import simtile
@@ -258,63 +257,23 @@ ENTRIES: dict[str, Callable[[Run], Result]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Benchmark exact search.")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=ENTRIES,
-        metavar="NAME",
-        help=f"only this entry, may be repeated: {', '.join(ENTRIES)}",
-    )
-    parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = _common.parser("Benchmark exact search.", ENTRIES).parse_args()
     if arguments.child:
         print(json.dumps(child(arguments.child)))
         return 0
 
-    console = _common.console()
     limit_threads(arguments.threads)
-    run = Run(arguments.threads, arguments.quick)
     machine = _common.machine()
     machine["versions"] |= contenders.versions()
-    results: Json = {
-        "machine": machine,
-        "quick": arguments.quick,
-        "complete": not arguments.only,
-        "threads": arguments.threads,
-        "entries": {},
-        "targets": [],
-    }
-    failures = []
-    for name in arguments.only or ENTRIES:
-        with console.status(f"{name} ({list(ENTRIES).index(name) + 1} of {len(ENTRIES)})"):
-            try:
-                entry, targets = ENTRIES[name](run)
-            except (GateFailed, _common.ShareAbovePeak) as error:
-                failures.append(f"{name}: {error}")
-                console.print(f"[red]{name}: {error}[/red]")
-                continue
-            finally:
-                gc.collect()
-        results["entries"][name] = entry
-        results["targets"] += [target.json() for target in targets]
-        console.print(Markdown(topk_tables.ENTRIES[name](entry)))
-        if targets:
-            console.print(Markdown(topk_tables.targets([target.json() for target in targets])))
-    results["failures"] = failures
-    if arguments.output or not (arguments.quick or arguments.only):
-        path = _common.write_results("topk", results, arguments.output)
-        console.print(f"stored in {path}")
-        if not arguments.only and not failures:
-            import plots.topk
-
-            console.print(f"plotted in {plots.topk.draw(results, path.with_suffix('.png'))}")
-    missed = sum(not target["met"] for target in results["targets"])
-    console.print(f"{len(results['targets'])} targets, {missed} not met, {len(failures)} failures")
-    return 1 if failures else 0
+    return _common.run_entries(
+        "topk",
+        ENTRIES,
+        arguments,
+        machine,
+        lambda name, entry: topk_tables.ENTRIES[name](entry),
+        tables.targets,
+        plots.topk.draw,
+    )
 
 
 def limit_threads(count: int) -> None:
@@ -324,7 +283,7 @@ def limit_threads(count: int) -> None:
 
     faiss.omp_set_num_threads(count)
     torch.set_num_threads(count)
-    info_nce.limit_blas(count)
+    _common.limit_blas(count)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import topk_contenders as contenders
-from _common import Json, Samples, interleave, share_of_peak
+from _common import GateFailed, Json, Run, Samples, interleave, share_of_peak
 from topk_contenders import SIMTILE, Array, Corpus, Int8
 
 from simtile import _core
@@ -24,24 +22,6 @@ UNITS = {
     "float32": ("fma_f32", "matrix_bf16"),
     "bfloat16": ("fma_f32", "matrix_bf16"),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """How thorough this run is."""
-
-    threads: int
-    quick: bool
-
-    def rounds(self, full: int) -> int:
-        return 3 if self.quick else full
-
-    def size(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
-
-
-class GateFailed(Exception):
-    """A result is wrong, so its time means nothing."""
 
 
 def gate(corpus: Corpus, count: int, k: int) -> None:
@@ -163,4 +143,4 @@ def measure(
     return entry, times
 
 
-__all__ = ["SIMTILE", "GateFailed", "Run", "agree", "contenders", "gate", "measure"]
+__all__ = ["agree", "gate", "measure"]
