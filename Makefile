@@ -16,9 +16,10 @@ demo-train:
 	@$(DEVELOP) train
 	@$(BIN)/simtile demo --train
 
+# On two workers; PYTEST_ARGS="-n 0" runs all in one process.
 test:
 	@$(DEVELOP) test
-	@$(BIN)/python -m pytest -m "not gpu and not deep" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not gpu and not deep" $(PYTEST_ARGS)
 
 test-deep:
 	@$(DEVELOP) test
@@ -47,6 +48,7 @@ bench:
 	@$(BIN)/python bench/peak.py
 	@$(BIN)/python bench/info_nce.py
 	@$(BIN)/python bench/topk.py
+	@$(BIN)/python bench/maxsim.py
 
 clean:
 	rm -rf build .venv

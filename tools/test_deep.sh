@@ -20,6 +20,7 @@ PATH=$PWD/.venv/bin:$PATH
 
 kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_quantize.py)
 
+# pytest runs on two workers (-n 2): most tests are one thread's work, compiling mutants or the oracle's.
 names=() seconds=() results=()
 stage() {
   local name=$1 start=$SECONDS result=passed
@@ -83,7 +84,7 @@ with_libasan() {
   shift
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=ci \
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
-    "$interpreter" -m pytest -q --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" "$@"
+    "$interpreter" -m pytest -q -n 2 --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" "$@"
 }
 
 address_sanitizer() {
@@ -121,13 +122,12 @@ every_level() {
   local level failed=0
   for level in $("$python" -c 'import simtile; print(*simtile.cpu_info()["detected"])'); do
     echo "SIMTILE_ISA=$level"
-    SIMTILE_ISA=$level "$python" -m pytest -q -m "not gpu and not deep" "${kernel_tests[@]}" || failed=1
+    SIMTILE_ISA=$level "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" || failed=1
   done
   return "$failed"
 }
 
 deep_tests() {
-  # -n 2: most of it is one thread's work, compiling mutants or the numbers of the oracle.
   "$python" -m pytest -q -n 2 -m "deep and not gpu"
   HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" \
     tests/test_info_nce_cuda_host.py tests/test_topk.py \
