@@ -10,6 +10,7 @@ from simtile._cpu import cpu_info, set_num_threads
 from simtile.cascade_index import CascadeIndex
 from simtile.flat_index import FlatIndex
 from simtile.info_nce import info_nce, info_nce_grad
+from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
 from simtile.search import merge_topk, range_search, topk
@@ -26,6 +27,9 @@ __all__ = [
     "cpu_info",
     "info_nce",
     "info_nce_grad",
+    "maxsim",
+    "maxsim_packed",
+    "maxsim_pairwise",
     "merge_topk",
     "quantize",
     "range_search",

@@ -50,13 +50,13 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: found {value!r}, expected one of {expected}")
 
 
-def check_array_backend(backend: str) -> str:
-    """The backend that runs NumPy arrays."""
+def check_array_backend(backend: str, function: str = "simtile.info_nce") -> str:
+    """The backend that runs NumPy arrays; `function` is the one that takes tensors."""
     check_choice("backend", backend, BACKENDS)
     if backend in ("triton", "cuda"):
         raise RuntimeError(
             f"backend: {backend!r} runs on torch tensors on a GPU; for NumPy arrays use 'cpu' (or "
-            "'auto'), or give the tensors to simtile.info_nce"
+            f"'auto'), or give the tensors to {function}"
         )
     return "cpu" if backend == "auto" else backend
 

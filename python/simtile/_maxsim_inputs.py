@@ -1,0 +1,366 @@
+"""Matrices of tokens in every form that MaxSim takes, and as runs of the rows of one matrix.
+
+A padded batch [B, L, D], a list of [L_i, D] and packed tokens [T, D] with offsets are all runs:
+what pads a batch lies between them, or is masked. `Given` is what the caller has, arrays or
+tensors; `Side` is what kernels on the CPU read, which is copied only where it has to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _inputs, _tensors
+from simtile._vectors import FLOATS, Rows
+
+Array = npt.NDArray[Any]
+Int64s = npt.NDArray[np.int64]
+
+
+class Given(NamedTuple):
+    """Queries or documents with shapes that have been checked."""
+
+    name: str
+    x: Any  # a batch [B, L, D], or tokens [T, D] that offsets divide; arrays or tensors
+    offsets: Int64s | None  # [B + 1], from 0 to T
+    mask: Any  # bool [B, L] or [T], or None
+
+    @property
+    def batch(self) -> int:
+        """How many matrices."""
+        return int(self.x.shape[0] if self.offsets is None else len(self.offsets) - 1)
+
+    @property
+    def dim(self) -> int:
+        return int(self.x.shape[-1])
+
+    @property
+    def width(self) -> int | None:
+        """L of a batch."""
+        return int(self.x.shape[1]) if self.offsets is None else None
+
+
+@dataclass(frozen=True)
+class Side:
+    """Queries or documents as `_core` takes them."""
+
+    name: str
+    rows: Rows  # [T, D]
+    starts: Int64s  # [B]
+    ends: Int64s  # [B]
+    mask: npt.NDArray[np.bool_] | None  # [T]: which rows are tokens
+    width: int | None  # L of a padded batch, of which runs may be shorter
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def arguments(self) -> Any:
+        """As they follow each other in `_core`'s functions."""
+        return self.rows.array, self.starts, self.ends, self.mask
+
+
+def given(name: str, x: Any, mask: Any, mask_name: str) -> Given:
+    """A batch [B, L, D] or a list of [L_i, D], with a mask [B, L] or a list of [L_i].
+
+    Raises
+    ------
+    ValueError, TypeError
+        It has another shape, or no dimensions; the mask does not fit.
+    """
+    if isinstance(x, (list, tuple)):
+        return _of_list(name, x, mask, mask_name)
+    x = x if _tensors.is_tensor(x) else np.asarray(x)
+    shape = list(x.shape)
+    if len(shape) != 3:
+        hint = "; one matrix of tokens is x[None]" if len(shape) == 2 else ""
+        raise ValueError(
+            f"{name}: found {_tensors.dtype_name(x)} {shape}, expected [B, L, D] or a list of "
+            f"[L, D]{hint}"
+        )
+    _check_dim(name, x)
+    if mask is not None:
+        if isinstance(mask, (list, tuple)):
+            mask = _stacked(mask_name, mask, shape)
+        mask = _bools(mask_name, mask, shape[:2], f"{name} are {shape}")
+    return Given(name, x, None, mask)
+
+
+def given_packed(
+    name: str, tokens: Any, offsets: Any, mask: Any, mask_name: str, offsets_name: str = "offsets"
+) -> Given:
+    """Tokens [T, D]; matrix i is ``tokens[offsets[i] : offsets[i + 1]]``. The mask is [T]."""
+    x = tokens if _tensors.is_tensor(tokens) else np.asarray(tokens)
+    shape = list(x.shape)
+    if len(shape) != 2:
+        raise ValueError(
+            f"{name}: found {_tensors.dtype_name(x)} {shape}, expected the tokens of all documents "
+            "[T, D]"
+        )
+    _check_dim(name, x)
+    bounds = check_offsets(offsets_name, offsets, shape[0], name)
+    if mask is not None:
+        mask = _bools(mask_name, mask, shape[:1], f"{name} are {shape}")
+    return Given(name, x, bounds, mask)
+
+
+def check_offsets(name: str, offsets: Any, total: int, of: str) -> Int64s:
+    """int64 [N + 1]: ascending, from 0 to the number of tokens."""
+    array = _tensors.as_array(offsets)
+    found = f"{name}: found {array.dtype} {list(array.shape)}"
+    if array.ndim != 1 or len(array) < 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{found}, expected integers [N + 1] from 0 to the number of {of}")
+    bounds = np.ascontiguousarray(array, np.int64)
+    if bounds[0] != 0 or bounds[-1] != total:
+        raise ValueError(
+            f"{found} from {bounds[0]} to {bounds[-1]}, expected 0 to {total} because there are "
+            f"{total} {of}; lengths become offsets by numpy.cumsum([0, *lengths])"
+        )
+    falls = np.flatnonzero(bounds[1:] < bounds[:-1])
+    if len(falls):
+        i = int(falls[0])
+        raise ValueError(
+            f"{found}, expected ascending ones, and [{i}] is {bounds[i]}, [{i + 1}] is "
+            f"{bounds[i + 1]}"
+        )
+    return bounds
+
+
+def _of_list(name: str, items: Sequence[Any], mask: Any, mask_name: str) -> Given:
+    tensors = [_tensors.is_tensor(x) for x in items]
+    if any(tensors) and not all(tensors):
+        i = tensors.index(not tensors[0])
+        raise TypeError(
+            f"{name}[{i}]: found {type(items[i]).__name__}, expected {type(items[0]).__name__} "
+            f"because {name}[0] is one"
+        )
+    if not any(tensors):
+        items = [np.asarray(x) for x in items]
+    for i, x in enumerate(items):
+        if len(x.shape) != 2 or x.shape[1] != items[0].shape[1]:
+            expected = f"[L, {items[0].shape[-1]}]" if i else "[L, D]"
+            raise ValueError(
+                f"{name}[{i}]: found {_tensors.dtype_name(x)} {list(x.shape)}, expected {expected}"
+            )
+        if x.shape[1] == 0:
+            _check_dim(f"{name}[{i}]", x)
+    lengths = [x.shape[0] for x in items]
+    if any(tensors):
+        import torch
+
+        for i, x in enumerate(items):
+            if x.device != items[0].device:
+                raise ValueError(
+                    f"{name}[{i}]: found a tensor on {x.device}, expected {items[0].device} "
+                    f"because {name}[0] is there"
+                )
+        together: Any = items[0] if len(items) == 1 else torch.cat(list(items))
+    elif len(items) == 1:
+        together = items[0]
+    elif items:
+        together = np.concatenate(items)
+    else:
+        together = np.zeros((0, 0), np.float32)  # of the other side's dimensions and type
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    if mask is not None:
+        mask = _list_mask(name, mask, mask_name, lengths)
+    return Given(name, together, offsets, mask)
+
+
+def _list_mask(name: str, mask: Any, mask_name: str, lengths: list[int]) -> Any:
+    if not isinstance(mask, (list, tuple)):
+        raise TypeError(
+            f"{mask_name}: found {type(mask).__name__}, expected a list of [L] because {name} are "
+            "a list"
+        )
+    if len(mask) != len(lengths):
+        raise ValueError(
+            f"{mask_name}: found {len(mask)} masks, expected {len(lengths)} because there are "
+            f"{len(lengths)} {name}"
+        )
+    parts = [
+        _bools(f"{mask_name}[{i}]", own, [length], f"{name}[{i}] has {length} rows")
+        for i, (own, length) in enumerate(zip(mask, lengths, strict=True))
+    ]
+    if any(map(_tensors.is_tensor, parts)):
+        import torch
+
+        return torch.cat([torch.as_tensor(part) for part in parts])
+    return np.concatenate([*parts, np.zeros(0, bool)])
+
+
+def _stacked(name: str, mask: Sequence[Any], shape: list[int]) -> Any:
+    """A list of masks, one for each matrix of a batch, as one."""
+    if any(map(_tensors.is_tensor, mask)):
+        import torch
+
+        return torch.stack(list(mask))
+    rows = [np.asarray(own) for own in mask]
+    if len({own.shape for own in rows}) > 1:
+        raise ValueError(
+            f"{name}: found masks of different lengths, expected {shape[:2]}, one bool for each "
+            "token, padding among them"
+        )
+    return np.array(rows) if rows else np.zeros(shape[:2], bool)
+
+
+def _bools(name: str, mask: Any, shape: list[int], because: str) -> Any:
+    """bool, or the integers of tokenizers, where 0 is no token."""
+    array = mask if _tensors.is_tensor(mask) else np.asarray(mask)
+    kind = _tensors.dtype_name(array)
+    if kind != "bool" and not kind.startswith(("int", "uint")):
+        raise ValueError(
+            f"{name}: found {kind} {list(array.shape)}, expected bool, or integers that are 0 for "
+            "what is no token"
+        )
+    if list(array.shape) != shape:
+        raise ValueError(f"{name}: found {kind} {list(array.shape)}, expected {shape}: {because}")
+    return array if kind == "bool" else array != 0
+
+
+def _check_dim(name: str, x: Any) -> None:
+    if x.shape[-1] == 0:
+        raise ValueError(
+            f"{name}: found {_tensors.dtype_name(x)} {list(x.shape)}, expected at least one "
+            "dimension"
+        )
+
+
+def check_together(queries: Given, documents: Given) -> tuple[Given, Given]:
+    """Raise unless both have as many dimensions; an empty list has those of the other."""
+    if queries.dim == 0:
+        queries = _empty_like(queries, documents)
+    if documents.dim == 0:
+        documents = _empty_like(documents, queries)
+    if queries.dim != documents.dim:
+        raise ValueError(
+            f"{documents.name}: found {_described(documents)}, expected {queries.dim} dimensions "
+            f"because queries are {_described(queries)}"
+        )
+    return queries, documents
+
+
+def _empty_like(empty: Given, other: Given) -> Given:
+    dim = max(other.dim, 1)
+    if _tensors.is_tensor(other.x):
+        return empty._replace(x=other.x.detach().new_empty((0, dim)))
+    return empty._replace(x=np.empty((0, dim), other.x.dtype if other.dim else np.float32))
+
+
+def _described(side: Given) -> str:
+    return f"{_tensors.dtype_name(side.x)} {list(side.x.shape)}"
+
+
+def pair_of_sides(queries: Given, documents: Given, *, dense: bool = False) -> tuple[Side, Side]:
+    """Both as kernels read them: queries in the type in which scores are computed.
+
+    `dense`: every row of the matrices is one of the inputs' tokens, in their order, as it is for
+    gradients that have the shapes of the inputs.
+    """
+    x, kind = elements(documents)
+    own, own_kind = elements(queries)
+    compute = "float64" if "float64" in (kind, own_kind) else "float32"
+    if compute == "float64" and kind != compute:
+        x, kind = widen(x, kind, compute), compute
+    return (
+        _side(queries, widen(own, own_kind, compute), compute, dense, trim=False),
+        _side(documents, x, kind, dense, trim=True),
+    )
+
+
+def elements(side: Given) -> tuple[Array, str]:
+    """The elements as an array, of bfloat16 their bits, and the name of the type."""
+    if _tensors.is_tensor(side.x):
+        kind = _tensors.dtype_name(side.x)
+        if kind not in FLOATS:
+            raise ValueError(
+                f"{side.name}: found {side.x.dtype} {list(side.x.shape)}, expected float32, "
+                "float64, float16 or bfloat16; convert with x.float()"
+            )
+        return _tensors.as_array(side.x), kind
+    array, kind = _inputs.float_array(side.name, side.x)
+    return (array.view(np.uint16) if kind == "bfloat16" else array), kind
+
+
+def widen(x: Array, kind: str, compute: str) -> Array:
+    if kind == "bfloat16":
+        x = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return x.astype(compute, copy=False)
+
+
+def _side(side: Given, x: Array, kind: str, dense: bool, trim: bool) -> Side:
+    mask = None if side.mask is None else _tensors.as_array(side.mask)
+    if mask is not None and mask.all():
+        mask = None
+    if side.offsets is not None:
+        bounds = side.offsets
+        rows = Rows(_inputs.kernel_rows(x), kind, None)
+        flat = None if mask is None else np.ascontiguousarray(mask)
+        return Side(side.name, rows, bounds[:-1].copy(), bounds[1:].copy(), flat, None)
+    count, width, _ = x.shape
+    lengths = np.full(count, width, np.int64)
+    if trim and mask is not None:
+        lengths = _prefixes(mask)
+        if (mask.sum(1) == lengths).all():
+            mask = None
+    found = None if dense and not _is_dense(x) else _as_one_matrix(x)
+    if found is None or (mask is not None and found[1] < width):
+        found = _as_one_matrix(np.require(x, requirements=["C", "ALIGNED"]))
+        assert found is not None
+    matrix, step = found
+    starts = np.arange(count, dtype=np.int64) * step
+    if mask is not None:
+        mask = _mask_of_rows(mask, len(matrix), step)
+    return Side(side.name, Rows(matrix, kind, None), starts, starts + lengths, mask, width)
+
+
+def _prefixes(mask: Array) -> Int64s:
+    """Up to where each has a token, [B]."""
+    width = mask.shape[1]
+    if width == 0:
+        return np.zeros(len(mask), np.int64)
+    last = width - mask[:, ::-1].argmax(1)
+    return np.where(mask.any(1), last, 0).astype(np.int64)
+
+
+def _is_dense(x: Array) -> bool:
+    return x.flags.c_contiguous
+
+
+def _as_one_matrix(x: Array) -> tuple[Array, int] | None:
+    """A batch [B, L, D] as one matrix, and how many of its rows one entry is after the other.
+
+    What lies between the entries, as in a slice of a wider batch, becomes rows that are in no run;
+    entries that are all the same memory, as in an expanded one, are the same rows. None where rows
+    are not at one distance.
+    """
+    count, width, dim = x.shape
+    if count == 0 or width == 0:
+        return np.empty((0, dim), x.dtype), 0
+    item = x.itemsize
+    outer, inner, beside = x.strides
+    if width == 1:
+        inner = outer if count > 1 and outer > 0 else dim * item
+    if count == 1:
+        outer = width * inner
+    if not x.flags.aligned or (dim > 1 and beside != item) or inner <= 0 or inner % item:
+        return None
+    if outer < 0 or outer % inner:
+        return None
+    step = outer // inner
+    shape = ((count - 1) * step + width, dim)
+    return np.lib.stride_tricks.as_strided(x, shape, (inner, item), writeable=False), step
+
+
+def _mask_of_rows(mask: Array, rows: int, step: int) -> Array:
+    count, width = mask.shape
+    if step == width:
+        return np.ascontiguousarray(mask).reshape(-1)
+    flat = np.zeros(rows, bool)
+    if rows:
+        flat[np.arange(count)[:, None] * step + np.arange(width)] = mask
+    return flat

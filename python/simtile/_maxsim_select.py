@@ -1,0 +1,104 @@
+"""The k best of scores that have been computed, as arrays or tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _tensors
+
+Array = npt.NDArray[Any]
+
+
+def best(scores: Any, candidates: Any, allowed: Any, k: int) -> tuple[Any, Any]:
+    """The k best documents of every query, where the scores are.
+
+    Parameters
+    ----------
+    scores : [Q, C]
+    candidates : int64 [Q, C], or None
+        Which documents they are of, -1 for none; 0 to C - 1 where None.
+    allowed : bool [N] or [Q, N], or None
+    k : int
+
+    Returns
+    -------
+    scores : [Q, k]
+        Best first. A NaN is not found.
+    ids : int64 [Q, k]
+        Of equal scores the lowest first, and each once; -1, with the score -inf, where there are
+        no more.
+    """
+    if _tensors.is_tensor(scores) and scores.device.type != "cpu":
+        return _best_of_tensors(scores, candidates, allowed, k)
+    if _tensors.is_tensor(scores):
+        found = _best_of_arrays(
+            scores.detach().numpy(),
+            None if candidates is None else _tensors.as_array(candidates),
+            allowed,
+            k,
+        )
+        return _tensors.as_tensor(found[0], "cpu"), _tensors.as_tensor(found[1], "cpu")
+    return _best_of_arrays(
+        scores, None if candidates is None else _tensors.as_array(candidates), allowed, k
+    )
+
+
+def _best_of_arrays(
+    scores: Array, candidates: Array | None, allowed: Array | None, k: int
+) -> tuple[Array, Array]:
+    shape = scores.shape
+    ids = np.arange(shape[1])[None] if candidates is None else candidates
+    ids = np.broadcast_to(ids, shape)
+    out = np.isnan(scores) | (ids < 0)
+    if allowed is not None and allowed.shape[-1]:
+        rows = np.broadcast_to(allowed, (shape[0], allowed.shape[-1]))
+        out |= ~np.take_along_axis(rows, np.maximum(ids, 0), 1)
+    order = np.lexsort((ids, -scores, out), axis=1)
+    if candidates is not None:  # equal ones stand beside each other now
+        sorted_ids = np.take_along_axis(ids, order, 1)
+        again = np.zeros(shape, bool)
+        again[:, 1:] = sorted_ids[:, 1:] == sorted_ids[:, :-1]
+        out = np.take_along_axis(out, order, 1) | again
+        order = np.take_along_axis(order, np.argsort(out, axis=1, kind="stable"), 1)
+        out = np.sort(out, axis=1)
+    else:
+        out = np.take_along_axis(out, order, 1)
+    order, out = order[:, :k], out[:, :k]
+    found = np.full((shape[0], k), -np.inf, scores.dtype)
+    found_ids = np.full((shape[0], k), -1, np.int64)
+    kept = order.shape[1]
+    found[:, :kept] = np.where(out, -np.inf, np.take_along_axis(scores, order, 1))
+    found_ids[:, :kept] = np.where(out, -1, np.take_along_axis(ids, order, 1))
+    return found, found_ids
+
+
+def _best_of_tensors(scores: Any, candidates: Any, allowed: Any, k: int) -> tuple[Any, Any]:
+    """The same on a GPU, by stable sorts."""
+    import torch
+
+    scores = scores.detach()
+    shape, device = scores.shape, scores.device
+    if candidates is None:
+        ids = torch.arange(shape[1], device=device).expand(shape)
+    else:
+        ids, places = torch.as_tensor(candidates, device=device).sort(1)
+        scores = scores.gather(1, places)
+    out = scores.isnan() | (ids < 0)
+    if candidates is not None:
+        out[:, 1:] |= ids[:, 1:] == ids[:, :-1]
+    if allowed is not None and allowed.shape[-1]:
+        rows = _tensors.as_tensor(allowed, device).expand(shape[0], -1)
+        out |= ~rows.gather(1, ids.clamp(min=0))
+    places = scores.masked_fill(out, float("-inf")).argsort(1, descending=True, stable=True)
+    places = places.gather(1, out.gather(1, places).to(torch.uint8).argsort(1, stable=True))
+    places = places[:, :k]
+    out = out.gather(1, places)
+    found = scores.new_full((shape[0], k), float("-inf"))
+    found_ids = ids.new_full((shape[0], k), -1)
+    kept = places.shape[1]
+    found[:, :kept] = scores.gather(1, places).masked_fill(out, float("-inf"))
+    found_ids[:, :kept] = ids.gather(1, places).masked_fill(out, -1)
+    return found, found_ids

@@ -1,0 +1,380 @@
+"""MaxSim: late interaction of queries and documents that are matrices of token vectors.
+
+The definition is `reference/maxsim.py`; the kernels and their story are in `kernels/maxsim/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import (
+    _allow,
+    _inputs,
+    _maxsim_inputs,
+    _maxsim_run,
+    _maxsim_select,
+    _search_call,
+    _tensors,
+)
+from simtile._maxsim_inputs import Given
+from simtile._maxsim_run import Found, Options
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+Backend = Literal["auto", "cpu", "triton", "cuda", "reference"]
+ZeroRows = Literal["score", "pad"]
+# [B, L, D], or [L, D] of each length
+Matrices: TypeAlias = "npt.ArrayLike | torch.Tensor | Sequence[npt.ArrayLike | torch.Tensor]"
+
+
+def maxsim(
+    queries: Matrices,
+    documents: Matrices,
+    query_mask: Any = None,
+    document_mask: Any = None,
+    *,
+    normalize: bool = False,
+    length_normalize: bool = False,
+    empty_score: float = 0.0,
+    zero_rows: ZeroRows = "score",
+    temperature: float | None = None,
+    return_argmax: bool = False,
+    return_token_scores: bool = False,
+    backend: Backend = "auto",
+    threads: int | None = None,
+) -> Any:
+    r"""Late-interaction scores of all queries with all documents, differentiable with torch.
+
+    .. math:: s(q, d) = \sum_i \max_j q_i \cdot d_j
+
+    over the tokens that are there (Khattab and Zaharia 2020, arXiv:2004.12832, eq. 3). No
+    similarity is stored, nothing is padded, and padding is not multiplied.
+
+    Parameters
+    ----------
+    queries : array or Tensor [Q, Lq, D], or list of [L, D]
+        float32, float64, float16 or bfloat16 (``ml_dtypes.bfloat16`` in NumPy), converted to the
+        type of the scores. Any strides; rows that are not contiguous cost a copy.
+    documents : array or Tensor [N, Ld, D], or list of [L, D]
+        Of the same types, multiplied as they are stored. Slices of wider batches and expanded ones
+        are read in place; a list is put together once.
+    query_mask, document_mask : bool [Q, Lq] and [N, Ld], or lists of [L], optional
+        False for what is no token. It may stand anywhere, and takes part in no maximum. Integers,
+        as tokenizers give them, are False where they are 0.
+    normalize : bool
+        Divide every token by max(‖x‖, 1e-12) first; gradients include it.
+    length_normalize : bool
+        Divide a score by the number of the query's tokens.
+    empty_score : float
+        The score of a document without a token. A query without one has the score 0 with all
+        others.
+    zero_rows : "score" or "pad"
+        Whether a row of zeros is a token with similarity 0 to all, or none.
+    temperature : float, optional
+        Instead of the maximum its smooth bound t · log Σ_j exp(q_i · d_j / t), which gives every
+        token of a document a gradient.
+    return_argmax : bool
+        Also return which row of the document each row of a query matched.
+    return_token_scores : bool
+        Also return the terms of each score, which explain it; they carry no gradient.
+    backend : str
+        "auto" takes the fastest that can run the inputs: "cpu" on the CPU, on a GPU "triton" or
+        "cuda". A named one never falls back. "reference" is the definition in plain Python lists.
+    threads : int, optional
+        Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default.
+
+    Returns
+    -------
+    scores : [Q, N]
+        float64 if an input is, else float32. Tensors if queries or documents are, else arrays.
+    argmax : int32 [Q, N, Lq], or list of [N, L]
+        With ``return_argmax``: rows of the documents, padding and masked rows counted. The first
+        of equals, and the first NaN; -1 where a row of the query is no token or the document has
+        none. A list where queries are one.
+    token_scores : [Q, N, Lq], or list of [N, L]
+        With ``return_token_scores``; 0 where ``argmax`` is -1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument has a wrong type, shape, element type or value.
+    RuntimeError
+        The named backend is not available; the gradient is differentiated (``create_graph=True``);
+        a torch.func transform is active.
+
+    Notes
+    -----
+    A maximum passes its gradient to the first token that attains it. Gradients are computed in
+    float32 (float64 for float64) without atomics, and the same inputs give the same bits.
+
+    Examples
+    --------
+    >>> scores = simtile.maxsim(query_tokens, [tokens_of_one, tokens_of_another])
+    >>> scores = simtile.maxsim(queries, documents, query_mask, document_mask, normalize=True)
+    """
+    options = _options(normalize, length_normalize, empty_score, zero_rows, temperature)
+    left, right = _maxsim_inputs.check_together(
+        _maxsim_inputs.given("queries", queries, query_mask, "query_mask"),
+        _maxsim_inputs.given("documents", documents, document_mask, "document_mask"),
+    )
+    found = _run(left, right, None, options, return_argmax, return_token_scores, backend, threads)
+    return _results(left, found, right.batch)
+
+
+def maxsim_pairwise(
+    queries: Matrices,
+    documents: Matrices,
+    query_mask: Any = None,
+    document_mask: Any = None,
+    *,
+    normalize: bool = False,
+    length_normalize: bool = False,
+    empty_score: float = 0.0,
+    zero_rows: ZeroRows = "score",
+    temperature: float | None = None,
+    return_argmax: bool = False,
+    return_token_scores: bool = False,
+    backend: Backend = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Late-interaction scores of query i with document i.
+
+    Parameters
+    ----------
+    queries, documents : arrays or Tensors [B, Lq, D] and [B, Ld, D], or lists of B matrices [L, D]
+    query_mask, document_mask, normalize, length_normalize, empty_score, zero_rows, temperature, \
+return_argmax, return_token_scores, backend, threads
+        As in :func:`simtile.maxsim`.
+
+    Returns
+    -------
+    scores : [B]
+    argmax, token_scores : [B, Lq], or lists of [L]
+        If they are asked for, as in :func:`simtile.maxsim`.
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError
+        As :func:`simtile.maxsim`; there are not as many documents as queries.
+
+    Examples
+    --------
+    >>> scores = simtile.maxsim_pairwise(queries, their_documents)
+    """
+    options = _options(normalize, length_normalize, empty_score, zero_rows, temperature)
+    left, right = _maxsim_inputs.check_together(
+        _maxsim_inputs.given("queries", queries, query_mask, "query_mask"),
+        _maxsim_inputs.given("documents", documents, document_mask, "document_mask"),
+    )
+    if left.batch != right.batch:
+        raise ValueError(
+            f"documents: found {right.batch} for {left.batch} queries, expected {left.batch} "
+            "because document i belongs to query i; simtile.maxsim scores all with all"
+        )
+    own = np.arange(left.batch, dtype=np.int64)[:, None]
+    found = _run(left, right, own, options, return_argmax, return_token_scores, backend, threads)
+    results = [found.scores[:, 0]]
+    for x in found[1:]:
+        if x is not None and left.width is not None:
+            results.append(x[:, 0])
+        elif x is not None:
+            results.append([part[0] for part in _maxsim_run.split(left, 1, x)])
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def maxsim_packed(
+    queries: Matrices,
+    tokens: Any,
+    offsets: Any,
+    query_mask: Any = None,
+    document_mask: Any = None,
+    *,
+    ids: Any = None,
+    k: int | None = None,
+    allow: Any = None,
+    normalize: bool = False,
+    length_normalize: bool = False,
+    empty_score: float = 0.0,
+    zero_rows: ZeroRows = "score",
+    temperature: float | None = None,
+    return_argmax: bool = False,
+    return_token_scores: bool = False,
+    backend: Backend = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Late-interaction scores with documents whose tokens are stored one after the other.
+
+    Parameters
+    ----------
+    queries : array or Tensor [Q, Lq, D], or list of [L, D]
+    tokens : array or Tensor [T, D]
+        Of all documents, without padding.
+    offsets : int [N + 1]
+        Document n is ``tokens[offsets[n] : offsets[n + 1]]``: ascending, from 0 to T.
+    query_mask : bool [Q, Lq], or list of [L], optional
+    document_mask : bool [T], optional
+        False for what is no token.
+    ids : int [Q, C], optional
+        Score query q with documents ids[q] only; -1 is none, and has the score -inf.
+    k : int, optional
+        Return the k best documents of each query instead of all scores.
+    allow : bool [N] or [Q, N], or integers [A], optional
+        With ``k``: the documents that may be found, as in :func:`simtile.topk`.
+    normalize, length_normalize, empty_score, zero_rows, temperature, return_argmax, \
+return_token_scores, backend, threads
+        As in :func:`simtile.maxsim`.
+
+    Returns
+    -------
+    scores : [Q, N], or [Q, C] with ``ids``, or [Q, k] with ``k``
+        With ``k`` best first. A document whose score is NaN is not found.
+    ids : int64 [Q, k]
+        With ``k``: which documents; of equal scores the lowest first, and each once. Where a query
+        finds fewer than k, the remaining places hold id -1 and the score -inf.
+    argmax, token_scores : of shape scores.shape + [Lq], or lists
+        If they are asked for, as in :func:`simtile.maxsim`; argmax counts a document's own rows.
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError
+        As :func:`simtile.maxsim`; offsets, ids or allow are not as described.
+
+    Examples
+    --------
+    >>> offsets = numpy.cumsum([0, *(len(x) for x in documents)])
+    >>> scores, ids = simtile.maxsim_packed(queries, numpy.concatenate(documents), offsets, k=10)
+    >>> scores = simtile.maxsim_packed(queries, tokens, offsets, ids=candidates)  # rerank
+    """
+    options = _options(normalize, length_normalize, empty_score, zero_rows, temperature)
+    left = _maxsim_inputs.given("queries", queries, query_mask, "query_mask")
+    right = _maxsim_inputs.given_packed("tokens", tokens, offsets, document_mask, "document_mask")
+    left, right = _maxsim_inputs.check_together(left, right)
+    candidates = None if ids is None else _check_ids(ids, left.batch)
+    details = (return_argmax, return_token_scores)
+    if k is None:
+        if allow is not None:
+            raise ValueError(
+                "allow: found one without k, expected k as well: it says what a search may find; "
+                "ids=[Q, C] chooses what is scored"
+            )
+        found = _run(left, right, candidates, options, *details, backend, threads)
+        count = right.batch if candidates is None else int(candidates.shape[1])
+        return _results(left, _without_none(found, candidates), count)
+    count = _search_call.check_k(k)
+    mask = _allow.resolve(allow, left.batch, right.batch)
+    found = _run(left, right, candidates, options, False, False, backend, threads, grad=False)
+    scores, best = _maxsim_select.best(found.scores, candidates, mask, count)
+    if not (any(details) or _needs_grad(left, right)):
+        return scores, best
+    found = _run(left, right, best, options, *details, backend, threads)
+    scores, *rest = _as_list(_results(left, _without_none(found, best), count))
+    return (scores, best, *rest)
+
+
+def _options(
+    normalize: bool,
+    length_normalize: bool,
+    empty_score: float,
+    zero_rows: str,
+    temperature: float | None,
+) -> Options:
+    _inputs.check_choice("zero_rows", zero_rows, ("score", "pad"))
+    if isinstance(empty_score, bool) or not isinstance(empty_score, (int, float, np.number)):
+        raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
+    smooth = 0.0 if temperature is None else _inputs.check_temperature(temperature)
+    return Options(
+        bool(normalize), zero_rows == "pad", bool(length_normalize), float(empty_score), smooth
+    )
+
+
+def _check_ids(ids: Any, queries: int) -> Any:
+    """int64 [Q, C]; whether they are below N is checked where they are used."""
+    array: Any = ids if _tensors.is_tensor(ids) else np.asarray(ids)
+    kind = _tensors.dtype_name(array)
+    if not kind.startswith(("int", "uint")):
+        raise ValueError(f"ids: found {kind} {list(array.shape)}, expected integers [{queries}, C]")
+    if len(array.shape) != 2 or array.shape[0] != queries:
+        hint = "; the same for all queries are numpy.tile(ids, (Q, 1))" if array.ndim == 1 else ""
+        raise ValueError(
+            f"ids: found {kind} {list(array.shape)}, expected [{queries}, C], one row for each "
+            f"query{hint}"
+        )
+    if _tensors.is_tensor(array):
+        return array.long()
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _run(
+    left: Given,
+    right: Given,
+    candidates: Any,
+    options: Options,
+    return_argmax: bool,
+    return_token_scores: bool,
+    backend: str,
+    threads: int | None,
+    *,
+    grad: bool = True,
+) -> Found:
+    thread_count = _inputs.check_threads(threads)
+    if _tensors.is_tensor(left.x) or _tensors.is_tensor(right.x):
+        from simtile.ops.maxsim import maxsim_tensors
+
+        return maxsim_tensors(
+            left,
+            right,
+            candidates,
+            options,
+            bool(return_argmax),
+            bool(return_token_scores),
+            backend,
+            thread_count,
+            grad=grad,
+        )
+    return _maxsim_run.forward(
+        left,
+        right,
+        None if candidates is None else _tensors.as_array(candidates),
+        options,
+        argmax=bool(return_argmax),
+        token_scores=bool(return_token_scores),
+        backend=_inputs.check_array_backend(backend, "simtile.maxsim"),
+        threads=thread_count,
+    )
+
+
+def _results(queries: Given, found: Found, candidates: int) -> Any:
+    """What a call returns: the scores, or a tuple of them and what else was asked for."""
+    details = [_maxsim_run.split(queries, candidates, x) for x in found[1:] if x is not None]
+    return (found.scores, *details) if details else found.scores
+
+
+def _as_list(results: Any) -> list[Any]:
+    return list(results) if isinstance(results, tuple) else [results]
+
+
+def _without_none(found: Found, candidates: Any) -> Found:
+    """-inf where the candidate is none."""
+    if candidates is None:
+        return found
+    none = candidates < 0
+    if _tensors.is_tensor(found.scores):
+        none = _tensors.as_tensor(none, found.scores.device)
+        return found._replace(scores=found.scores.masked_fill(none, float("-inf")))
+    found.scores[_tensors.as_array(none)] = -np.inf
+    return found
+
+
+def _needs_grad(*sides: Given) -> bool:
+    tensors = [side.x for side in sides if _tensors.is_tensor(side.x)]
+    if not any(x.requires_grad for x in tensors):
+        return False
+    import torch
+
+    return torch.is_grad_enabled()

@@ -1,0 +1,356 @@
+"""MaxSim as torch operators, and the shorter way that plain eager calls take.
+
+`simtile::maxsim` computes scores and, where gradients will be wanted, what every row of a query
+matched; `simtile::maxsim_backward` needs no more than that and the inputs. As in `ops/info_nce.py`,
+compilers, fake tensors and dispatch modes see these operators, and an eager call on plain tensors
+reaches the same functions through an `autograd.Function`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simtile import _maxsim_run, _tensors
+from simtile._maxsim_inputs import Given
+from simtile._maxsim_run import Found, Options
+from simtile.ops._backends import choose
+from simtile.ops._tensors import are_plain, check_floats
+
+# A batch [B, L, D] has no offsets, tokens [T, D] have [B + 1], int64 on the CPU. Masks are bool
+# [B, L] or [T], candidates int64 [Q, C].
+_TENSORS = (
+    "Tensor queries, Tensor documents, Tensor? query_offsets, Tensor? document_offsets, "
+    "Tensor? query_mask, Tensor? document_mask, Tensor? candidates"
+)
+# lower: what both sides are converted to first, under autocast.
+_OPTIONS = (
+    "bool normalize, bool pad_zero_rows, bool length_normalize, float empty_score, "
+    "float temperature, ScalarType? lower, str backend, int threads"
+)
+_library = torch.library.Library("simtile", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in (
+    # argmax and token_scores have no elements where they are not wanted.
+    f"maxsim({_TENSORS}, {_OPTIONS}, bool want_argmax, bool want_token_scores) -> "
+    "(Tensor scores, Tensor argmax, Tensor token_scores)",
+    f"maxsim_backward(Tensor grad_scores, Tensor argmax, Tensor token_scores, {_TENSORS}, "
+    f"{_OPTIONS}, bool[] need_grad) -> (Tensor grad_queries, Tensor grad_documents)",
+):
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+
+_INPUTS = 7  # arguments of _TENSORS
+_PARTS = 15  # and of _OPTIONS
+
+Gradients = tuple[Tensor | None, Tensor | None]
+
+
+def maxsim_tensors(
+    queries: Given,
+    documents: Given,
+    candidates: Any,
+    options: Options,
+    return_argmax: bool,
+    return_token_scores: bool,
+    backend: str,
+    threads: int,
+    *,
+    grad: bool = True,
+) -> Found:
+    """Check the tensors of `simtile.maxsim` and run it.
+
+    Of queries and documents one may be an array. `grad`: False where the scores are not
+    differentiated, whatever the inputs require.
+    """
+    device = queries.x.device if _tensors.is_tensor(queries.x) else documents.x.device
+    sides = [_on_device(side, device) for side in (queries, documents)]
+    dtypes = [check_floats(side.name, side.x) for side in sides]
+    lower = None
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    if autocast and torch.float64 not in dtypes:
+        lower = torch.get_autocast_dtype(device.type)
+        dtypes = [lower, lower]
+    element = torch.float64 if torch.float64 in dtypes else dtypes[1]
+    backend = choose(backend, "queries", sides[0].x, element)
+    if candidates is not None:
+        candidates = torch.as_tensor(candidates, device=device)
+    x = [side.x for side in sides]
+    inputs: tuple[Any, ...] = (
+        *x,
+        *(None if side.offsets is None else torch.from_numpy(side.offsets) for side in sides),
+        *(side.mask for side in sides),
+        candidates,
+    )
+    parts: tuple[Any, ...] = (*options, lower, backend, threads)
+    need_grad = grad and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in x)
+    wants: tuple[Any, ...] = (
+        return_argmax or need_grad,
+        return_token_scores or (need_grad and options.temperature > 0),
+    )
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "simtile.maxsim: torch.func transforms (vmap, grad, jacrev, ...) are not supported; "
+            "call it outside of them and use backward or torch.autograd.grad"
+        )
+    if not compiling and not x[0].is_meta and are_plain(*inputs):
+        if need_grad:
+            found = Found(*_EagerMaxSim.apply(*x, inputs[2:], parts, wants))  # type: ignore[no-untyped-call]
+        else:
+            found = _forward(*inputs, *parts, *wants)
+    elif grad:
+        found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
+    else:
+        with torch.no_grad():
+            found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
+    return Found(
+        found.scores,
+        found.argmax if return_argmax else None,
+        found.token_scores if return_token_scores else None,
+    )
+
+
+def _on_device(side: Given, device: torch.device) -> Given:
+    """The tensors of one side; an array beside tensors goes where they are."""
+    x, mask = side.x, side.mask
+    if not _tensors.is_tensor(x):
+        bits = x.dtype.name == "bfloat16"  # which torch does not read
+        x = _tensors.as_tensor(x.view(np.uint16) if bits else x, device)
+        x = x.view(torch.bfloat16) if bits else x
+    elif x.device != device:
+        raise ValueError(
+            f"{side.name}: found a tensor on {x.device}, expected {device} because queries are "
+            "there"
+        )
+    if mask is not None:
+        mask = _tensors.as_tensor(mask, device)
+    return side._replace(x=x, mask=mask)
+
+
+def _forward(
+    queries: Tensor,
+    documents: Tensor,
+    query_offsets: Tensor | None,
+    document_offsets: Tensor | None,
+    query_mask: Tensor | None,
+    document_mask: Tensor | None,
+    candidates: Tensor | None,
+    normalize: bool,
+    pad_zero_rows: bool,
+    length_normalize: bool,
+    empty_score: float,
+    temperature: float,
+    lower: torch.dtype | None,
+    backend: str,
+    threads: int,
+    want_argmax: bool,
+    want_token_scores: bool,
+) -> Found:
+    """simtile::maxsim, with None for what is not wanted."""
+    options = Options(normalize, pad_zero_rows, length_normalize, empty_score, temperature)
+    left, right = _sides(
+        queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
+    )
+    found = _maxsim_run.forward(
+        left,
+        right,
+        None if candidates is None else candidates.numpy(),
+        options,
+        argmax=want_argmax,
+        token_scores=want_token_scores,
+        backend=backend,
+        threads=threads,
+    )
+    return Found(*(None if x is None else torch.from_numpy(x) for x in found))
+
+
+def _backward(
+    grad_scores: Tensor,
+    argmax: Tensor,
+    token_scores: Tensor | None,
+    queries: Tensor,
+    documents: Tensor,
+    query_offsets: Tensor | None,
+    document_offsets: Tensor | None,
+    query_mask: Tensor | None,
+    document_mask: Tensor | None,
+    candidates: Tensor | None,
+    normalize: bool,
+    pad_zero_rows: bool,
+    length_normalize: bool,
+    empty_score: float,
+    temperature: float,
+    lower: torch.dtype | None,
+    backend: str,
+    threads: int,
+    need_grad: Sequence[bool],
+) -> Gradients:
+    """simtile::maxsim_backward, with None for gradients that are not needed."""
+    options = Options(normalize, pad_zero_rows, length_normalize, empty_score, temperature)
+    left, right = _sides(
+        queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
+    )
+    grads = _maxsim_run.backward(
+        left,
+        right,
+        None if candidates is None else candidates.numpy(),
+        options,
+        grad_scores.detach().numpy(),
+        argmax.numpy(),
+        None if token_scores is None else token_scores.numpy(),
+        need_grad,
+        backend=backend,
+        threads=threads,
+    )
+    return tuple(None if x is None else torch.from_numpy(x) for x in grads)  # type: ignore[return-value]
+
+
+def _sides(
+    queries: Tensor,
+    documents: Tensor,
+    query_offsets: Tensor | None,
+    document_offsets: Tensor | None,
+    query_mask: Tensor | None,
+    document_mask: Tensor | None,
+    lower: torch.dtype | None,
+) -> tuple[Given, Given]:
+    if lower is not None:
+        queries, documents = queries.detach().to(lower), documents.detach().to(lower)
+    left, right = (
+        Given(name, x, None if offsets is None else offsets.numpy(), mask)
+        for name, x, offsets, mask in (
+            ("queries", queries, query_offsets, query_mask),
+            ("documents", documents, document_offsets, document_mask),
+        )
+    )
+    return left, right
+
+
+def _check_differentiated_once() -> None:
+    if torch.is_grad_enabled():  # during a backward: create_graph=True
+        raise RuntimeError(
+            "simtile.maxsim: its gradient cannot be differentiated again; "
+            "call backward or torch.autograd.grad without create_graph=True"
+        )
+
+
+class _EagerMaxSim(torch.autograd.Function):
+    """simtile::maxsim without the dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        documents: Tensor,
+        others: tuple[Any, ...],
+        parts: tuple[Any, ...],
+        wants: tuple[Any, ...],
+    ) -> tuple[Tensor | None, ...]:
+        found = _forward(queries, documents, *others, *parts, *wants)
+        _save(ctx, (queries, documents, *others), parts, found)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_scores is None:  # only what has no gradient was used
+            return (None,) * 5
+        _check_differentiated_once()
+        argmax, token_scores, *inputs = ctx.saved_tensors
+        arguments: list[Any] = [argmax, token_scores, *inputs, *ctx.parts]
+        grads = _backward(grad_scores, *arguments, ctx.needs_input_grad[:2])  # type: ignore[call-arg]
+        return *grads, None, None, None
+
+
+def _save(ctx: Any, inputs: Sequence[Any], parts: Sequence[Any], found: Sequence[Any]) -> None:
+    _, argmax, token_scores = found
+    smooth = parts[4] > 0
+    ctx.save_for_backward(argmax, token_scores if smooth else None, *inputs)
+    ctx.parts = tuple(parts)
+    ctx.mark_non_differentiable(*(x for x in (argmax, token_scores) if x is not None))
+    ctx.set_materialize_grads(False)
+
+
+def _maxsim_op(*arguments: Any) -> tuple[Tensor, ...]:
+    found = _forward(*arguments)
+    scores = found.scores
+    return (
+        scores,
+        scores.new_empty(0, dtype=torch.int32) if found.argmax is None else found.argmax,
+        scores.new_empty(0) if found.token_scores is None else found.token_scores,
+    )
+
+
+def _maxsim_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
+    grad_scores = arguments[0]
+    grads = _backward(*arguments)
+    return tuple(grad_scores.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _maxsim_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    queries, documents, query_offsets, document_offsets = arguments[:4]
+    candidates, want_argmax, want_token_scores = arguments[6], *arguments[-2:]
+    compute = _accumulator(queries, documents)
+    count = queries.shape[0] if query_offsets is None else query_offsets.shape[0] - 1
+    if candidates is not None:
+        others = candidates.shape[1]
+    else:
+        others = documents.shape[0] if document_offsets is None else document_offsets.shape[0] - 1
+    rows = (
+        (count, others, queries.shape[1]) if query_offsets is None else (queries.shape[0] * others,)
+    )
+    return (
+        queries.new_empty((count, others), dtype=compute),
+        queries.new_empty(rows if want_argmax else 0, dtype=torch.int32),
+        queries.new_empty(rows if want_token_scores else 0, dtype=compute),
+    )
+
+
+def _maxsim_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    grad_scores, _, _, queries, documents = arguments[:5]
+    need_grad = arguments[-1]
+    return tuple(
+        grad_scores.new_empty(x.shape if need else 0)
+        for x, need in zip((queries, documents), need_grad, strict=True)
+    )
+
+
+def _accumulator(queries: Tensor, documents: Tensor) -> torch.dtype:
+    wide = torch.float64 in (queries.dtype, documents.dtype)
+    return torch.float64 if wide else torch.float32
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs[:_INPUTS], inputs[_INPUTS:_PARTS], output)
+
+
+def _dispatched_backward(
+    ctx: Any, grad_scores: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    if grad_scores is None:
+        return (None,) * (_PARTS + 2)
+    _check_differentiated_once()
+    argmax, token_scores, *inputs = ctx.saved_tensors
+    if token_scores is None:
+        token_scores = grad_scores.new_empty(0)
+    need_grad = list(ctx.needs_input_grad[:2])
+    grads = torch.ops.simtile.maxsim_backward.default(
+        grad_scores, argmax, token_scores, *inputs, *ctx.parts, need_grad
+    )
+    needed = (grad if need else None for grad, need in zip(grads, need_grad, strict=True))
+    return *needed, *[None] * _PARTS
+
+
+for _name, _implementation in (
+    ("maxsim", _maxsim_op),
+    ("maxsim_backward", _maxsim_backward_op),
+):
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _implementation, _key)  # type: ignore[no-untyped-call]
+torch.library.register_fake("simtile::maxsim", _maxsim_fake, lib=_library)
+torch.library.register_fake("simtile::maxsim_backward", _maxsim_backward_fake, lib=_library)
+torch.library.register_autograd(
+    "simtile::maxsim", _dispatched_backward, setup_context=_setup_context, lib=_library
+)
