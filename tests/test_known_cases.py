@@ -90,3 +90,26 @@ def test_the_pressure_on_a_false_negative(dtype, backend):
             queries, documents, temperature=temperature, normalize=False, backend=backend
         )
         assert grad_documents[1, 0] / grad_documents[1:, 0].sum() == pytest.approx(share, abs=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_best_matches_of_two_tokens_add_up(dtype, backend):
+    """The first matches with 0.93, the second with 0.91."""
+    query = np.eye(2, dtype=dtype)
+    document = np.array([[0.93, 0.12], [0.20, 0.55], [0.41, 0.91]], dtype)
+    scores, argmax = simtile.maxsim([query], [document], return_argmax=True, backend=backend)
+    assert f"{scores[0, 0]:.2f}" == "1.84"
+    assert argmax[0].tolist() == [[0, 2]]
+    mean = simtile.maxsim([query], [document], length_normalize=True, backend=backend)
+    assert f"{mean[0, 0]:.2f}" == "0.92"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_never_beats_a_negative_similarity(backend):
+    document = np.array([[[-0.5, 0.0], [-0.25, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    mask = np.array([[True, True, False, False]])
+    query = np.array([[[1.0, 0.0]]])
+    assert simtile.maxsim(query, document, None, mask, backend=backend) == -0.25
+    assert simtile.maxsim(query, document, zero_rows="pad", backend=backend) == -0.25
+    assert simtile.maxsim(query, document, backend=backend) == 0.0

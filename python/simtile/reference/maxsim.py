@@ -144,19 +144,25 @@ def maxsim_grad(
                     add_scaled(grad_documents[n][j], share, token)
 
     if normalize:
-        grad_queries = through_norms(queries, grad_queries)
-        grad_documents = through_norms(documents, grad_documents)
+        grad_queries = through_norms(queries, grad_queries, query_mask)
+        grad_documents = through_norms(documents, grad_documents, document_mask)
     scores = [[pair.score for pair in row] for row in pairs]
     return Gradients(scores, grad_queries, grad_documents)
 
 
 def through_norms(
-    side: Sequence[Tokens], grads: list[list[list[float]]]
+    side: Sequence[Tokens], grads: list[list[list[float]]], masks: Sequence[Mask] | None
 ) -> list[list[list[float]]]:
-    """Gradients with respect to tokens from those with respect to tokens of unit length."""
+    """Gradients with respect to tokens from those with respect to tokens of unit length.
+
+    What is masked has none, whatever its values.
+    """
     return [
-        [unit_backward(token, grad) for token, grad in zip(tokens, own, strict=True)]
-        for tokens, own in zip(side, grads, strict=True)
+        [
+            unit_backward(token, grad) if masks is None or masks[b][i] else grad
+            for i, (token, grad) in enumerate(zip(tokens, own, strict=True))
+        ]
+        for b, (tokens, own) in enumerate(zip(side, grads, strict=True))
     ]
 
 

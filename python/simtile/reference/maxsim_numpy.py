@@ -123,7 +123,8 @@ def maxsim_grad(
                 grad_documents[n][theirs] += shares.T @ tokens[own]
     if normalize:
         for side, grads in ((left, grad_queries), (right, grad_documents)):
-            grads[:] = [unit_backward(x, g) for x, g in zip(side.raw, grads, strict=True)]
+            for x, grad, own in zip(side.raw, grads, side.there, strict=True):
+                grad[own] = unit_backward(x[own], grad[own])
     return Gradients(grad_queries, grad_documents)
 
 
