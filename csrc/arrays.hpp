@@ -68,4 +68,21 @@ const T* vector_data(const char* name, const std::optional<py::array>& array, ch
   return static_cast<const T*>(array->data());
 }
 
+inline const int64_t* int64_data(const char* name, const py::array& array, std::initializer_list<int64_t> shape) {
+  check_dtype(name, array, 'i', 8);
+  check_shape(name, array, shape);
+  if (!(array.flags() & py::array::c_style)) refuse(name, "not C-contiguous");
+  return static_cast<const int64_t*>(array.data());
+}
+
+// Where to write, or null; C-contiguous.
+inline void* output(const char* name, std::optional<py::array>& array, char kind, int64_t bytes,
+                    std::initializer_list<int64_t> shape) {
+  if (!array) return nullptr;
+  check_dtype(name, *array, kind, bytes);
+  check_shape(name, *array, shape);
+  if (!(array->flags() & py::array::c_style)) refuse(name, "not C-contiguous");
+  return array->mutable_data();  // refuses what is read-only
+}
+
 }  // namespace simtile

@@ -20,6 +20,7 @@ STORED = {"float32": np.float32, "float64": np.float64, "float16": np.float16}
 STORED["bfloat16"] = ml_dtypes.bfloat16
 EMPTY_SCORE = -3.0
 POISON = 0x5A5A
+TEMPERATURES = (None, 0.01, 1.0, 50.0)
 
 
 def packed(side, dtype, layout="contiguous"):
@@ -75,6 +76,7 @@ class Call:
             case.options.get("zero_rows") == "pad",
             case.options.get("length_normalize", False),
             EMPTY_SCORE,
+            case.options.get("temperature") or 0.0,
             candidates,
             scores,
             argmax,
@@ -107,6 +109,7 @@ def check(call, result, expected, documents):
     """`documents[q][c]`: which one, or −1, the scores of a query are of."""
     scores, argmax, values = result
     roundoff = ROUNDOFFS["maxsim.scores"] * ROUNDOFF[np.dtype(call.compute).name]
+    temperature = call.case.options.get("temperature") or 0.0
     exact = call.case.values in ("few", "integers") and not call.case.options.get("normalize")
     for q, row in enumerate(documents):
         for c, n in enumerate(row):
@@ -115,7 +118,9 @@ def check(call, result, expected, documents):
                 assert (argmax[q][c] == -1).all()
                 assert (values[q][c] == 0).all()
                 continue
-            bound = roundoff * expected.scale[q, n]
+            # The logarithm's roundings are relative to the temperature.
+            length = len(values[q][c])
+            bound = roundoff * (expected.scale[q, n] + length * temperature)
             near(scores[q, c], expected.scores[q, n], bound)
             near(values[q][c], expected.token_scores[q][n], bound)
             same = (argmax[q][c] < 0) == (expected.argmax[q][n] < 0)
@@ -135,7 +140,7 @@ def near(ours, theirs, bound):
 
 @pytest.mark.parametrize("level", LEVELS)
 @given(
-    case=cases(most=4),
+    case=cases(most=4, temperatures=TEMPERATURES),
     dtype=st.sampled_from(sorted(STORED)),
     layout=st.sampled_from(["contiguous", "padded rows"]),
     threads=st.sampled_from([1, 2]),
@@ -150,7 +155,7 @@ def test_all_pairs_are_the_oracle(level, case, dtype, layout, threads):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@given(case=cases(most=4), dtype=st.sampled_from(sorted(STORED)))
+@given(case=cases(most=4, temperatures=TEMPERATURES), dtype=st.sampled_from(sorted(STORED)))
 def test_candidates_are_the_oracle(level, case, dtype):
     with cpu_level(level):
         call = Call(case, dtype)
@@ -168,6 +173,7 @@ LONG = [
     Case((5, 0, 70, 33), (96, 12, 13, 193), 250, "special"),
     Case((33,) * 40, (13, 111), 111, masks=("holes", "holes")),
     Case((7,), (989,), 515, options={"normalize": True}),
+    Case((7,), (989,), 33, options={"temperature": 0.5}),
 ]
 
 
@@ -212,6 +218,20 @@ def test_huge_and_tiny_rows_have_directions():
     assert np.isfinite(expected.scores).all()
 
 
+def test_smooth_maximum_of_extremes():
+    """Infinities and NaN are their own; no temperature leaves the range of numbers."""
+    rows = [[-np.inf], [3e38], [-3e38], [1.0], [1.0]]
+    for temperature in (1e-300, 1e-30, 1e30):
+        case = Case((1,), (5,) * 5, 1, options={"temperature": temperature})
+        case.arrays["queries"] = [np.ones((1, 1))]
+        chosen = ([0, 0, 0], [0, 1, 1], [2, 1, 3], [3, 4, 3], [0, 2, 2])
+        case.arrays["documents"] = [np.array([rows[i] for i in own]) for own in chosen]
+        call = Call(case, "float32")
+        expected = call.oracle().scores[0]
+        assert expected[0] == -np.inf
+        np.testing.assert_allclose(call.run()[0][0], expected.astype(np.float32), rtol=1e-6)
+
+
 WRONG = {
     "queries": ({"queries": np.zeros((2, 5), np.float32)}, "queries: shape"),
     "dtype": ({"queries": np.zeros((2, 4))}, "queries: dtype float64"),
@@ -219,6 +239,7 @@ WRONG = {
     "ends": ({"document_ends": np.array([9])}, "documents_starts: a run of rows"),
     "mask": ({"document_mask": np.zeros(2, bool)}, "documents_mask: shape"),
     "mask dtype": ({"query_mask": np.zeros(2, np.uint8)}, "queries_mask: not of dtype bool"),
+    "temperature": ({"temperature": -1.0}, "temperature: not 0 or a positive number"),
     "candidates": ({"candidates": np.array([[1]])}, "candidates: beyond the documents"),
     "scores": ({"scores": np.zeros((1, 2), np.float32)}, "scores: shape"),
     "argmax": ({"argmax": np.zeros(3, np.int32)}, "argmax: shape"),
@@ -241,6 +262,7 @@ def test_a_wrong_call_is_refused(name):
         "pad_zero_rows": False,
         "length_normalize": False,
         "empty_score": 0.0,
+        "temperature": 0.0,
         "candidates": None,
         "scores": np.zeros((1, 1), np.float32),
         "argmax": None,

@@ -28,6 +28,7 @@ struct MaxsimArgs {
   bool pad_zero_rows;     // rows of zeros are no tokens
   bool length_normalize;  // scores are divided by the number of the query's tokens
   double empty_score;     // of documents without tokens
+  double temperature;     // t log Σ exp(x / t) instead of the maximum; 0: the maximum
 
   const int64_t* candidates;  // [Q, C] documents; or null: all of them
   int64_t candidate_count;    // C; without candidates the number of documents
@@ -36,7 +37,7 @@ struct MaxsimArgs {
   void* scores;  // [Q, C]
   // What each row of a query matched, or null. Row i of query q with candidate c stands at C * rows before q + c * rows of q + i.
   int32_t* argmax;     // the row of the document from its start, -1 for none
-  void* token_scores;  // the similarity to it, 0 for none
+  void* token_scores;  // the similarity to it, or with a temperature what takes the maximum's place; 0 for none
 };
 
 struct MaxsimVariant {

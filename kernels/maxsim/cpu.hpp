@@ -5,8 +5,9 @@
 // stay in L1 until their maximum is taken.
 #pragma once
 
-#include "maxsim/args.hpp"
 #include "maxsim/tile.hpp"
+#include "maxsim/tokens.hpp"
+#include "tile/pieces.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
@@ -15,56 +16,6 @@ namespace {
 constexpr int64_t kChunkTokens = 96;               // of a document: with 128 dimensions 48 KiB
 constexpr int64_t kGroupBytes = int64_t{1} << 19;  // of panels that all documents of a task meet: they stay in L2
 constexpr int64_t kTasksPerThread = 8;             // ragged documents, even ends
-constexpr double kSmallestNorm = 1e-12;            // what shorter rows are divided by
-
-SIMTILE_INLINE int64_t round_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-
-// Memory of the caller, piece by piece, or with a null pointer their sum.
-class Pieces {
- public:
-  explicit Pieces(void* memory) : memory_(static_cast<char*>(memory)) {}
-  template <typename T>
-  SIMTILE_INLINE T* take(int64_t count) {
-    char* const at = memory_ ? memory_ + used_ : nullptr;
-    used_ += round_to(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T*>(at);
-  }
-  SIMTILE_INLINE int64_t used() const { return used_; }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
-};
-
-SIMTILE_INLINE int64_t rows_of(const MaxsimSide& side) {
-  int64_t rows = 0;
-  for (int64_t i = 0; i < side.count; i++) rows += side.ends[i] - side.starts[i];
-  return rows;
-}
-
-template <typename Source>
-struct TokenRows {
-  const MaxsimSide& side;
-  int64_t dimensions;
-  bool pad_zero_rows;
-
-  SIMTILE_INLINE const Source* row(int64_t r) const {
-    return reinterpret_cast<const Source*>(static_cast<const char*>(side.data) + r * side.stride);
-  }
-  SIMTILE_INLINE bool is_there(int64_t r) const {
-    if (side.mask && !side.mask[r]) return false;
-    if (!pad_zero_rows) return true;
-    const Source* x = row(r);
-    for (int64_t i = 0; i < dimensions; i++)
-      if (widen(x[i]) != 0) return true;  // NaN too
-    return false;
-  }
-};
-
-SIMTILE_INLINE double inverse_norm(double squared) {
-  const double norm = __builtin_sqrt(squared);
-  return 1 / (norm < kSmallestNorm ? kSmallestNorm : norm);
-}
 
 template <typename Compute, typename Document>
 struct Maxsim {
@@ -199,7 +150,7 @@ struct Maxsim {
   }
 
   // Returns the number of the document's tokens.
-  template <bool with_argmax>
+  template <Keep keep>
   int64_t meet(int64_t group, int64_t document, int worker) {
     const int64_t start = args.documents.starts[document], end = args.documents.ends[document];
     const int64_t panels = (group_column[group + 1] - group_column[group]) / kColumns, dimensions = args.dimensions;
@@ -207,6 +158,7 @@ struct Maxsim {
     Best<Compute>* const own = best + worker * (columns / kColumns);
     Compute* const out = products + worker * kRows * kColumns;
     constexpr int64_t kDepth = Tile<Compute>::kDepth;
+    const Compute inverse_temperature = static_cast<Compute>(keep == Keep::sums ? 1 / args.temperature : 0);
     for (int64_t p = 0; p < panels; p++) own[p].clear();
     int64_t tokens = 0;
     for (int64_t r = start; r < end;) {
@@ -223,7 +175,7 @@ struct Maxsim {
           for (int64_t k = 0; k < dimensions; k += kDepth)
             multiply_some_tokens<Compute>(height, chunk.rows + row * chunk.stride + k, chunk.stride,
                                           panel + k * kColumns, least(kDepth, dimensions - k), k > 0, out);
-          own[p].template take<with_argmax>(out, height, chunk.index + row);
+          own[p].template take<keep>(out, height, chunk.index + row, inverse_temperature);
           row = next;
         }
       }
@@ -231,12 +183,20 @@ struct Maxsim {
     return tokens;
   }
 
-  template <bool with_argmax>
+  // The maximum of a column, or its smooth bound: of infinities and NaN themselves.
+  template <Keep keep>
+  double value_of(const Best<Compute>& panel, int64_t column) const {
+    const double largest = panel.value[column];
+    if (keep != Keep::sums || largest - largest != 0) return largest;
+    return largest + args.temperature * __builtin_log(static_cast<double>(panel.sum[column]));
+  }
+
+  template <Keep keep>
   void score(int64_t group, int64_t candidate, int worker) {
     const int64_t first_query = group_query[group];
     const int64_t document =
         args.candidates ? args.candidates[first_query * args.candidate_count + candidate] : candidate;
-    const int64_t tokens = document < 0 ? 0 : meet<with_argmax>(group, document, worker);
+    const int64_t tokens = document < 0 ? 0 : meet<keep>(group, document, worker);
     const Best<Compute>* const own = best + worker * (columns / kColumns);
     for (int64_t q = first_query; q < group_query[group + 1]; q++) {
       const int64_t span = args.queries.ends[q] - args.queries.starts[q];
@@ -250,9 +210,10 @@ struct Maxsim {
         const int64_t column = query_column[q] + t, within = column - group_column[group];
         const Best<Compute>& panel = own[within / kColumns];
         const int64_t c = within % kColumns;
-        sum += panel.value[c];
+        const double value = value_of<keep>(panel, c);
+        sum += value;
         const int32_t row = column_row[column];
-        if (values) values[row] = panel.value[c];
+        if (values) values[row] = static_cast<Compute>(value);
         if (argmax)
           argmax[row] = static_cast<int32_t>(panel.argmax[c / Simd<Compute>::kLanes][c % Simd<Compute>::kLanes]);
       }
@@ -272,10 +233,12 @@ struct Maxsim {
     const int64_t first = task % self.tasks_of_group() * self.documents_per_task;
     const int64_t end = least(first + self.documents_per_task, self.args.candidate_count);
     for (int64_t c = first; c < end; c++) {
-      if (self.args.argmax)
-        self.score<true>(group, c, worker);
+      if (self.args.temperature > 0)
+        self.score<Keep::sums>(group, c, worker);
+      else if (self.args.argmax)
+        self.score<Keep::argmax>(group, c, worker);
       else
-        self.score<false>(group, c, worker);
+        self.score<Keep::value>(group, c, worker);
     }
   }
 

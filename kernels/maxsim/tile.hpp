@@ -61,6 +61,13 @@ SIMTILE_INLINE void multiply_some_tokens(int count, const T* a, int64_t stride, 
   multiply_tokens<rows, T>(a, stride, b, depth, accumulate, out);
 }
 
+// What is kept of the products besides the largest.
+enum class Keep {
+  value,
+  argmax,
+  sums,  // and argmax: Σ exp((x - largest) / temperature), for the smooth maximum
+};
+
 template <typename T>
 struct Best {
   typedef typename Simd<T>::Integer Integer;
@@ -68,23 +75,27 @@ struct Best {
   static constexpr int kVectors = Tile<T>::kColumnVectors;
 
   T value[kColumns];         // of a panel's tokens
+  T sum[kColumns];           // only with sums
   Integer argmax[kVectors];  // only with argmax
 
   void clear() {
     for (int c = 0; c < kColumns; c++) value[c] = -static_cast<T>(__builtin_inf());
+    for (int c = 0; c < kColumns; c++) sum[c] = 0;
     for (int v = 0; v < kVectors; v++) argmax[v] = Integer{} - 1;
   }
 
   // Rows of products; row i is row index[i] of the document, in ascending order. The first of equals stays, and the first NaN.
-  template <bool with_argmax>
-  SIMTILE_INLINE void take(const T* products, int rows, const int32_t* index) {
+  template <Keep keep>
+  SIMTILE_INLINE void take(const T* products, int rows, const int32_t* index, T inverse_temperature) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
-      Vector<T> best = load<T>(value + v * Simd<T>::kLanes);
+      const T* const first = products + v * Simd<T>::kLanes;
+      const Vector<T> before = load<T>(value + v * Simd<T>::kLanes);
+      Vector<T> best = before;
       Integer at = argmax[v];
       for (int i = 0; i < rows; i++) {
-        const Vector<T> x = load<T>(products + i * kColumns + v * Simd<T>::kLanes);
-        if (with_argmax) {
+        const Vector<T> x = load<T>(first + i * kColumns);
+        if (keep != Keep::value) {
           // -infinity is better than nothing.
           const Integer better = (~(Integer)(x <= best) & (Integer)(best == best)) | (at < 0);
           best = better ? x : best;
@@ -94,9 +105,22 @@ struct Best {
           best = better ? x : best;
         }
       }
+      if (keep == Keep::sums) {
+        T* const p = sum + v * Simd<T>::kLanes;
+        Vector<T> total = load<T>(p) * below(before, best, inverse_temperature);
+        for (int i = 0; i < rows; i++) total += below(load<T>(first + i * kColumns), best, inverse_temperature);
+        store<T>(p, total);
+      }
       store<T>(value + v * Simd<T>::kLanes, best);
       argmax[v] = at;
     }
+  }
+
+ private:
+  // exp((x - best) / temperature); of equals 1, infinities too.
+  static SIMTILE_INLINE Vector<T> below(Vector<T> x, Vector<T> best, T inverse_temperature) {
+    const Vector<T> e = exp_nonpositive((x - best) * inverse_temperature);
+    return x == best ? Vector<T>{} + 1 : e;
   }
 };
 

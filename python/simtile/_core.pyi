@@ -74,6 +74,7 @@ def maxsim(
     pad_zero_rows: bool,
     length_normalize: bool,
     empty_score: typing.SupportsFloat | typing.SupportsIndex,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
     candidates: numpy.ndarray | None,
     scores: numpy.ndarray,
     argmax: numpy.ndarray | None,

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cmath>
+#include <optional>
+#include <string>
+
+#include "arrays.hpp"
+#include "maxsim/args.hpp"
+
+namespace simtile {
+
+// What the bindings of MaxSim share: runs of rows, and candidates.
+
+using Array = std::optional<py::array>;
+
+struct Given {
+  py::array data, starts, ends;
+  Array mask;
+};
+
+// Runs of the rows of a matrix; none may leave it. Returns the number of rows in all runs.
+inline int64_t set_side(MaxsimSide& side, const char* name, const Given& given, const ElementType& type,
+                        int64_t dimensions) {
+  const std::string starts = std::string(name) + "_starts", ends = std::string(name) + "_ends";
+  if (given.data.ndim() != 2) refuse(name, "not a matrix");
+  check_shape(name, given.data, {given.data.shape(0), dimensions});
+  check_dtype(name, given.data, type.kind, type.bytes);
+  side.data = given.data.data();
+  side.stride = row_stride(name, given.data, 0) * type.bytes;
+  if (side.stride < 0) refuse(name, "rows go backwards");
+  if (given.starts.ndim() != 1) refuse(starts.c_str(), "not a vector");
+  side.count = given.starts.shape(0);
+  side.starts = int64_data(starts.c_str(), given.starts, {side.count});
+  side.ends = int64_data(ends.c_str(), given.ends, {side.count});
+  int64_t rows = 0;
+  for (int64_t i = 0; i < side.count; i++) {
+    if (side.starts[i] < 0 || side.ends[i] < side.starts[i] || side.ends[i] > given.data.shape(0) ||
+        side.ends[i] - side.starts[i] > INT32_MAX)
+      refuse(starts.c_str(), "a run of rows that is not in the matrix");
+    rows += side.ends[i] - side.starts[i];
+  }
+  if (given.mask) {
+    const std::string mask = std::string(name) + "_mask";
+    if (given.mask->dtype().kind() != 'b') refuse(mask.c_str(), "not of dtype bool");
+    check_shape(mask.c_str(), *given.mask, {given.data.shape(0)});
+    if (!(given.mask->flags() & py::array::c_style)) refuse(mask.c_str(), "not C-contiguous");
+    side.mask = static_cast<const uint8_t*>(given.mask->data());
+  }
+  return rows;
+}
+
+inline int64_t candidate_count(const py::array& candidates) {
+  if (candidates.ndim() != 2) refuse("candidates", "not a matrix");
+  return candidates.shape(1);
+}
+
+// [Q, C] documents; below 0 is none.
+inline const int64_t* candidate_data(const py::array& candidates, int64_t queries, int64_t documents) {
+  const int64_t count = candidate_count(candidates);
+  const int64_t* const data = int64_data("candidates", candidates, {queries, count});
+  for (int64_t i = 0; i < queries * count; i++)
+    if (data[i] >= documents) refuse("candidates", "beyond the documents");
+  return data;
+}
+
+inline double checked_temperature(double temperature) {
+  if (!(temperature >= 0) || std::isinf(temperature)) refuse("temperature", "not 0 or a positive number");
+  return temperature;
+}
+
+}  // namespace simtile
