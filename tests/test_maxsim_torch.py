@@ -12,6 +12,7 @@ from maxsim_calls import FORMS, STORED, Form
 from maxsim_cases import Case, cases
 
 import simtile
+from simtile.ops import maxsim as ops
 from simtile.reference import maxsim_numpy as oracle
 
 DTYPES = sorted(STORED)
@@ -151,3 +152,239 @@ def test_gradcheck(form, options):
         return simtile.maxsim(*sides, *masks, **options, backend=BACKENDS[0])
 
     assert torch.autograd.gradcheck(scores, (*parts[0], *parts[1]))
+
+
+def leaf(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestGradients:
+    """Of the other calls, by those of `simtile.maxsim`."""
+
+    def test_of_pairs(self, backend):
+        q, d = leaf(4, 3, 5), leaf(4, 6, 5)
+        simtile.maxsim_pairwise(q, d, backend=backend).square().sum().backward()
+        grads = [q.grad, d.grad]
+        q.grad = d.grad = None
+        simtile.maxsim(q, d, backend=backend).diagonal().square().sum().backward()
+        torch.testing.assert_close(grads, [q.grad, d.grad])
+
+    @pytest.mark.parametrize("what", ["all", "ids", "k", "k of ids"])
+    def test_of_packed_documents(self, backend, what):
+        q, tokens = leaf(2, 3, 5), leaf(11, 5)
+        offsets = torch.tensor([0, 4, 4, 9, 11])
+        parts = list(tokens.split([4, 0, 5, 2]))
+        ids = torch.tensor([[0, 3, -1], [3, 3, 2]])
+        options = {"all": {}, "ids": {"ids": ids}, "k": {"k": 2}, "k of ids": {"ids": ids, "k": 4}}
+        result = simtile.maxsim_packed(q, tokens, offsets, **options[what], backend=backend)
+        scores, found = result if "k" in options[what] else (result, options[what].get("ids"))
+        finite = scores.isfinite()
+        scores[finite].exp().sum().backward()
+        grads = [q.grad, tokens.grad]
+        q.grad = tokens.grad = None
+        expected = simtile.maxsim(q, parts, backend=backend)
+        if found is not None:
+            expected = expected.gather(1, found.clamp(min=0))
+            assert torch.equal(finite, found >= 0)
+        assert torch.equal(scores[finite], expected[finite])
+        expected[finite].exp().sum().backward()
+        torch.testing.assert_close(grads, [q.grad, tokens.grad])
+
+    def test_only_what_requires_one_has_one(self, backend):
+        q, d = leaf(2, 3, 5), leaf(4, 6, 5)
+        simtile.maxsim(q, d, backend=backend).sum().backward()
+        expected = q.grad, d.grad
+        for chosen in (0, 1):
+            inputs = [q.detach(), d.detach()]
+            inputs[chosen].requires_grad_()
+            scores, argmax, values = simtile.maxsim(*inputs, backend=backend, **BOTH)
+            assert scores.requires_grad
+            assert not argmax.requires_grad
+            assert not values.requires_grad
+            scores.sum().backward()
+            assert torch.equal(inputs[chosen].grad, expected[chosen])
+            assert inputs[1 - chosen].grad is None
+
+    def test_of_views_goes_where_it_belongs(self, backend):
+        """Expanded, sliced and transposed inputs, read in place in the forward."""
+        wide, narrow, turned = leaf(4, 9, 5), leaf(1, 6, 5), leaf(5, 6, 4)
+        for x, view in (
+            (wide, wide[:, 2:7]),
+            (wide, wide[::2, ::3]),
+            (narrow, narrow.expand(3, 6, 5)),
+            (turned, turned.permute(2, 1, 0)),
+        ):
+            for q, d in ((view, leaf(2, 3, 5)), (leaf(2, 3, 5), view)):
+                grads = []
+                for pair in ((q, d), (q.contiguous(), d.contiguous())):
+                    scores = simtile.maxsim(*pair, backend=backend)
+                    (grad,) = torch.autograd.grad(scores.square().sum(), x, retain_graph=True)
+                    grads.append(grad)
+                assert torch.equal(*grads)
+
+    def test_the_graph_can_be_kept(self, backend):
+        q, d = leaf(2, 3, 5), leaf(4, 6, 5)
+        total = simtile.maxsim(q, d, backend=backend).sum()
+        first = torch.autograd.grad(total, (q, d), retain_graph=True)
+        second = torch.autograd.grad(total, (q, d))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_nothing_is_kept_for_a_gradient_that_nobody_wants(monkeypatch):
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments[-2:])
+        return forward(*arguments)
+
+    forward = ops._forward
+    monkeypatch.setattr(ops, "_forward", spy)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert not simtile.maxsim(leaf(2, 3, 5), leaf(4, 6, 5)).requires_grad
+    assert not simtile.maxsim(leaf(2, 3, 5).detach(), leaf(4, 6, 5).detach()).requires_grad
+    assert calls == [(False, False)] * 3
+    assert simtile.maxsim(leaf(2, 3, 5), leaf(4, 6, 5)).requires_grad
+    assert calls[3:] == [(True, False)]
+
+
+def test_a_gradient_is_not_differentiated_again():
+    q, d = leaf(2, 3, 5), leaf(4, 6, 5)
+    with pytest.raises(RuntimeError, match="its gradient cannot be differentiated again"):
+        torch.autograd.grad(simtile.maxsim(q, d).sum(), q, create_graph=True)
+    scores, *_ = torch.ops.simtile.maxsim.default(*operator_arguments(q, d))
+    with pytest.raises(RuntimeError, match="its gradient cannot be differentiated again"):
+        torch.autograd.grad(scores.sum(), q, create_graph=True)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev"])
+def test_functional_transforms_raise(transform):
+    q = torch.randn(3, 4, 5)
+    with pytest.raises(RuntimeError, match=r"torch\.func transforms .* are not supported"):
+        getattr(torch.func, transform)(lambda x: simtile.maxsim(x, q).sum())(
+            q[None] if transform == "vmap" else q
+        )
+
+
+def test_arrays_beside_tensors():
+    q = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(ml_dtypes.bfloat16)
+    mask = np.array([[True, True, False]] * 2)
+    d = leaf(4, 6, 5)
+    expected = simtile.maxsim(as_tensors(q), d, torch.from_numpy(mask))
+    for ours, masks in ((q, mask), (as_tensors(q), mask), (q, torch.from_numpy(mask))):
+        scores = simtile.maxsim(ours, d, masks)
+        assert torch.equal(scores, expected)
+        assert scores.requires_grad
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool])
+def test_masks_of_tokenizers(kind):
+    q, d = leaf(2, 3, 5), leaf(4, 6, 5)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 1]])
+    expected = simtile.maxsim(q, d, mask.bool())
+    assert torch.equal(simtile.maxsim(q, d, mask.to(kind)), expected)
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+    def test_inputs_are_cast_as_for_a_matmul(self, lower):
+        q, d = leaf(2, 3, 5), leaf(4, 6, 5)
+        with torch.autocast("cpu", lower):
+            scores = simtile.maxsim(q, d)
+        assert scores.dtype == torch.float32
+        assert torch.equal(scores, simtile.maxsim(q.to(lower), d.to(lower)))
+
+    def test_float64_stays(self):
+        q, d = leaf(2, 3, 5, dtype=torch.float64), leaf(4, 6, 5)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = simtile.maxsim(q, d)
+        assert scores.dtype == torch.float64
+        assert torch.equal(scores, simtile.maxsim(q, d))
+
+
+def operator_arguments(q, d, ragged=False, temperature=0.0, candidates=None):
+    """Of simtile::maxsim."""
+    offsets = [torch.tensor([0, 2, len(x)]) if ragged else None for x in (q, d)]
+    generator = torch.Generator().manual_seed(1)
+    masks = [torch.rand(x.shape[:-1], generator=generator) < 0.7 for x in (q, d)]
+    options = (True, False, True, -1.0, temperature, None, BACKENDS[0], 1)
+    return (q, d, *offsets, *masks, candidates, *options, True, temperature > 0)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_opcheck(ragged, temperature):
+    shape = ((7, 5), (9, 5)) if ragged else ((2, 3, 5), (2, 6, 5))
+    candidates = torch.tensor([[0, 1, 1], [1, -1, 0]])
+    for dtype, chosen in ((torch.float32, None), (torch.float64, candidates)):
+        q, d = leaf(*shape[0], dtype=dtype), leaf(*shape[1], dtype=dtype)
+        arguments = operator_arguments(q, d, ragged, temperature, chosen)
+        torch.library.opcheck(torch.ops.simtile.maxsim.default, arguments)
+        q, d = q.detach(), d.detach()
+        inputs = operator_arguments(q, d, ragged, temperature, chosen)[:-2]
+        scores, argmax, values = torch.ops.simtile.maxsim.default(*inputs, True, True)
+        torch.library.opcheck(
+            torch.ops.simtile.maxsim_backward.default,
+            (torch.randn_like(scores), argmax, values, *inputs, [True, False]),
+        )
+
+
+class TestCompile:
+    """No graph breaks: fullgraph=True raises at the first one."""
+
+    def setup_method(self):
+        torch._dynamo.reset()
+
+    @pytest.mark.parametrize("options", [{}, {"normalize": True, "temperature": 0.3}], ids=str)
+    @pytest.mark.parametrize("form", ["batch", "list", "pairs", "packed", "ids"])
+    def test_gradients(self, form, options):
+        options = {**options, "backend": BACKENDS[0]}
+        mask = torch.tensor([[True, True, False], [False, True, True], [True] * 3])
+        offsets = torch.tensor([0, 2, 5])
+        ids = torch.tensor([[0, 1], [1, -1], [-1, 0]])
+
+        def step(q, d):
+            if form == "batch":
+                scores = simtile.maxsim(q.sin(), d, mask, **options)
+            elif form == "list":
+                scores = simtile.maxsim(list(q.sin()), [d[0], d[1, :2]], **options)
+            elif form == "pairs":
+                scores = simtile.maxsim_pairwise(q.sin(), d, mask, **options)
+            else:
+                tokens = d.flatten(0, 1)[:5]
+                chosen = ids if form == "ids" else None
+                scores = simtile.maxsim_packed(q.sin(), tokens, offsets, ids=chosen, **options)
+            return scores.clamp(min=-9).square().sum()
+
+        results = []
+        for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            q, d = leaf(3, 3, 5), leaf(3, 4, 5)
+            total = run(q, d)
+            total.backward()
+            results.append([total.detach(), q.grad, d.grad])
+        torch.testing.assert_close(*results)
+
+    def test_any_batch_with_one_graph(self):
+        graphs = []
+
+        def count(graph, example_inputs):
+            graphs.append(graph)
+            return graph
+
+        compiled = torch.compile(
+            lambda q, d: simtile.maxsim(q, d), fullgraph=True, dynamic=True, backend=count
+        )
+        for n in (5, 8, 31):
+            q, d = leaf(n, 3, 16).detach(), leaf(n + 2, n + 1, 16).detach()
+            assert torch.equal(compiled(q, d), simtile.maxsim(q, d))
+        assert len(graphs) == 1
+
+    def test_autocast(self):
+        compiled = torch.compile(
+            lambda q, d: simtile.maxsim(q, d), fullgraph=True, backend="aot_eager"
+        )
+        q, d = leaf(2, 3, 5).detach(), leaf(4, 6, 5).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(compiled(q, d), simtile.maxsim(q, d))

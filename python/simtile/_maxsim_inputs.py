@@ -26,7 +26,7 @@ class Given(NamedTuple):
 
     name: str
     x: Any  # a batch [B, L, D], or tokens [T, D] that offsets divide; arrays or tensors
-    offsets: Int64s | None  # [B + 1], from 0 to T
+    offsets: Any  # int64 [B + 1], from 0 to T; an array, or a tensor while torch compiles
     mask: Any  # bool [B, L] or [T], or None
 
     @property
@@ -102,10 +102,19 @@ def given_packed(
             "[T, D]"
         )
     _check_dim(name, x)
-    bounds = check_offsets(offsets_name, offsets, shape[0], name)
+    if _tensors.is_tensor(x) and _is_compiling():  # the operator looks at their values
+        bounds = _tensors.as_tensor(offsets, "cpu").long()
+    else:
+        bounds = check_offsets(offsets_name, offsets, shape[0], name)
     if mask is not None:
         mask = _bools(mask_name, mask, shape[:1], f"{name} are {shape}")
     return Given(name, x, bounds, mask)
+
+
+def _is_compiling() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def check_offsets(name: str, offsets: Any, total: int, of: str) -> Int64s:

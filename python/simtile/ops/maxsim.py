@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simtile import _maxsim_run, _tensors
-from simtile._maxsim_inputs import Given
+from simtile._maxsim_inputs import Given, check_offsets
 from simtile._maxsim_run import Found, Options
 from simtile.ops._backends import choose
 from simtile.ops._tensors import are_plain, check_floats
@@ -80,7 +80,7 @@ def maxsim_tensors(
     x = [side.x for side in sides]
     inputs: tuple[Any, ...] = (
         *x,
-        *(None if side.offsets is None else torch.from_numpy(side.offsets) for side in sides),
+        *(None if side.offsets is None else torch.as_tensor(side.offsets) for side in sides),
         *(side.mask for side in sides),
         candidates,
     )
@@ -274,6 +274,9 @@ def _save(ctx: Any, inputs: Sequence[Any], parts: Sequence[Any], found: Sequence
 
 
 def _maxsim_op(*arguments: Any) -> tuple[Tensor, ...]:
+    for name, x, offsets in zip(("queries", "tokens"), arguments[:2], arguments[2:4], strict=True):
+        if offsets is not None:  # of a compiled call nobody has looked at them
+            check_offsets("offsets", offsets, x.shape[0], name)
     found = _forward(*arguments)
     scores = found.scores
     return (
