@@ -72,6 +72,7 @@ def check(form, result, expected, documents, none=-np.inf):
     scores, argmax, values = result
     assert scores.dtype == form.compute
     roundoff = ROUNDOFFS["maxsim.scores"] * ROUNDOFF[form.compute]
+    temperature = form.options.get("temperature") or 0.0
     exact = form.case.values in ("few", "integers") and not form.options.get("normalize")
     for q, row in enumerate(documents):
         length = len(form.wide[0][q])
@@ -84,7 +85,8 @@ def check(form, result, expected, documents, none=-np.inf):
                 assert scores[q, c] == none
                 assert (matched == -1).all()
                 continue
-            bound = roundoff * expected.scale[q, n]
+            # The logarithm's roundings are relative to the temperature.
+            bound = roundoff * (expected.scale[q, n] + length * temperature)
             near(scores[q, c], expected.scores[q, n], bound)
             near(terms, expected.token_scores[q][n], bound)
             np.testing.assert_array_equal(matched < 0, expected.argmax[q][n] < 0)

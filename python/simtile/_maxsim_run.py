@@ -59,8 +59,6 @@ def forward(
         _reference(queries, documents, candidates, options, found)
         return found
     details = [None if x is None else x.reshape(-1) for x in found[1:]]
-    if options.temperature:
-        raise RuntimeError("temperature: the CPU's kernel has none yet; use backend='reference'")
     arguments: list[Any] = [
         right.rows.kind,
         *left.arguments,
@@ -69,6 +67,7 @@ def forward(
         options.pad_zero_rows,
         options.length_normalize,
         options.empty_score,
+        options.temperature,
         candidates,
         found.scores,
         *details,
