@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_calls import FORMS, STORED, Form, check
 from maxsim_cases import cases
 
 import simtile
+from simtile import _core, _maxsim_run, _maxsim_select
 
 DTYPES = sorted(STORED)
 BOTH = {"return_argmax": True, "return_token_scores": True}
@@ -58,3 +62,187 @@ def test_pairs_are_the_diagonal(case, forms):
         assert isinstance(details, list) == isinstance(of_all, list) == (forms[0] == "list")
         assert_same(list(details), [of_all[i][i] for i in range(count)])
     assert_same(simtile.maxsim_pairwise(*form.arguments, **form.options), scores)
+
+
+def packed(form):
+    """Tokens, offsets and the mask of documents that are a list."""
+    lengths = [len(x) for x in form.documents]
+    tokens = np.concatenate([*form.documents, np.zeros((0, form.case.dim), np.float32)])
+    mask = form.document_mask
+    flat = None if mask is None else np.concatenate([*mask, np.zeros(0, bool)])
+    return tokens.astype(np.float32), np.cumsum([0, *lengths]), flat
+
+
+@given(case=cases(most=5), form=st.sampled_from(FORMS))
+def test_packed_documents_are_a_list_of_them(case, form):
+    form = Form(case, form, "list")
+    tokens, offsets, mask = packed(form)
+    arguments = (form.queries, tokens, offsets, form.query_mask, mask)
+    expected = simtile.maxsim(*form.arguments, **form.options, **BOTH)
+    result = simtile.maxsim_packed(*arguments, **form.options, **BOTH)
+    for ours, theirs in zip(result, expected, strict=True):
+        assert_same(ours, theirs)
+
+
+@given(case=cases(most=5), form=st.sampled_from(FORMS))
+def test_ids_choose_documents(case, form):
+    form = Form(case, form, "list")
+    tokens, offsets, mask = packed(form)
+    queries, documents = len(case["queries"]), len(case["documents"])
+    rng = np.random.default_rng(case.seed)
+    ids = rng.integers(-2, max(documents, 1), (queries, 4))
+    ids = np.where(ids < documents, ids, -1)
+    arguments = (form.queries, tokens, offsets, form.query_mask, mask)
+    result = simtile.maxsim_packed(*arguments, ids=ids, **form.options, **BOTH)
+    check(form, result, form.oracle(), ids)
+
+
+def plain_best(scores, ids, allowed, k):
+    """The k best of one query: of those that may be found, by falling score and rising id."""
+    rows = {int(n): float(s) for n, s in zip(ids, scores, strict=True)}
+    found = [n for n, s in rows.items() if n >= 0 and allowed[n] and not np.isnan(s)]
+    found.sort(key=lambda n: (-rows[n], n))
+    found = found[:k] + [-1] * (k - len(found))
+    return [rows[n] if n >= 0 else -np.inf for n in found], found
+
+
+@given(
+    case=cases(most=6),
+    form=st.sampled_from(FORMS),
+    k=st.sampled_from([1, 2, 3, 9]),
+    chosen=st.booleans(),
+    filtered=st.sampled_from(["no", "mask", "masks", "rows"]),
+)
+def test_the_best_are_those_of_all_scores(case, form, k, chosen, filtered):
+    form = Form(case, form, "list")
+    tokens, offsets, mask = packed(form)
+    queries, documents = len(case["queries"]), len(case["documents"])
+    rng = np.random.default_rng(case.seed)
+    ids = np.broadcast_to(np.arange(documents), (queries, documents))
+    if chosen:
+        ids = np.where(documents > 0, rng.integers(-1, max(documents, 1), (queries, 5)), -1)
+    allowed = np.ones((queries, documents), bool)
+    allow = None
+    if filtered != "no":
+        allow = rng.random((queries, documents) if filtered == "masks" else documents) < 0.6
+        allowed[...] = allow
+    if filtered == "rows" and documents > 2:
+        allow = [*np.flatnonzero(allow), *np.flatnonzero(allow)]
+    options = {**form.options, "ids": ids if chosen else None}
+    arguments = (form.queries, tokens, offsets, form.query_mask, mask)
+    scores = simtile.maxsim_packed(*arguments, **options)
+    found = simtile.maxsim_packed(*arguments, **options, k=k, allow=allow, **BOTH)
+    assert found[0].shape == found[1].shape == (queries, k)
+    assert found[1].dtype == np.int64
+    for q in range(queries):
+        best, best_ids = plain_best(scores[q], ids[q], allowed[q], k)
+        np.testing.assert_array_equal(found[1][q], best_ids)
+        np.testing.assert_array_equal(found[0][q], np.array(best, np.float32))
+    details = simtile.maxsim_packed(
+        *arguments, **{**options, "ids": found[1]}, return_argmax=True, return_token_scores=True
+    )
+    for ours, theirs in zip(found[2:], details[1:], strict=True):
+        assert_same(ours, theirs)
+    fewer = simtile.maxsim_packed(*arguments, **options, k=k, allow=allow)
+    np.testing.assert_array_equal(fewer, found[:2])
+
+
+def test_the_best_of_a_gpu_are_those_of_the_cpu():
+    """Selection by torch's sorts, on tensors of the CPU."""
+    torch = pytest.importorskip("torch", reason="a development dependency")
+    rng = np.random.default_rng(0)
+    scores = rng.choice([1.0, 2.0, np.nan, -np.inf], size=(40, 9)).astype(np.float32)
+    ids = rng.integers(-1, 6, size=(40, 9))
+    scores = np.take_along_axis(scores, np.maximum(ids, 0), 1)  # equal ones have equal scores
+    for candidates, allowed in ((None, None), (ids, None), (ids, rng.random((40, 9)) < 0.5)):
+        for k in (1, 4, 12):
+            ours = _maxsim_select._best_of_tensors(torch.from_numpy(scores), candidates, allowed, k)
+            theirs = _maxsim_select.best(scores, candidates, allowed, k)
+            np.testing.assert_array_equal(ours[0].numpy(), theirs[0])
+            np.testing.assert_array_equal(ours[1].numpy(), theirs[1])
+
+
+class TestCopies:
+    """What reaches the kernel, by where it lies."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        calls = []
+
+        def spy(*arguments):
+            calls.append(arguments)
+            return _core.maxsim(*arguments)
+
+        monkeypatch.setattr(_maxsim_run, "_core", SimpleNamespace(maxsim=spy))
+        return calls
+
+    def sides(self, calls):
+        arguments = calls.pop()
+        return arguments[0], arguments[1:5], arguments[5:9]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_batches_are_read_in_place(self, calls, dtype):
+        batch = np.ones((6, 9, 5), STORED[dtype])
+        query = np.ones((2, 3, 5), STORED[dtype])
+        for documents in (
+            batch,
+            batch[:, 2:7],
+            batch[::2],
+            batch[1:, :4, :3],
+            np.broadcast_to(batch[0], (4, 9, 5)),
+            batch[:, :1],
+            batch[:1, ::2],
+        ):
+            simtile.maxsim(query[..., : documents.shape[2]], documents)
+            kind, queries, (rows, starts, ends, mask) = self.sides(calls)
+            assert kind == dtype
+            assert np.shares_memory(rows, batch)
+            assert np.shares_memory(queries[0], query) == (dtype in ("float32", "float64"))
+            assert mask is None
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                np.testing.assert_array_equal(
+                    rows[start:end],
+                    documents[i].view(rows.dtype) if dtype == "bfloat16" else documents[i],
+                )
+
+    @pytest.mark.parametrize("step", [(1, 1, -1), (-1, 1, 1), (1, -1, 1), (1, 1, 2)])
+    def test_what_cannot_be_read_in_place_is_copied(self, calls, step):
+        rng = np.random.default_rng(0)
+        batch = rng.normal(size=(3, 4, 6)).astype(np.float32)
+        view = batch[tuple(slice(None, None, s) for s in step)]
+        scores = simtile.maxsim(view, view)
+        np.testing.assert_array_equal(scores, simtile.maxsim(view.copy(), view.copy()))
+
+    def test_prefixes_become_shorter_runs(self, calls):
+        batch = np.ones((3, 5, 4), np.float32)
+        mask = np.arange(5) < np.array([[5], [0], [2]])
+        simtile.maxsim(batch, batch, mask, mask)
+        _, queries, documents = self.sides(calls)
+        assert documents[3] is None
+        assert (documents[2] - documents[1]).tolist() == [5, 0, 2]
+        mask[2, 4] = True  # a hole
+        simtile.maxsim(batch, batch, None, mask)
+        _, queries, documents = self.sides(calls)
+        assert queries[3] is None
+        assert documents[3].tolist() == mask.reshape(-1).tolist()
+        assert (documents[2] - documents[1]).tolist() == [5, 0, 5]
+
+    def test_packed_tokens_are_read_in_place(self, calls):
+        tokens = np.ones((20, 9), np.float16)[::2, 2:7]
+        simtile.maxsim_packed(np.ones((2, 3, 5)), tokens.astype(np.float64), [0, 4, 4, 10])
+        self.sides(calls)
+        simtile.maxsim_packed(np.ones((2, 3, 5), np.float32), tokens, [0, 4, 4, 10])
+        kind, _, (rows, starts, ends, mask) = self.sides(calls)
+        assert kind == "float16"
+        assert np.shares_memory(rows, tokens)
+        assert starts.tolist() == [0, 4, 4]
+        assert ends.tolist() == [4, 4, 10]
+        assert mask is None
+
+    def test_threads_and_one_list_element(self, calls):
+        only = np.ones((3, 4), np.float32)
+        simtile.maxsim([only], [only], threads=2)
+        assert calls[-1][-1] == 2
+        _, queries, documents = self.sides(calls)
+        assert np.shares_memory(queries[0], only)
+        assert np.shares_memory(documents[0], only)

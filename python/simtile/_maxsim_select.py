@@ -92,8 +92,8 @@ def _best_of_tensors(scores: Any, candidates: Any, allowed: Any, k: int) -> tupl
     if allowed is not None and allowed.shape[-1]:
         rows = _tensors.as_tensor(allowed, device).expand(shape[0], -1)
         out |= ~rows.gather(1, ids.clamp(min=0))
-    places = scores.masked_fill(out, float("-inf")).argsort(1, descending=True, stable=True)
-    places = places.gather(1, out.gather(1, places).to(torch.uint8).argsort(1, stable=True))
+    places = scores.masked_fill(out, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    places = places.gather(1, out.gather(1, places).to(torch.uint8).argsort(dim=1, stable=True))
     places = places[:, :k]
     out = out.gather(1, places)
     found = scores.new_full((shape[0], k), float("-inf"))
