@@ -97,9 +97,14 @@ def check_gradients(form, inputs, expected):
             assert (error <= 64 * roundoff * scale + rounding).all()
 
 
-def in_range(case, dtypes):
-    """Gradients that divide by lengths of about 0 leave the range of float16."""
-    return not (case.options["normalize"] and case.values == "zeros" and "float16" in dtypes)
+def has_one_answer(case, dtypes):
+    if not case.options["normalize"]:
+        return True
+    # Parallel tokens tie but for rounding, and which one a gradient goes to with them.
+    if case.values in ("integers", "few") and case.options["temperature"] is None:
+        return False
+    # Gradients that divide by lengths of about 0 leave the range of float16.
+    return not (case.values == "zeros" and "float16" in dtypes)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -109,7 +114,7 @@ def in_range(case, dtypes):
     dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
 )
 def test_gradients_are_the_oracle(backend, case, forms, dtypes):
-    if not case["queries"] or not case["documents"] or not in_range(case, dtypes):
+    if not case["queries"] or not case["documents"] or not has_one_answer(case, dtypes):
         return
     form = Form(case, *forms, dtypes)
     weights = case["grad_scores"]

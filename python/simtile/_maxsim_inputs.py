@@ -204,17 +204,16 @@ def _list_mask(name: str, mask: Any, mask_name: str, lengths: list[int]) -> Any:
 
 def _stacked(name: str, mask: Sequence[Any], shape: list[int]) -> Any:
     """A list of masks, one for each matrix of a batch, as one."""
-    if any(map(_tensors.is_tensor, mask)):
-        import torch
-
-        return torch.stack(list(mask))
-    rows = [np.asarray(own) for own in mask]
-    if len({own.shape for own in rows}) > 1:
+    if len({tuple(np.shape(own)) for own in mask}) > 1:
         raise ValueError(
             f"{name}: found masks of different lengths, expected {shape[:2]}, one bool for each "
             "token, padding among them"
         )
-    return np.array(rows) if rows else np.zeros(shape[:2], bool)
+    if any(map(_tensors.is_tensor, mask)):
+        import torch
+
+        return torch.stack([torch.as_tensor(own) for own in mask])
+    return np.array(mask) if len(mask) else np.zeros(shape[:2], bool)
 
 
 def _bools(name: str, mask: Any, shape: list[int], because: str) -> Any:
