@@ -8,6 +8,8 @@ reaches the same functions through an `autograd.Function`.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,8 @@ from torch import Tensor
 from simtile import _maxsim_run, _tensors
 from simtile._maxsim_inputs import Given, check_offsets
 from simtile._maxsim_run import Found, Options
-from simtile.ops._backends import choose
+from simtile.ops._backends import check_available, choose
+from simtile.ops._maxsim_padded import padded
 from simtile.ops._tensors import are_plain, check_floats
 
 # A batch [B, L, D] has no offsets, tokens [T, D] have [B + 1], int64 on the CPU. Masks are bool
@@ -42,6 +45,7 @@ for _schema in (
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
+_HAS_CUDA = importlib.util.find_spec("simtile._cuda") is not None
 _INPUTS = 7  # arguments of _TENSORS
 _PARTS = 15  # and of _OPTIONS
 
@@ -74,7 +78,6 @@ def maxsim_tensors(
         lower = torch.get_autocast_dtype(device.type)
         dtypes = [lower, lower]
     element = torch.float64 if torch.float64 in dtypes else dtypes[1]
-    backend = choose(backend, "queries", sides[0].x, element)
     if candidates is not None:
         candidates = torch.as_tensor(candidates, device=device)
     x = [side.x for side in sides]
@@ -84,8 +87,9 @@ def maxsim_tensors(
         *(side.mask for side in sides),
         candidates,
     )
-    parts: tuple[Any, ...] = (*options, lower, backend, threads)
     need_grad = grad and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in x)
+    backend = _choose(backend, sides, candidates, options, need_grad, element)
+    parts: tuple[Any, ...] = (*options, lower, backend, threads)
     wants: tuple[Any, ...] = (
         return_argmax or need_grad,
         return_token_scores or (need_grad and options.temperature > 0),
@@ -154,13 +158,20 @@ def _forward(
     left, right = _sides(
         queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
     )
+    wants = {"argmax": want_argmax, "token_scores": want_token_scores}
+    if backend == "cuda":
+        return _kernels(backend).forward(left, right, candidates, options, **wants)  # type: ignore[no-any-return]
+    if backend == "triton":
+        rows, others = padded(left), padded(right)
+        found = _kernels(backend).forward(rows.side, others.side, candidates, options, **wants)
+        count = found.scores.shape[1]
+        return Found(found.scores, *(rows.to_rows(x, count) for x in found[1:]))
     found = _maxsim_run.forward(
         left,
         right,
         None if candidates is None else candidates.numpy(),
         options,
-        argmax=want_argmax,
-        token_scores=want_token_scores,
+        **wants,
         backend=backend,
         threads=threads,
     )
@@ -193,6 +204,20 @@ def _backward(
     left, right = _sides(
         queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
     )
+    if backend == "triton":
+        rows, others = padded(left), padded(right)
+        count = grad_scores.shape[1]
+        grads = _kernels(backend).backward(
+            rows.side,
+            others.side,
+            candidates,
+            options,
+            grad_scores.contiguous(),
+            rows.from_rows(argmax, count, -1),
+            None if token_scores is None else rows.from_rows(token_scores, count, 0.0),
+            need_grad,
+        )
+        return rows.grad_rows(grads[0]), others.grad_rows(grads[1])
     grads = _maxsim_run.backward(
         left,
         right,
@@ -206,6 +231,39 @@ def _backward(
         threads=threads,
     )
     return tuple(None if x is None else torch.from_numpy(x) for x in grads)  # type: ignore[return-value]
+
+
+def _kernels(backend: str) -> Any:
+    """`ops/maxsim_triton.py` or `ops/maxsim_cuda.py`.
+
+    Their functions are those of `_maxsim_run`, of tensors on a GPU: `forward` of both, and
+    `backward` of Triton's, whose queries and documents are batches.
+    """
+    check_available(backend)  # of a compiled call nobody has asked
+    return importlib.import_module(f"simtile.ops.maxsim_{backend}")
+
+
+def _choose(
+    backend: str,
+    sides: Sequence[Given],
+    candidates: Any,
+    options: Options,
+    need_grad: bool,
+    element: torch.dtype,
+) -> str:
+    """On a GPU Triton's kernels for batches and gradients, CUDA's for the rest."""
+    x = sides[0].x
+    if backend == "auto" and x.is_cuda and not need_grad and not options.temperature:
+        packed = candidates is not None or any(side.offsets is not None for side in sides)
+        if packed and _HAS_CUDA and element != torch.float64:
+            backend = "cuda"
+    backend = choose(backend, "queries", x, element)
+    if backend == "cuda" and need_grad:
+        raise RuntimeError(
+            "backend: 'cuda' computes scores without gradients; use 'triton' (or 'auto'), or call "
+            "it under torch.no_grad()"
+        )
+    return backend
 
 
 def _sides(
