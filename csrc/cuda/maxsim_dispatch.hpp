@@ -1,0 +1,205 @@
+// Which instances of MaxSim's kernels run, on what grids, with how much shared memory and workspace. The same code under nvcc and on the
+// host: `launch` is called as launch(kernel, grid, block, dynamic_shared_bytes, argument).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "maxsim/cuda.cuh"
+#include "maxsim/cuda_args.hpp"
+#include "tile/cuda_device.hpp"
+
+namespace simtile::cuda {
+
+namespace maxsim {
+
+constexpr int kFewColumns = 32;
+constexpr int64_t kMostDimensions = int64_t(1) << 24;  // places of fragments are int
+constexpr int64_t kMostRows = int64_t(1) << 31;        // of a run: argmax is int32
+constexpr int64_t kLaunchGroups = 64;
+constexpr int64_t kMaximaBytes = 64 << 20;  // of one launch's groups and items
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline void check(const MaxsimArgs& args) {
+  const auto in_range = [](const char* name, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most)
+      throw std::invalid_argument(std::string("maxsim: ") + name + " = " + std::to_string(value) + "; expected " +
+                                  std::to_string(least) + " to " + std::to_string(most));
+  };
+  in_range("queries", args.queries.count, 0, (int64_t(1) << 31) - 1);
+  in_range("documents", args.documents.count, 0, (int64_t(1) << 40));
+  in_range("candidate_count", args.candidate_count, 0, (int64_t(1) << 40));
+  in_range("dimensions", args.dimensions, 1, kMostDimensions);
+  in_range("longest_query", args.longest_query, 0, kMostRows - 1);
+  if (!args.candidates && args.candidate_count != args.documents.count)
+    throw std::invalid_argument("maxsim: candidate_count without candidates; expected the number of documents");
+  if ((args.argmax || args.token_scores) && !args.rows_before)
+    throw std::invalid_argument("maxsim: argmax or token_scores without rows_before");
+}
+
+// Pieces of the caller's workspace, one after the other. Without memory it only counts.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t begin = bytes_;
+    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  int64_t bytes_ = 0;
+};
+
+struct Plan {
+  Work work;
+  int64_t groups;        // of all queries
+  int64_t launch_items;  // at most, of one launch
+  int launch_groups;
+  int blocks;  // of a group
+  bool staged;
+  std::size_t shared_bytes;
+  int64_t bytes;  // of the workspace
+};
+
+inline int element_bytes(MaxsimKind kind) { return kind == MaxsimKind::float32 ? 4 : 2; }
+inline int column_tiles(MaxsimKind kind) {
+  return kind == MaxsimKind::float32   ? Float32::kColumnTiles
+         : kind == MaxsimKind::float16 ? Float16::kColumnTiles
+                                       : BFloat16::kColumnTiles;
+}
+
+// Columns of a group: those of most tokens that the device's shared memory holds.
+inline void plan_columns(Plan& plan, const MaxsimArgs& args, const Device& device) {
+  Work& work = plan.work;
+  const MaxsimKind kind = args.documents.kind;
+  // Where both sides are bfloat16, one plane is all there is; rows are scaled by powers of two.
+  work.planes = kind == MaxsimKind::bfloat16 && args.queries.kind == MaxsimKind::bfloat16 ? 1 : kMostPlanes;
+  work.tile_rows = 8 * column_tiles(kind);
+  work.steps = static_cast<int>(ceil_div(args.dimensions * element_bytes(kind), kStepBytes)) *
+               (kPieceBytes / element_bytes(kind) / 4);
+  const auto set = [&](int columns) {
+    work.columns = columns;
+    plan.shared_bytes = static_cast<std::size_t>(work.planes) * work.steps * columns * 32;
+    plan.staged = plan.shared_bytes <= device.shared_bytes_per_block;
+  };
+  set(args.queries.count * args.longest_query > kFewColumns && !(args.candidates && args.longest_query <= kFewColumns)
+          ? kMostColumns
+          : kFewColumns);
+  // A query longer than a group is cut at kMostColumns.
+  if (!plan.staged && args.longest_query <= kFewColumns) set(kFewColumns);
+  if (!plan.staged) plan.shared_bytes = 0;
+  const int64_t fit = args.candidates ? 1 : work.columns / std::max<int64_t>(args.longest_query, 1);
+  work.queries_per_group = static_cast<int>(std::max<int64_t>(std::min(fit, args.queries.count), 1));
+  work.groups_per_query = static_cast<int>(std::max<int64_t>(ceil_div(args.longest_query, kMostColumns), 1));
+  plan.groups = work.groups_per_query > 1 ? args.queries.count * work.groups_per_query
+                                          : ceil_div(args.queries.count, work.queries_per_group);
+}
+
+// Where queries do not fit shared memory, there is only the instance that knows which rows maxima are of.
+inline bool keeps_rows(const Plan& plan) { return plan.work.args.argmax || !plan.staged; }
+
+inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
+  check(args);
+  Plan plan = {};
+  Work& work = plan.work;
+  work.args = args;
+  if (args.queries.count == 0 || args.candidate_count == 0) return plan;
+  plan_columns(plan, args, device);
+  // Whole queries.
+  const int64_t unit = work.groups_per_query;
+  plan.launch_groups = static_cast<int>(std::min(plan.groups, std::max(kLaunchGroups / unit, int64_t(1)) * unit));
+  const int64_t resident = device.multiprocessors * (work.columns == kFewColumns ? 2 : 1);
+  plan.blocks = static_cast<int>(ceil_div(resident, plan.launch_groups));
+  work.warps = plan.blocks * kWarps;
+  const bool rows = keeps_rows(plan);
+  const int64_t slot_bytes = work.columns * (rows ? 8 : 4) + 4;
+  const int64_t slots = kMaximaBytes / (slot_bytes * plan.launch_groups);
+  plan.launch_items = std::min(args.candidate_count, std::max<int64_t>(slots - work.warps, 1024));
+
+  Pieces pieces(memory);
+  const int64_t lists = args.candidates ? plan.launch_groups : 1;
+  const int64_t segments = plan.launch_groups * (plan.launch_items + work.warps);
+  work.packed = pieces.take<uint4>(plan.groups * work.planes * work.steps * work.columns * 2);
+  work.column = pieces.take<Column>(plan.groups * work.columns);
+  work.group_columns = pieces.take<int>(plan.groups);
+  work.place = pieces.take<int16_t>(args.queries.count * args.longest_query);
+  work.tiles_before = pieces.take<int64_t>(lists * (plan.launch_items + 1));
+  work.maxima = pieces.take<float>(segments * work.columns);
+  work.rows = rows ? pieces.take<int32_t>(segments * work.columns) : nullptr;
+  work.tokens = pieces.take<int32_t>(segments);
+  plan.bytes = pieces.bytes();
+  return plan;
+}
+
+using Kernel = void (*)(Work);
+
+template <class Format, int kQueryPlanes>
+Kernel scan_kernel_of(const Plan& plan) {
+  const bool rows = keeps_rows(plan), many = plan.work.columns == kMostColumns;
+  if (!plan.staged) {
+    if (many) return maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, false, true>;
+    return maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, false, true>;
+  }
+  if (many) {
+    return rows ? maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, true, true>
+                : maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, true, false>;
+  }
+  return rows ? maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, true, true>
+              : maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, true, false>;
+}
+
+inline Kernel scan_kernel(const Plan& plan) {
+  switch (plan.work.args.documents.kind) {
+    case MaxsimKind::float32:
+      return scan_kernel_of<Float32, 3>(plan);
+    case MaxsimKind::float16:
+      return scan_kernel_of<Float16, 3>(plan);
+    case MaxsimKind::bfloat16:
+      return plan.work.planes == 1 ? scan_kernel_of<BFloat16, 1>(plan) : scan_kernel_of<BFloat16, 3>(plan);
+  }
+  throw std::invalid_argument("maxsim: an unknown kind");
+}
+
+inline dim3 grid(int64_t x, int64_t y = 1) { return {static_cast<unsigned>(x), static_cast<unsigned>(y)}; }
+
+}  // namespace maxsim
+
+// Of the caller's workspace, aligned to 256 bytes, for exactly these arguments.
+inline int64_t workspace_bytes(const MaxsimArgs& args, const Device& device) {
+  return maxsim::plan(args, device, nullptr).bytes;
+}
+
+// Queues the kernels; throws std::invalid_argument before the first of them for what they cannot do.
+template <class Launch>
+void run(const MaxsimArgs& args, const Device& device, void* workspace, const Launch& launch) {
+  using namespace maxsim;
+  const Plan plan = maxsim::plan(args, device, workspace);
+  if (args.queries.count == 0 || args.candidate_count == 0) return;
+  Work work = plan.work;
+  launch(element_bytes(args.documents.kind) == 4 ? maxsim_pack<4> : maxsim_pack<2>, grid(plan.groups), dim3(kThreads),
+         sizeof(PackState), work);
+  for (work.first_item = 0; work.first_item < args.candidate_count; work.first_item += plan.launch_items) {
+    work.items = std::min(plan.launch_items, args.candidate_count - work.first_item);
+    for (work.first_group = 0; work.first_group < plan.groups; work.first_group += plan.launch_groups) {
+      work.groups = static_cast<int>(std::min<int64_t>(plan.launch_groups, plan.groups - work.first_group));
+      if (args.candidates || work.first_group == 0)
+        launch(maxsim_count, grid(args.candidates ? work.groups : 1), dim3(kCountThreads),
+               kCountThreads / 32 * sizeof(int64_t), work);
+      launch(scan_kernel(plan), grid(plan.blocks, work.groups), dim3(kThreads), plan.shared_bytes, work);
+      const int64_t queries =
+          work.groups_per_query > 1 ? work.groups / work.groups_per_query : work.groups * work.queries_per_group;
+      launch(maxsim_sum, grid(ceil_div(work.items, kWarps), queries), dim3(kThreads), 0, work);
+    }
+  }
+}
+
+}  // namespace simtile::cuda

@@ -1,0 +1,7 @@
+// MaxSim on a device: packing, then for some groups of queries and some documents at a time counting, scanning and summing. README.md
+// beside this file tells how the parts work together.
+#pragma once
+
+#include "maxsim/cuda_queries.cuh"
+#include "maxsim/cuda_scan.cuh"
+#include "maxsim/cuda_sum.cuh"

@@ -1,0 +1,107 @@
+// Rows of each element type as operands of bfloat16 products: planes that add up to the elements.
+//
+// A lane reads 16 bytes of a row at a time, the four lanes of a row 64 side by side, and feeds four elements to each mma. That permutes
+// the dimensions among the k of the mma, for queries and documents alike, which a sum does not see.
+#pragma once
+
+#include "maxsim/cuda_args.hpp"
+#include "tile/ptx.cuh"
+
+namespace simtile::cuda::maxsim {
+
+constexpr int kStepBytes = 64;   // of a row: what the four lanes that share it read at a time
+constexpr int kPieceBytes = 16;  // of a lane
+constexpr int kMostPlanes = 3;   // of float32: 24 bits, 8 each
+
+__device__ __forceinline__ float low_half(uint32_t word) { return __uint_as_float(word << 16); }
+__device__ __forceinline__ float high_half(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
+
+// The first `planes` planes of two elements, the first in the lower halves. What is not finite makes NaN of the planes behind it.
+template <int planes>
+__device__ __forceinline__ void split(float x, float y, uint32_t (&words)[planes]) {
+#pragma unroll
+  for (int p = 0; p < planes; p++) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(x, y);
+    words[p] = __bfloat16_as_ushort(both.x) | static_cast<uint32_t>(__bfloat16_as_ushort(both.y)) << 16;
+    x -= low_half(words[p]);
+    y -= high_half(words[p]);
+  }
+}
+
+struct Float32 {
+  static constexpr int kBytes = 4;
+  static constexpr int kPlanes = 3;
+  static constexpr int kColumnTiles = 2;  // of 8 documents' rows a warp at a time; more planes of four would not fit the registers
+  static constexpr uint32_t kMagnitude = 0x7fffffffu;
+
+  static __device__ __forceinline__ float get(const void* row, int64_t k) { return static_cast<const float*>(row)[k]; }
+  // Elements 4i to 4i + 3 of a piece as two words of each plane.
+  static __device__ __forceinline__ void planes(const uint4& piece, int, uint32_t (&b)[kPlanes][2]) {
+    uint32_t first[kPlanes], second[kPlanes];
+    split(__uint_as_float(piece.x), __uint_as_float(piece.y), first);
+    split(__uint_as_float(piece.z), __uint_as_float(piece.w), second);
+#pragma unroll
+    for (int p = 0; p < kPlanes; p++) b[p][0] = first[p], b[p][1] = second[p];
+  }
+  static __device__ __forceinline__ float squares(uint32_t word, float sum) {
+    return fmaf(__uint_as_float(word), __uint_as_float(word), sum);
+  }
+};
+
+struct Float16 {  // 11 bits in two planes
+  static constexpr int kBytes = 2;
+  static constexpr int kPlanes = 2;
+  static constexpr int kColumnTiles = 2;
+  static constexpr uint32_t kMagnitude = 0x7fff7fffu;
+
+  static __device__ __forceinline__ float low(uint32_t word) {
+    return half_to_float(static_cast<unsigned short>(word & 0xffffu));
+  }
+  static __device__ __forceinline__ float high(uint32_t word) {
+    return half_to_float(static_cast<unsigned short>(word >> 16));
+  }
+  static __device__ __forceinline__ float get(const void* row, int64_t k) {
+    return half_to_float(static_cast<const unsigned short*>(row)[k]);
+  }
+  static __device__ __forceinline__ void planes(const uint4& piece, int i, uint32_t (&b)[kPlanes][2]) {
+    const uint32_t words[2] = {i ? piece.z : piece.x, i ? piece.w : piece.y};
+    uint32_t first[kPlanes], second[kPlanes];
+    split(low(words[0]), high(words[0]), first);
+    split(low(words[1]), high(words[1]), second);
+#pragma unroll
+    for (int p = 0; p < kPlanes; p++) b[p][0] = first[p], b[p][1] = second[p];
+  }
+  static __device__ __forceinline__ float squares(uint32_t word, float sum) {
+    return fmaf(high(word), high(word), fmaf(low(word), low(word), sum));
+  }
+};
+
+struct BFloat16 {
+  static constexpr int kBytes = 2;
+  static constexpr int kPlanes = 1;
+  static constexpr int kColumnTiles = 4;
+  static constexpr uint32_t kMagnitude = 0x7fff7fffu;
+
+  static __device__ __forceinline__ float get(const void* row, int64_t k) {
+    return __bfloat162float(static_cast<const __nv_bfloat16*>(row)[k]);
+  }
+  static __device__ __forceinline__ void planes(const uint4& piece, int i, uint32_t (&b)[kPlanes][2]) {
+    b[0][0] = i ? piece.z : piece.x;
+    b[0][1] = i ? piece.w : piece.y;
+  }
+  static __device__ __forceinline__ float squares(uint32_t word, float sum) {
+    return fmaf(high_half(word), high_half(word), fmaf(low_half(word), low_half(word), sum));
+  }
+};
+
+// An element of a row whose type is known at run time only.
+__device__ __forceinline__ float element(MaxsimKind kind, const void* row, int64_t k) {
+  if (kind == MaxsimKind::float32) return Float32::get(row, k);
+  return kind == MaxsimKind::float16 ? Float16::get(row, k) : BFloat16::get(row, k);
+}
+
+__device__ __forceinline__ const void* row_of(const MaxsimRuns& runs, int64_t row) {
+  return static_cast<const char*>(runs.data) + row * runs.stride;
+}
+
+}  // namespace simtile::cuda::maxsim

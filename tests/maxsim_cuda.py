@@ -1,0 +1,101 @@
+"""Calls of MaxSim's CUDA dispatch and kernels, compiled for the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from test_maxsim import EMPTY_SCORE, POISON, STORED, flat, packed
+
+from simtile.reference import maxsim_numpy as oracle
+
+SHARED_BYTES = 99 << 10
+
+
+@dataclass
+class Host:
+    """Dispatch and kernels on the CPU."""
+
+    module: Any
+    order: int = 0
+    multiprocessors: int = 2
+    shared_bytes: int = SHARED_BYTES
+
+    def given(self, given):
+        device = {"multiprocessors": self.multiprocessors, "shared_bytes": self.shared_bytes}
+        return {**given, **device}
+
+    def run(self, given):
+        """On a workspace full of what is no result; what follows it must stay."""
+        given = self.given(given)
+        size = self.module.workspace_bytes(given)
+        memory = np.full(size + 512, 0x5A, np.uint8)
+        start = -memory.ctypes.data % 256
+        self.module.run(given, memory[start : start + size], self.order)
+        assert (memory[start + size :] == 0x5A).all(), "written past the workspace"
+
+
+class Call:
+    """A case as the kernels take it, and what comes out."""
+
+    compute = np.float32  # of scores
+
+    def __init__(self, case, dtype, layout="contiguous", query_dtype="float32"):
+        self.case, self.dtype = case, dtype
+        self.queries, wide_queries = self.side(case["queries"], query_dtype, layout)
+        self.documents, wide_documents = self.side(case["documents"], dtype, layout)
+        if not case["queries"] or not case["documents"]:
+            for side in (self.queries, self.documents):
+                side[1] = np.zeros((len(side[1]), case.dim), side[1].dtype)
+        self.wide = (wide_queries, wide_documents)
+
+    @staticmethod
+    def side(tokens, dtype, layout):
+        *runs, wide = packed(tokens, STORED[dtype], layout)
+        return [dtype, *runs], wide
+
+    def run(self, host, candidates=None, rows=True):
+        """Scores [Q, C], and of every row its match and similarity, [Q] of [C, Lq]."""
+        options = self.case.options
+        starts, ends = self.queries[2:4]
+        masks = map(flat, self.case.mask_arrays)
+        queries, documents = (
+            (*side, mask) for side, mask in zip((self.queries, self.documents), masks, strict=True)
+        )
+        count = len(self.case["documents"]) if candidates is None else candidates.shape[1]
+        scores = np.full((len(starts), count), POISON, np.float32)
+        size = len(self.queries[1]) * count
+        argmax = np.full(size, POISON, np.int32) if rows else None
+        values = np.full(size, POISON, np.float32) if rows else None
+        host.run(
+            {
+                "queries": queries,
+                "documents": documents,
+                "longest_query": max(ends - starts, default=0),
+                "normalize": options.get("normalize", False),
+                "pad_zero_rows": options.get("zero_rows") == "pad",
+                "length_normalize": options.get("length_normalize", False),
+                "empty_score": EMPTY_SCORE,
+                "candidates": candidates,
+                "scores": scores,
+                "argmax": argmax,
+                "token_scores": values,
+                "rows_before": starts if rows else None,
+            }
+        )
+        if not rows:
+            return scores, None, None
+        by_query = [
+            [
+                x[count * s : count * e].reshape(count, e - s)
+                for s, e in zip(starts, ends, strict=True)
+            ]
+            for x in (argmax, values)
+        ]
+        return scores, *by_query
+
+    def oracle(self):
+        return oracle.maxsim(
+            *self.wide, *self.case.mask_arrays, empty_score=EMPTY_SCORE, **self.case.options
+        )
