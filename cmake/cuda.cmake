@@ -112,7 +112,7 @@ message(STATUS "simtile: the CUDA module is built by ${CMAKE_CUDA_COMPILER} ${CM
                "for ${architectures}")
 
 # Apart from the module: pybind11's headers and link-time optimisation are not for nvcc.
-add_library(simtile_cuda OBJECT csrc/cuda/info_nce.cu csrc/cuda/topk.cu)
+add_library(simtile_cuda OBJECT csrc/cuda/info_nce.cu csrc/cuda/maxsim.cu csrc/cuda/topk.cu)
 target_include_directories(simtile_cuda PRIVATE kernels csrc)
 target_compile_options(simtile_cuda PRIVATE -Xcompiler=-Wall,-Wextra -Werror=all-warnings)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
@@ -121,7 +121,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
 endif()
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS
-  csrc/cuda/module.cpp csrc/cuda/bind_info_nce.cpp csrc/cuda/bind_topk.cpp csrc/cuda/runtime.cpp)
+  csrc/cuda/module.cpp csrc/cuda/bind_info_nce.cpp csrc/cuda/bind_maxsim.cpp csrc/cuda/bind_topk.cpp csrc/cuda/runtime.cpp)
 target_compile_definitions(_cuda PRIVATE
   SIMTILE_VERSION="${PROJECT_VERSION}" SIMTILE_CUDA_ARCHITECTURES="${architectures}")
 target_include_directories(_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

@@ -71,10 +71,10 @@ struct Plan {
 };
 
 inline int element_bytes(MaxsimKind kind) { return kind == MaxsimKind::float32 ? 4 : 2; }
-inline int column_tiles(MaxsimKind kind) {
-  return kind == MaxsimKind::float32   ? Float32::kColumnTiles
-         : kind == MaxsimKind::float16 ? Float16::kColumnTiles
-                                       : BFloat16::kColumnTiles;
+inline int most_eights(MaxsimKind kind) {
+  return kind == MaxsimKind::float32   ? Float32::kMostEights
+         : kind == MaxsimKind::float16 ? Float16::kMostEights
+                                       : BFloat16::kMostEights;
 }
 
 // Columns of a group: those of most tokens that the device's shared memory holds.
@@ -83,7 +83,6 @@ inline void plan_columns(Plan& plan, const MaxsimArgs& args, const Device& devic
   const MaxsimKind kind = args.documents.kind;
   // Where both sides are bfloat16, one plane is all there is; rows are scaled by powers of two.
   work.planes = kind == MaxsimKind::bfloat16 && args.queries.kind == MaxsimKind::bfloat16 ? 1 : kMostPlanes;
-  work.tile_rows = 8 * column_tiles(kind);
   work.steps = static_cast<int>(ceil_div(args.dimensions * element_bytes(kind), kStepBytes)) *
                (kPieceBytes / element_bytes(kind) / 4);
   const auto set = [&](int columns) {
@@ -117,10 +116,11 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   // Whole queries.
   const int64_t unit = work.groups_per_query;
   plan.launch_groups = static_cast<int>(std::min(plan.groups, std::max(kLaunchGroups / unit, int64_t(1)) * unit));
-  const int64_t resident = device.multiprocessors * (work.columns == kFewColumns ? 2 : 1);
+  const int64_t resident = device.multiprocessors * (plan.staged && work.columns == kFewColumns ? 2 : 1);
   plan.blocks = static_cast<int>(ceil_div(resident, plan.launch_groups));
   work.warps = plan.blocks * kWarps;
   const bool rows = keeps_rows(plan);
+  work.tile_rows = 8 * rows_of_eight(most_eights(args.documents.kind), work.columns / 16, plan.staged, rows);
   const int64_t slot_bytes = work.columns * (rows ? 8 : 4) + 4;
   const int64_t slots = kMaximaBytes / (slot_bytes * plan.launch_groups);
   plan.launch_items = std::min(args.candidate_count, std::max<int64_t>(slots - work.warps, 1024));

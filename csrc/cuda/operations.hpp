@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "info_nce/cuda_args.hpp"
+#include "maxsim/cuda_args.hpp"
 #include "tile/cuda_device.hpp"
 #include "topk/cuda_args.hpp"
 
@@ -17,5 +18,8 @@ void queue_topk(const TopkArgs& args, const Device& device, void* workspace, boo
 void queue_topk_merge(const TopkMergeArgs& args, cudaStream_t stream);
 
 void queue_info_nce(const InfoNceForwardArgs& args, const Device& device, cudaStream_t stream);
+
+int64_t maxsim_workspace_bytes(const MaxsimArgs& args, const Device& device);
+void queue_maxsim(const MaxsimArgs& args, const Device& device, void* workspace, cudaStream_t stream);
 
 }  // namespace simtile::cuda

@@ -34,8 +34,8 @@ struct MaxsimArgs {
 
   float* scores;  // [Q, C]
   // What each row of a query matched, or null. Row i of query q with candidate c stands at C * rows_before[q] + c * rows of q + i.
-  int32_t* argmax;      // the row of the document from its start, -1 for none
-  float* token_scores;  // the similarity to it, 0 for none
+  int32_t* argmax;             // the row of the document from its start, -1 for none
+  float* token_scores;         // the similarity to it, 0 for none
   const int64_t* rows_before;  // [Q] of the queries before; needed with argmax or token_scores
 };
 

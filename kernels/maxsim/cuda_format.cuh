@@ -31,7 +31,7 @@ __device__ __forceinline__ void split(float x, float y, uint32_t (&words)[planes
 struct Float32 {
   static constexpr int kBytes = 4;
   static constexpr int kPlanes = 3;
-  static constexpr int kColumnTiles = 2;  // of 8 documents' rows a warp at a time; more planes of four would not fit the registers
+  static constexpr int kMostEights = 2;  // of a document's rows that a warp multiplies at a time
   static constexpr uint32_t kMagnitude = 0x7fffffffu;
 
   static __device__ __forceinline__ float get(const void* row, int64_t k) { return static_cast<const float*>(row)[k]; }
@@ -51,7 +51,7 @@ struct Float32 {
 struct Float16 {  // 11 bits in two planes
   static constexpr int kBytes = 2;
   static constexpr int kPlanes = 2;
-  static constexpr int kColumnTiles = 2;
+  static constexpr int kMostEights = 2;
   static constexpr uint32_t kMagnitude = 0x7fff7fffu;
 
   static __device__ __forceinline__ float low(uint32_t word) {
@@ -79,7 +79,7 @@ struct Float16 {  // 11 bits in two planes
 struct BFloat16 {
   static constexpr int kBytes = 2;
   static constexpr int kPlanes = 1;
-  static constexpr int kColumnTiles = 4;
+  static constexpr int kMostEights = 4;
   static constexpr uint32_t kMagnitude = 0x7fff7fffu;
 
   static __device__ __forceinline__ float get(const void* row, int64_t k) {

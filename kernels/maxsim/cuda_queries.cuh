@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
   int rows = 0;
   for (int64_t q = first; q < last; q++) {
     const int64_t begin = queries.starts[q] + part;
-    const int count = static_cast<int>(max(min(queries.ends[q] - begin, static_cast<int64_t>(kMostColumns)), int64_t(0)));
+    const int count =
+        static_cast<int>(max(min(queries.ends[q] - begin, static_cast<int64_t>(kMostColumns)), int64_t(0)));
     for (int i = warp; i < count; i += kWarps) {
       Column column = {begin + i, 1, 1};
       bool is_there = !queries.mask || queries.mask[begin + i];
@@ -98,7 +99,8 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
   rows = 0;
   for (int64_t q = first; q < last; q++) {
     const int64_t begin = queries.starts[q] + part;
-    const int count = static_cast<int>(max(min(queries.ends[q] - begin, static_cast<int64_t>(kMostColumns)), int64_t(0)));
+    const int count =
+        static_cast<int>(max(min(queries.ends[q] - begin, static_cast<int64_t>(kMostColumns)), int64_t(0)));
     for (int i = threadIdx.x; i < count; i += kThreads)
       work.place[q * args.longest_query + part + i] = static_cast<int16_t>(state->place[rows + i]);
     rows += count;
@@ -114,8 +116,8 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
   };
   for (int at = threadIdx.x; at < fragments; at += kThreads) {
     const int fragment_lane = at % 32, tile = at / 32 % tiles, step = at / 32 / tiles;
-    const int64_t k = static_cast<int64_t>(step / kProducts) * 4 * kElements + fragment_lane % 4 * kElements +
-                      step % kProducts * 4;
+    const int64_t k =
+        static_cast<int64_t>(step / kProducts) * 4 * kElements + fragment_lane % 4 * kElements + step % kProducts * 4;
     uint32_t words[4][kMostPlanes];
 #pragma unroll
     for (int i = 0; i < 4; i++) {

@@ -9,9 +9,8 @@
 namespace simtile::cuda::maxsim {
 
 // The rows of a tile that this lane reads, row lane / 4 of every eight, piece after piece.
-template <class Format>
+template <class Format, int kTiles>
 struct Rows {
-  static constexpr int kTiles = Format::kColumnTiles;
   static constexpr int kElements = kPieceBytes / Format::kBytes;
 
   const char* data;
@@ -44,7 +43,8 @@ struct Rows {
         if constexpr (Format::kBytes == 4) {
           words[i] = __ldg(reinterpret_cast<const uint32_t*>(from) + i);
         } else {
-          words[i / 2] |= static_cast<uint32_t>(__ldg(reinterpret_cast<const unsigned short*>(from) + i)) << 16 * (i % 2);
+          words[i / 2] |= static_cast<uint32_t>(__ldg(reinterpret_cast<const unsigned short*>(from) + i))
+                          << 16 * (i % 2);
         }
       }
       pieces[n] = make_uint4(words[0], words[1], words[2], words[3]);
@@ -99,16 +99,25 @@ struct Best {
         if constexpr (kRows) row[m][half] = kNoRow;
       }
   }
-  // `other` is of later rows of this lane than what was seen. What is larger than -inf and no NaN needs no second look.
-  __device__ __forceinline__ void take(int m, int half, float other, int other_row, bool rare) {
-    float& mine = value[m][half];
-    bool larger = other > mine;
-    if (rare) {
-      if constexpr (kRows) larger |= row[m][half] == kNoRow;
-      larger |= other != other && mine == mine;
-    }
-    mine = larger ? other : mine;
+  // `other` is of a later row than what this lane has seen, above -inf and no NaN.
+  __device__ __forceinline__ void take(int m, int half, float other, int other_row) {
+    const bool larger = other > value[m][half];
+    value[m][half] = larger ? other : value[m][half];
     if constexpr (kRows) row[m][half] = larger ? other_row : row[m][half];
+  }
+  // The same of any value. Which column is known at run time only: all are looked at, so that none leaves its register.
+  __device__ __forceinline__ void take_any(int column, float other, int other_row) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float mine = value[m][half];
+        bool larger = other > mine || (other != other && mine == mine);
+        if constexpr (kRows) larger |= row[m][half] == kNoRow;
+        larger &= column == 16 * m + 8 * half;
+        value[m][half] = larger ? other : mine;
+        if constexpr (kRows) row[m][half] = larger ? other_row : row[m][half];
+      }
   }
   // What the four lanes of the same columns have seen becomes the first one's.
   __device__ __forceinline__ void merge_lanes(int row_tiles) {
@@ -133,14 +142,16 @@ struct Best {
 };
 
 template <class Format, int kQueryPlanes, int kRowTiles, bool kStaged, bool kRows>
-__global__ void __launch_bounds__(kThreads, kRowTiles > 2 ? 1 : 2) maxsim_scan(const Work work) {
-  constexpr int kTiles = Format::kColumnTiles, kTileRows = 8 * kTiles;
+__global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) maxsim_scan(const Work work) {
+  constexpr int kTiles = rows_of_eight(Format::kMostEights, kRowTiles, kStaged, kRows), kTileRows = 8 * kTiles;
   constexpr int kProducts = kPieceBytes / Format::kBytes / 4;  // mma of a step
+  // The next step's loads run beside this one's products where registers hold both.
+  constexpr bool kAhead = kStaged && (kTiles < 4 || (kRowTiles > 2 && !kRows));
   SIMTILE_DYNAMIC_SHARED(uint4, staged);
   const MaxsimRuns& documents = work.args.documents;
   const int lane = threadIdx.x % 32, group = blockIdx.y;
   const int64_t query = work.first_query(work.first_group + group);
-  const int row_tiles = (work.group_columns[work.first_group + group] + 15) / 16;
+  const int columns = work.group_columns[work.first_group + group], row_tiles = (columns + 15) / 16;
   const int fragments = work.steps * kRowTiles * 32;  // of a plane
   const uint4* fragment = work.packed + (work.first_group + group) * work.planes * fragments;
   if constexpr (kStaged) {
@@ -164,11 +175,13 @@ __global__ void __launch_bounds__(kThreads, kRowTiles > 2 ? 1 : 2) maxsim_scan(c
   }
 
   const int64_t row_bytes = work.args.dimensions * Format::kBytes;
-  Rows<Format> rows;
+  Rows<Format, kTiles> rows;
   rows.stride = documents.stride;
   rows.dimensions = work.args.dimensions;
   rows.aligned = (reinterpret_cast<uintptr_t>(documents.data) | static_cast<uintptr_t>(documents.stride) |
-                  static_cast<uintptr_t>(row_bytes)) % kPieceBytes == 0;
+                  static_cast<uintptr_t>(row_bytes)) %
+                     kPieceBytes ==
+                 0;
   while (tile < end) {
     const int64_t document = work.document(query, item);
     const int64_t first = documents.starts[document], last = documents.ends[document];
@@ -178,8 +191,8 @@ __global__ void __launch_bounds__(kThreads, kRowTiles > 2 ? 1 : 2) maxsim_scan(c
     int tokens = 0;
     for (; tile < segment_end; tile++) {
       const int64_t base = first + (tile - before[item]) * kTileRows;
-      const bool is_there = lane < min(last - base, static_cast<int64_t>(kTileRows)) &&
-                            (!documents.mask || documents.mask[base + lane]);
+      const bool is_there =
+          lane < min(last - base, static_cast<int64_t>(kTileRows)) && (!documents.mask || documents.mask[base + lane]);
       uint32_t there = __ballot_sync(kAllLanes, is_there);
       if (there == 0) continue;
 
@@ -189,14 +202,18 @@ __global__ void __launch_bounds__(kThreads, kRowTiles > 2 ? 1 : 2) maxsim_scan(c
       rows.data = static_cast<const char*>(row_of(documents, base + lane / 4));
       rows.there = there >> lane / 4;
       uint4 next[kTiles];
-      rows.load(0, next);
+      if constexpr (kAhead) rows.load(0, next);
       const uint4* from = fragment;
 #pragma unroll 1
       for (int64_t offset = 0; offset < row_bytes; offset += kStepBytes) {
         uint4 pieces[kTiles];
+        if constexpr (kAhead) {
 #pragma unroll
-        for (int n = 0; n < kTiles; n++) pieces[n] = next[n];
-        rows.load(offset + kStepBytes, next);
+          for (int n = 0; n < kTiles; n++) pieces[n] = next[n];
+          rows.load(offset + kStepBytes, next);
+        } else {
+          rows.load(offset, pieces);
+        }
 #pragma unroll
         for (int i = 0; i < kProducts; i++, from += kRowTiles * 32) {
           uint32_t b[kTiles][Format::kPlanes][2];
@@ -240,21 +257,28 @@ __global__ void __launch_bounds__(kThreads, kRowTiles > 2 ? 1 : 2) maxsim_scan(c
       }
       tokens += __popc(there);
 
-      float factors[kTiles][2];  // of the rows that this lane has products of, 2 * (lane % 4) and the next in every eight
+      float factors[kTiles]
+                   [2];  // of the rows that this lane has products of, 2 * (lane % 4) and the next in every eight
       if (work.args.normalize) {
+        // Of the squares, the four lanes of a row have shares: one of them finishes that of its tile.
+        const int own_tile = lane % kTiles, own_row = 8 * own_tile + lane / 4;
+        float own_squares = 0;
 #pragma unroll
         for (int n = 0; n < kTiles; n++) {
           float sum = squares[n] + __shfl_xor_sync(kAllLanes, squares[n], 1);
           sum += __shfl_xor_sync(kAllLanes, sum, 2);
-          float factor = 1;
-          if (there >> (8 * n + lane / 4) & 1) factor = document_factor<Format>(work, base + 8 * n + lane / 4, sum);
-#pragma unroll
-          for (int e = 0; e < 2; e++) factors[n][e] = __shfl_sync(kAllLanes, factor, 4 * (2 * (lane % 4) + e));
+          own_squares = n == own_tile ? sum : own_squares;
         }
+        const float factor = there >> own_row & 1 ? document_factor<Format>(work, base + own_row, own_squares) : 1.0f;
+#pragma unroll
+        for (int n = 0; n < kTiles; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) factors[n][e] = __shfl_sync(kAllLanes, factor, 4 * (2 * (lane % 4) + e) + n);
       }
 
       const uint32_t own = there >> 2 * (lane % 4);  // bit 8n + e
-      bool rare = false;
+      const int from_start = static_cast<int>(base - first) + 2 * (lane % 4);
+      uint32_t rare = 0;  // bit 2m + half: in that column something is not above -inf
 #pragma unroll
       for (int m = 0; m < kRowTiles; m++)
 #pragma unroll
@@ -262,35 +286,38 @@ __global__ void __launch_bounds__(kThreads, kRowTiles > 2 ? 1 : 2) maxsim_scan(c
 #pragma unroll
           for (int i = 0; i < 4; i++) {
             float& product = products[m][n][i];
-            if (work.args.normalize && product == product) product *= factors[n][i % 2];
-            rare |= (own >> (8 * n + i % 2) & 1) && !(product > -INFINITY);
+            if (work.args.normalize) product *= factors[n][i % 2];
+            if (!(product > -INFINITY)) rare |= 1u << (2 * m + i / 2);
+            // What is no token is below everything, and nothing above what it is compared with.
+            if (!(own >> (8 * n + i % 2) & 1)) product = -INFINITY;
           }
-      rare = __any_sync(kAllLanes, rare) != 0;
-      if (rare) {
-#pragma unroll
-        for (int m = 0; m < kRowTiles; m++)
-#pragma unroll
-          for (int n = 0; n < kTiles; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-              float& product = products[m][n][i];
-              const int column = 16 * m + i / 2 * 8 + lane / 4, row = 8 * n + 2 * (lane % 4) + i % 2;
-              const bool known = column < work.group_columns[work.first_group + group] && (there >> row & 1);
-              if (product == product || !known) continue;
-              const Column& packed = work.column[(work.first_group + group) * work.columns + column];
-              product = plain_product<Format>(work, packed, base + row);
-              if (work.args.normalize) product *= factors[n][i % 2];
-            }
-      }
-      const int from_start = static_cast<int>(base - first) + 2 * (lane % 4);
 #pragma unroll
       for (int m = 0; m < kRowTiles; m++)
 #pragma unroll
         for (int n = 0; n < kTiles; n++)
 #pragma unroll
           for (int i = 0; i < 4; i++)
-            if (own >> (8 * n + i % 2) & 1)
-              best.take(m, i / 2, products[m][n][i], from_start + 8 * n + i % 2, rare);
+            if (!(rare >> (2 * m + i / 2) & 1)) best.take(m, i / 2, products[m][n][i], from_start + 8 * n + i % 2);
+      // What planes made of numbers that are not finite is nothing: the whole column is multiplied by its definition.
+#pragma unroll 1
+      for (; rare; rare &= rare - 1) {
+        const int at = __ffs(static_cast<int>(rare)) - 1, column = at / 2 * 16 + at % 2 * 8;
+        if (column + lane / 4 >= columns) continue;
+        const Column& packed = work.column[(work.first_group + group) * work.columns + column + lane / 4];
+#pragma unroll 1
+        for (int i = 0; i < 2 * kTiles; i++) {
+          const int row = i / 2 * 8 + i % 2;
+          if (!(own >> row & 1)) continue;
+          float factor = 1;
+#pragma unroll
+          for (int n = 0; n < kTiles; n++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+              if (work.args.normalize && i == 2 * n + e) factor = factors[n][e];
+          const float product = plain_product<Format>(work, packed, base + 2 * (lane % 4) + row) * factor;
+          best.take_any(column, product, from_start + row);
+        }
+      }
     }
 
     best.merge_lanes(row_tiles);

@@ -12,9 +12,8 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int64_t query = work.first_query(work.first_group) + blockIdx.y;
   if (item >= work.items || query >= args.queries.count) return;
-  const int first_group = work.groups_per_query > 1
-                              ? static_cast<int>(blockIdx.y) * work.groups_per_query
-                              : static_cast<int>(blockIdx.y) / work.queries_per_group;
+  const int first_group = work.groups_per_query > 1 ? static_cast<int>(blockIdx.y) * work.groups_per_query
+                                                    : static_cast<int>(blockIdx.y) / work.queries_per_group;
   const int64_t* before = work.list(first_group);
   const int64_t tile = before[item], end = before[item + 1], total = before[work.items];
 
@@ -28,9 +27,8 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
   }
 
   const int64_t rows = args.queries.ends[query] - args.queries.starts[query];
-  const int64_t out = args.rows_before
-                          ? args.candidate_count * args.rows_before[query] + (work.first_item + item) * rows
-                          : 0;
+  const int64_t out =
+      args.rows_before ? args.candidate_count * args.rows_before[query] + (work.first_item + item) * rows : 0;
   double sum = 0;
   int query_tokens = 0;
   for (int64_t base = 0; base < rows; base += 32) {
@@ -48,7 +46,8 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
         const float other = work.maxima[at];
         const int other_row = work.rows ? work.rows[at] : 0;
         // Segments come in order: of equals the first stays.
-        if (other > value || matched == kNoRow || (other != other && value == value)) value = other, matched = other_row;
+        if (other > value || matched == kNoRow || (other != other && value == value))
+          value = other, matched = other_row;
       }
       value = __fmul_rn(value, work.column[(work.first_group + group) * work.columns + column].factor);
     }

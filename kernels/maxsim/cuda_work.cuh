@@ -17,6 +17,11 @@ constexpr int kMostColumns = 128;
 constexpr double kSmallestNorm = 1e-12;  // what shorter rows are divided by
 constexpr int kNoRow = 0x7fffffff;
 
+// How many times eight rows of a document a warp multiplies at a time: what an instance of the scan has registers for.
+__host__ __device__ constexpr int rows_of_eight(int most, int row_tiles, bool staged, bool rows) {
+  return staged && !(rows && row_tiles == 2) ? most : 2;
+}
+
 struct Column {
   int64_t row;   // of the queries
   float scale;   // what was packed is the row times this power of two
@@ -40,10 +45,10 @@ struct Work {
   int warps;  // of a group
 
   // Of all groups.
-  uint4* packed;        // [groups][planes][steps][columns / 16][lane]
-  Column* column;       // [groups][columns]
-  int* group_columns;   // [groups] that are tokens
-  int16_t* place;       // [Q][longest_query] the column of each row in its group, -1 for none
+  uint4* packed;       // [groups][planes][steps][columns / 16][lane]
+  Column* column;      // [groups][columns]
+  int* group_columns;  // [groups] that are tokens
+  int16_t* place;      // [Q][longest_query] the column of each row in its group, -1 for none
   // Of this launch.
   int64_t* tiles_before;  // [lists][items + 1]
   float* maxima;          // [groups][items + warps][columns]
@@ -55,9 +60,7 @@ struct Work {
     return tiles_before + (args.candidates ? group * (items + 1) : 0);
   }
   // Of a sequence of so many tiles; none is empty.
-  __device__ __forceinline__ int64_t parts(int64_t tiles) const {
-    return min(tiles, static_cast<int64_t>(warps));
-  }
+  __device__ __forceinline__ int64_t parts(int64_t tiles) const { return min(tiles, static_cast<int64_t>(warps)); }
   // Of item `item` of the query; -1 where there is none.
   __device__ __forceinline__ int64_t document(int64_t query, int64_t item) const {
     if (!args.candidates) return first_item + item;
