@@ -32,8 +32,12 @@ class Host:
         size = self.module.workspace_bytes(given)
         memory = np.full(size + 512, 0x5A, np.uint8)
         start = -memory.ctypes.data % 256
-        self.module.run(given, memory[start : start + size], self.order)
+        self.module.run(given, memory.ctypes.data + start, self.order)
         assert (memory[start + size :] == 0x5A).all(), "written past the workspace"
+
+
+def address(x):
+    return 0 if x is None else x.ctypes.data
 
 
 class Call:
@@ -59,10 +63,7 @@ class Call:
         """Scores [Q, C], and of every row its match and similarity, [Q] of [C, Lq]."""
         options = self.case.options
         starts, ends = self.queries[2:4]
-        masks = map(flat, self.case.mask_arrays)
-        queries, documents = (
-            (*side, mask) for side, mask in zip((self.queries, self.documents), masks, strict=True)
-        )
+        masks = [flat(own) for own in self.case.mask_arrays]
         count = len(self.case["documents"]) if candidates is None else candidates.shape[1]
         scores = np.full((len(starts), count), POISON, np.float32)
         size = len(self.queries[1]) * count
@@ -70,18 +71,20 @@ class Call:
         values = np.full(size, POISON, np.float32) if rows else None
         host.run(
             {
-                "queries": queries,
-                "documents": documents,
+                **self.side_arguments("queries", self.queries, masks[0]),
+                **self.side_arguments("documents", self.documents, masks[1]),
+                "dimensions": self.queries[1].shape[1],
                 "longest_query": max(ends - starts, default=0),
                 "normalize": options.get("normalize", False),
                 "pad_zero_rows": options.get("zero_rows") == "pad",
                 "length_normalize": options.get("length_normalize", False),
                 "empty_score": EMPTY_SCORE,
-                "candidates": candidates,
-                "scores": scores,
-                "argmax": argmax,
-                "token_scores": values,
-                "rows_before": starts if rows else None,
+                "candidates": address(candidates),
+                "candidate_count": count,
+                "scores": address(scores),
+                "argmax": address(argmax),
+                "token_scores": address(values),
+                "rows_before": address(starts) if rows else 0,
             }
         )
         if not rows:
@@ -94,6 +97,20 @@ class Call:
             for x in (argmax, values)
         ]
         return scores, *by_query
+
+    @staticmethod
+    def side_arguments(name, side, mask):
+        kind, rows, starts, ends = side
+        parts = {
+            "kind": kind,
+            "count": len(starts),
+            "data": address(rows),
+            "stride": rows.strides[0],
+            "starts": address(starts),
+            "ends": address(ends),
+            "mask": address(mask),
+        }
+        return {f"{name}_{part}": value for part, value in parts.items()}
 
     def oracle(self):
         return oracle.maxsim(

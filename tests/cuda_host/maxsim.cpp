@@ -1,6 +1,5 @@
-// MaxSim's dispatch and kernels on NumPy arrays: tests/maxsim_cuda.py. A call is a dict of the fields of MaxsimArgs, a side of
-// them a tuple (kind, rows, starts, ends, mask), and of the device's multiprocessors and shared_bytes.
-#include <pybind11/numpy.h>
+// MaxSim's dispatch and kernels on memory of the CPU: tests/maxsim_cuda.py. A call is a dict of the arguments of _cuda.MaxsimArgs and of
+// the device's multiprocessors and shared_bytes.
 #include <pybind11/pybind11.h>
 
 #include <map>
@@ -19,43 +18,42 @@ namespace {
 const std::map<std::string, MaxsimKind> kinds = {
     {"float32", MaxsimKind::float32}, {"float16", MaxsimKind::float16}, {"bfloat16", MaxsimKind::bfloat16}};
 
-// The memory of an array as it is, strides and alignment included: nothing is converted.
+// Memory comes as addresses, 0 for none.
 template <class T>
-T* data(const py::handle& array) {
-  if (array.is_none()) return nullptr;
-  return const_cast<T*>(static_cast<const T*>(py::reinterpret_borrow<py::array>(array).data()));
+T* data(const py::dict& given, const std::string& name) {
+  return reinterpret_cast<T*>(given[name.c_str()].cast<std::uintptr_t>());
 }
 
-MaxsimRuns runs(const py::tuple& side) {
-  const py::array rows = py::reinterpret_borrow<py::array>(side[1]);
+int64_t number(const py::dict& given, const std::string& name) { return given[name.c_str()].cast<int64_t>(); }
+
+MaxsimRuns runs(const py::dict& given, const std::string& side) {
   MaxsimRuns runs = {};
-  runs.kind = kinds.at(side[0].cast<std::string>());
-  runs.data = rows.data();
-  runs.stride = rows.strides(0);
-  runs.count = py::reinterpret_borrow<py::array>(side[2]).shape(0);
-  runs.starts = data<int64_t>(side[2]);
-  runs.ends = data<int64_t>(side[3]);
-  runs.mask = data<uint8_t>(side[4]);
+  runs.kind = kinds.at(given[(side + "_kind").c_str()].cast<std::string>());
+  runs.count = number(given, side + "_count");
+  runs.data = data<const void>(given, side + "_data");
+  runs.stride = number(given, side + "_stride");
+  runs.starts = data<const int64_t>(given, side + "_starts");
+  runs.ends = data<const int64_t>(given, side + "_ends");
+  runs.mask = data<const uint8_t>(given, side + "_mask");
   return runs;
 }
 
 MaxsimArgs arguments(const py::dict& given) {
   MaxsimArgs args = {};
-  args.queries = runs(given["queries"]);
-  args.documents = runs(given["documents"]);
-  args.dimensions = py::reinterpret_borrow<py::array>(given["queries"].cast<py::tuple>()[1]).shape(1);
-  args.longest_query = given["longest_query"].cast<int64_t>();
+  args.queries = runs(given, "queries");
+  args.documents = runs(given, "documents");
+  args.dimensions = number(given, "dimensions");
+  args.longest_query = number(given, "longest_query");
   args.normalize = given["normalize"].cast<bool>();
   args.pad_zero_rows = given["pad_zero_rows"].cast<bool>();
   args.length_normalize = given["length_normalize"].cast<bool>();
   args.empty_score = given["empty_score"].cast<float>();
-  args.candidates = data<int64_t>(given["candidates"]);
-  args.candidate_count =
-      args.candidates ? py::reinterpret_borrow<py::array>(given["candidates"]).shape(1) : args.documents.count;
-  args.scores = data<float>(given["scores"]);
-  args.argmax = data<int32_t>(given["argmax"]);
-  args.token_scores = data<float>(given["token_scores"]);
-  args.rows_before = data<int64_t>(given["rows_before"]);
+  args.candidates = data<const int64_t>(given, "candidates");
+  args.candidate_count = number(given, "candidate_count");
+  args.scores = data<float>(given, "scores");
+  args.argmax = data<int32_t>(given, "argmax");
+  args.token_scores = data<float>(given, "token_scores");
+  args.rows_before = data<const int64_t>(given, "rows_before");
   return args;
 }
 
@@ -85,8 +83,8 @@ PYBIND11_MODULE(simtile_cuda_host_maxsim, module) {
       py::arg("given"));
   module.def(
       "run",
-      [](const py::dict& given, py::array& workspace, uint64_t order) {
-        run(arguments(given), device(given), workspace.mutable_data(), cuda_host::Launch{order});
+      [](const py::dict& given, std::uintptr_t workspace, uint64_t order) {
+        run(arguments(given), device(given), reinterpret_cast<void*>(workspace), cuda_host::Launch{order});
       },
       py::arg("given"), py::arg("workspace"), py::arg("order"));
 }

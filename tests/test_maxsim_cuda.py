@@ -1,0 +1,165 @@
+"""simtile.maxsim on CUDA tensors, up to the kernels, which are those compiled for the CPU: no GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cuda_host import build
+from device_fakes import CudaTensor, cuda_tensor, pretend_cuda
+from hypothesis import given
+from hypothesis import strategies as st
+from maxsim_cases import Case, cases
+from maxsim_cuda import Host
+from test_maxsim import near
+from tolerances import ROUNDOFF, ROUNDOFFS
+
+from simtile import _gpu
+from simtile._maxsim_inputs import check_together, given_packed
+from simtile._maxsim_inputs import given as given_matrices
+from simtile._maxsim_run import Options, split
+from simtile.ops import maxsim_cuda
+from simtile.reference import maxsim_numpy as oracle
+
+STREAM = 77
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class FakeCuda:
+    """Stands for simtile._cuda: the kernels on the CPU run on what lies at the addresses."""
+
+    def __init__(self):
+        self.calls = []
+        self.host = Host(build.load("maxsim"))
+
+    @staticmethod
+    def MaxsimArgs(**arguments):  # noqa: N802
+        return arguments
+
+    def maxsim_workspace_bytes(self, args, device):
+        return self.host.module.workspace_bytes(self.host.given(args))
+
+    def maxsim(self, args, device, stream, workspace, workspace_bytes):
+        self.calls.append((args, device, stream))
+        assert workspace_bytes >= self.maxsim_workspace_bytes(args, device)
+        self.host.run(args)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda():
+    """For the module, because hypothesis wants no fixture that changes between its examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        fake = FakeCuda()
+        patch.setattr(_gpu, "cuda_module", lambda: fake)
+        pretend_cuda(patch, stream=STREAM)
+        yield fake
+
+
+def plain(x):
+    assert isinstance(x, CudaTensor)
+    return x.as_subclass(torch.Tensor).numpy()
+
+
+def stored(matrices, dim, dtype):
+    """As tensors of the type, and their values."""
+    with np.errstate(all="ignore"):
+        tensors = [torch.from_numpy(x).to(DTYPES[dtype]).reshape(-1, dim) for x in matrices]
+    return tensors, [x.double().numpy() for x in tensors]
+
+
+def padded(tensors, masks, gap):
+    """A batch with rows of NaN behind and, if there is a gap, between matrices; and its mask."""
+    width = max((len(x) for x in tensors), default=0)
+    dim = tensors[0].shape[1]
+    whole = torch.full((len(tensors), width + gap, dim), torch.nan, dtype=tensors[0].dtype)
+    mask = torch.zeros((len(tensors), width), dtype=torch.bool)
+    for i, x in enumerate(tensors):
+        whole[i, : len(x)] = x
+        mask[i, : len(x)] = True if masks is None else torch.from_numpy(masks[i])
+    return whole[:, :width], mask
+
+
+def check(case, found, queries, wide, options):
+    expected = oracle.maxsim(*wide, *case.mask_arrays, empty_score=-3.0, **options)
+    roundoff = ROUNDOFFS["maxsim.scores"] * ROUNDOFF["float32"]
+    scores, argmax, values = map(plain, found)
+    count = len(case["documents"])
+    argmax, values = (split(queries, count, x) for x in (argmax, values))
+    for q in range(len(case["queries"])):
+        for n in range(count):
+            length = len(case["queries"][q])
+            bound = roundoff * expected.scale[q, n]
+            near(scores[q, n], expected.scores[q, n], bound)
+            near(values[q][n][:length], expected.token_scores[q][n], bound)
+            assert (argmax[q][n][length:] == -1).all()
+            same = (argmax[q][n][:length] < 0) == (expected.argmax[q][n] < 0)
+            assert same.all()
+
+
+@given(
+    case=cases(most=3),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    query_dtype=st.sampled_from(sorted(DTYPES)),
+    form=st.sampled_from(["batches", "batches with gaps", "packed"]),
+)
+def test_every_argument_reaches_the_kernels(case, dtype, query_dtype, form):
+    if not case["queries"] or not case["documents"]:
+        return
+    left, wide_left = stored(case["queries"], case.dim, query_dtype)
+    right, wide_right = stored(case["documents"], case.dim, dtype)
+    masks = case.mask_arrays
+    if form == "packed":
+        flat = [None if m is None else cuda_tensor(torch.from_numpy(np.concatenate(m))) for m in masks]
+        bounds = [np.cumsum([0, *map(len, side)]) for side in (left, right)]
+        sides = [
+            given_packed(name, cuda_tensor(torch.cat(x)), offsets, mask, "mask")
+            for name, x, offsets, mask in zip(
+                ("queries", "tokens"), (left, right), bounds, flat, strict=True
+            )
+        ]
+    else:
+        gap = 2 if form == "batches with gaps" else 0
+        sides = [
+            given_matrices(name, *map(cuda_tensor, padded(x, mask, gap)), "mask")
+            for name, x, mask in zip(("queries", "documents"), (left, right), masks, strict=True)
+        ]
+    queries, documents = check_together(*sides)
+    options = {name: x for name, x in case.options.items() if name != "temperature"}
+    given = Options(
+        options["normalize"], options["zero_rows"] == "pad", options["length_normalize"], -3.0
+    )
+    found = maxsim_cuda.forward(queries, documents, None, given, argmax=True, token_scores=True)
+    check(case, found, queries, (wide_left, wide_right), options)
+
+
+def test_candidates_device_and_stream(cuda):
+    case = Case((3, 7), (4, 5, 6), 16)
+    (left, _), (right, _) = (stored(x, 16, "float32") for x in case.inputs)
+    sides = [
+        given_packed(name, cuda_tensor(torch.cat(x)), np.cumsum([0, *map(len, x)]), None, "mask")
+        for name, x in (("queries", left), ("tokens", right))
+    ]
+    ids = torch.tensor([[2, -1], [0, 1]])
+    found = maxsim_cuda.forward(*sides, cuda_tensor(ids), Options(empty_score=-3.0))
+    everything = maxsim_cuda.forward(*sides, None, Options())
+    scores, whole = plain(found.scores), plain(everything.scores)
+    np.testing.assert_array_equal(scores, [[whole[0, 2], -3], [whole[1, 0], whole[1, 1]]])
+    assert found.argmax is None
+    assert found.token_scores is None
+    assert cuda.calls[-1][1:] == (0, STREAM)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": torch.float64}, "tokens: found torch.float64 .* expected float32"),
+        ({"temperature": 0.5}, "temperature: found 0.5 with backend 'cuda', expected None"),
+    ],
+)
+def test_what_the_kernels_do_not_have_is_refused(change, message):
+    x = cuda_tensor(torch.zeros((3, 4), dtype=change.get("dtype", torch.float32)))
+    queries = given_packed("queries", x.float(), [0, 3], None, "mask")
+    documents = given_packed("tokens", x, [0, 3], None, "mask")
+    options = Options(temperature=change.get("temperature", 0.0))
+    with pytest.raises(ValueError, match=message):
+        maxsim_cuda.forward(queries, documents, None, options)
