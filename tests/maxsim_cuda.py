@@ -21,10 +21,11 @@ class Host:
     order: int = 0
     multiprocessors: int = 2
     shared_bytes: int = SHARED_BYTES
+    most_maxima_bytes: int = 64 << 20
 
     def given(self, given):
-        device = {"multiprocessors": self.multiprocessors, "shared_bytes": self.shared_bytes}
-        return {**given, **device}
+        names = ("multiprocessors", "shared_bytes", "most_maxima_bytes")
+        return {**given, **{name: getattr(self, name) for name in names}}
 
     def run(self, given):
         """On a workspace full of what is no result; what follows it must stay."""
@@ -61,32 +62,13 @@ class Call:
 
     def run(self, host, candidates=None, rows=True):
         """Scores [Q, C], and of every row its match and similarity, [Q] of [C, Lq]."""
-        options = self.case.options
         starts, ends = self.queries[2:4]
-        masks = [flat(own) for own in self.case.mask_arrays]
         count = len(self.case["documents"]) if candidates is None else candidates.shape[1]
         scores = np.full((len(starts), count), POISON, np.float32)
         size = len(self.queries[1]) * count
         argmax = np.full(size, POISON, np.int32) if rows else None
         values = np.full(size, POISON, np.float32) if rows else None
-        host.run(
-            {
-                **self.side_arguments("queries", self.queries, masks[0]),
-                **self.side_arguments("documents", self.documents, masks[1]),
-                "dimensions": self.queries[1].shape[1],
-                "longest_query": max(ends - starts, default=0),
-                "normalize": options.get("normalize", False),
-                "pad_zero_rows": options.get("zero_rows") == "pad",
-                "length_normalize": options.get("length_normalize", False),
-                "empty_score": EMPTY_SCORE,
-                "candidates": address(candidates),
-                "candidate_count": count,
-                "scores": address(scores),
-                "argmax": address(argmax),
-                "token_scores": address(values),
-                "rows_before": address(starts) if rows else 0,
-            }
-        )
+        host.run(self.arguments(candidates, scores, argmax, values))
         if not rows:
             return scores, None, None
         by_query = [
@@ -97,6 +79,28 @@ class Call:
             for x in (argmax, values)
         ]
         return scores, *by_query
+
+    def arguments(self, candidates, scores, argmax=None, values=None):
+        """Of `_cuda.MaxsimArgs`."""
+        options = self.case.options
+        starts, ends = self.queries[2:4]
+        self.masks = [flat(own) for own in self.case.mask_arrays]  # kept: addresses are not
+        return {
+            **self.side_arguments("queries", self.queries, self.masks[0]),
+            **self.side_arguments("documents", self.documents, self.masks[1]),
+            "dimensions": self.queries[1].shape[1],
+            "longest_query": max(ends - starts, default=0),
+            "normalize": options.get("normalize", False),
+            "pad_zero_rows": options.get("zero_rows") == "pad",
+            "length_normalize": options.get("length_normalize", False),
+            "empty_score": EMPTY_SCORE,
+            "candidates": address(candidates),
+            "candidate_count": scores.shape[1],
+            "scores": address(scores),
+            "argmax": address(argmax),
+            "token_scores": address(values),
+            "rows_before": address(starts),
+        }
 
     @staticmethod
     def side_arguments(name, side, mask):

@@ -1,4 +1,4 @@
-"""simtile.maxsim on CUDA tensors, up to the kernels, which are those compiled for the CPU: no GPU."""
+"""MaxSim on CUDA tensors, up to the kernels, which are those compiled for the CPU: no GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FakeCuda:
         self.host = Host(build.load("maxsim"))
 
     @staticmethod
-    def MaxsimArgs(**arguments):  # noqa: N802
+    def MaxsimArgs(**arguments):
         return arguments
 
     def maxsim_workspace_bytes(self, args, device):
@@ -109,7 +109,9 @@ def test_every_argument_reaches_the_kernels(case, dtype, query_dtype, form):
     right, wide_right = stored(case["documents"], case.dim, dtype)
     masks = case.mask_arrays
     if form == "packed":
-        flat = [None if m is None else cuda_tensor(torch.from_numpy(np.concatenate(m))) for m in masks]
+        flat = [
+            None if m is None else cuda_tensor(torch.from_numpy(np.concatenate(m))) for m in masks
+        ]
         bounds = [np.cumsum([0, *map(len, side)]) for side in (left, right)]
         sides = [
             given_packed(name, cuda_tensor(torch.cat(x)), offsets, mask, "mask")

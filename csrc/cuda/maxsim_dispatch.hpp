@@ -20,7 +20,6 @@ constexpr int kFewColumns = 32;
 constexpr int64_t kMostDimensions = int64_t(1) << 24;  // places of fragments are int
 constexpr int64_t kMostRows = int64_t(1) << 31;        // of a run: argmax is int32
 constexpr int64_t kLaunchGroups = 64;
-constexpr int64_t kMaximaBytes = 64 << 20;  // of one launch's groups and items
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -122,8 +121,8 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   const bool rows = keeps_rows(plan);
   work.tile_rows = 8 * rows_of_eight(most_eights(args.documents.kind), work.columns / 16, plan.staged, rows);
   const int64_t slot_bytes = work.columns * (rows ? 8 : 4) + 4;
-  const int64_t slots = kMaximaBytes / (slot_bytes * plan.launch_groups);
-  plan.launch_items = std::min(args.candidate_count, std::max<int64_t>(slots - work.warps, 1024));
+  const int64_t slots = args.most_maxima_bytes / (slot_bytes * plan.launch_groups);
+  plan.launch_items = std::min(args.candidate_count, std::max<int64_t>(slots - work.warps, 1));
 
   Pieces pieces(memory);
   const int64_t lists = args.candidates ? plan.launch_groups : 1;

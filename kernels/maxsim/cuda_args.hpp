@@ -37,6 +37,9 @@ struct MaxsimArgs {
   int32_t* argmax;             // the row of the document from its start, -1 for none
   float* token_scores;         // the similarity to it, 0 for none
   const int64_t* rows_before;  // [Q] of the queries before; needed with argmax or token_scores
+
+  // Of the workspace, for the maxima of documents that are scored by one launch; where they do not fit, there are more launches.
+  int64_t most_maxima_bytes = int64_t(64) << 20;
 };
 
 }  // namespace simtile::cuda

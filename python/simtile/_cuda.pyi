@@ -4,6 +4,7 @@ import typing
 
 __all__: list[str] = [
     "InfoNceForwardArgs",
+    "MaxsimArgs",
     "TopkArgs",
     "architectures",
     "device_count",
@@ -11,6 +12,8 @@ __all__: list[str] = [
     "device_of",
     "driver_version",
     "info_nce_forward",
+    "maxsim",
+    "maxsim_workspace_bytes",
     "runtime_version",
     "topk",
     "topk_merge",
@@ -42,6 +45,38 @@ class InfoNceForwardArgs:
         losses: typing.SupportsInt | typing.SupportsIndex,
         row_maxima: typing.SupportsInt | typing.SupportsIndex,
         row_log_sums: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+class MaxsimArgs:
+    def __init__(
+        self,
+        *,
+        queries_kind: str,
+        queries_count: typing.SupportsInt | typing.SupportsIndex,
+        queries_data: typing.SupportsInt | typing.SupportsIndex,
+        queries_stride: typing.SupportsInt | typing.SupportsIndex,
+        queries_starts: typing.SupportsInt | typing.SupportsIndex,
+        queries_ends: typing.SupportsInt | typing.SupportsIndex,
+        queries_mask: typing.SupportsInt | typing.SupportsIndex,
+        documents_kind: str,
+        documents_count: typing.SupportsInt | typing.SupportsIndex,
+        documents_data: typing.SupportsInt | typing.SupportsIndex,
+        documents_stride: typing.SupportsInt | typing.SupportsIndex,
+        documents_starts: typing.SupportsInt | typing.SupportsIndex,
+        documents_ends: typing.SupportsInt | typing.SupportsIndex,
+        documents_mask: typing.SupportsInt | typing.SupportsIndex,
+        dimensions: typing.SupportsInt | typing.SupportsIndex,
+        longest_query: typing.SupportsInt | typing.SupportsIndex,
+        normalize: bool,
+        pad_zero_rows: bool,
+        length_normalize: bool,
+        empty_score: typing.SupportsFloat | typing.SupportsIndex,
+        candidates: typing.SupportsInt | typing.SupportsIndex,
+        candidate_count: typing.SupportsInt | typing.SupportsIndex,
+        scores: typing.SupportsInt | typing.SupportsIndex,
+        argmax: typing.SupportsInt | typing.SupportsIndex,
+        token_scores: typing.SupportsInt | typing.SupportsIndex,
+        rows_before: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
 
 class TopkArgs:
@@ -84,6 +119,16 @@ def info_nce_forward(
     device: typing.SupportsInt | typing.SupportsIndex,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def maxsim(
+    args: MaxsimArgs,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.SupportsInt | typing.SupportsIndex,
+    workspace_bytes: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def maxsim_workspace_bytes(
+    args: MaxsimArgs, device: typing.SupportsInt | typing.SupportsIndex
+) -> int: ...
 def runtime_version() -> int: ...
 def topk(
     args: TopkArgs,

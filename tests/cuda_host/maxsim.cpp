@@ -54,6 +54,7 @@ MaxsimArgs arguments(const py::dict& given) {
   args.argmax = data<int32_t>(given, "argmax");
   args.token_scores = data<float>(given, "token_scores");
   args.rows_before = data<const int64_t>(given, "rows_before");
+  if (given.contains("most_maxima_bytes")) args.most_maxima_bytes = number(given, "most_maxima_bytes");
   return args;
 }
 

@@ -79,7 +79,9 @@ def forward(
     if queries.batch == 0 or count == 0:
         return found
     # Rows of the queries before each, padding among them.
-    rows_before = left.starts if queries.width is None else _multiples(queries.width, queries.batch, device)
+    rows_before = (
+        left.starts if queries.width is None else _multiples(queries.width, queries.batch, device)
+    )
     cuda = _gpu.cuda_module()
     arguments = cuda.MaxsimArgs(
         **_side("queries", queries, left),
