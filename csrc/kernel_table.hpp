@@ -17,15 +17,17 @@ struct KernelTable {
   const QuantizeKernel& (*quantize)();
   const TopkKernel& (*topk)();
   const MaxsimKernel& (*maxsim)();
+  const MaxsimBackwardKernel& (*maxsim_backward)();
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
-#define SIMTILE_DECLARE_LEVEL(level)      \
-  namespace level {                       \
-  const KernelTable& kernel_table();      \
-  const QuantizeKernel& quantize_table(); \
-  const TopkKernel& topk_table();         \
-  const MaxsimKernel& maxsim_table();     \
+#define SIMTILE_DECLARE_LEVEL(level)                   \
+  namespace level {                                    \
+  const KernelTable& kernel_table();                   \
+  const QuantizeKernel& quantize_table();              \
+  const TopkKernel& topk_table();                      \
+  const MaxsimKernel& maxsim_table();                  \
+  const MaxsimBackwardKernel& maxsim_backward_table(); \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

@@ -49,6 +49,12 @@ inline int64_t set_side(MaxsimSide& side, const char* name, const Given& given, 
   return rows;
 }
 
+// Where gradients are written: no row may belong to two runs. In ascending order that is seen at once.
+inline void check_apart(const char* name, const MaxsimSide& side) {
+  for (int64_t i = 1; i < side.count; i++)
+    if (side.starts[i] < side.ends[i - 1]) refuse(name, "runs of rows overlap or do not ascend");
+}
+
 inline int64_t candidate_count(const py::array& candidates) {
   if (candidates.ndim() != 2) refuse("candidates", "not a matrix");
   return candidates.shape(1);

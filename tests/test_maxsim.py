@@ -2,109 +2,19 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from info_nce_backends import cpu_level
 from maxsim_cases import Case, cases
+from maxsim_kernel import EMPTY_SCORE, LAYOUTS, STORED, TEMPERATURES, Call
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 import simtile
 from simtile import _core
-from simtile.reference import maxsim_numpy as oracle
 
 LEVELS = simtile.cpu_info()["detected"]
-STORED = {"float32": np.float32, "float64": np.float64, "float16": np.float16}
-STORED["bfloat16"] = ml_dtypes.bfloat16
-EMPTY_SCORE = -3.0
-POISON = 0x5A5A
-TEMPERATURES = (None, 0.01, 1.0, 50.0)
-
-
-def packed(side, dtype, layout="contiguous"):
-    """All rows as one matrix of the kernel's, where each run starts and ends, and the values."""
-    lengths = np.array([len(x) for x in side], np.int64)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    dim = side[0].shape[1] if side else 1
-    with np.errstate(all="ignore"):
-        rows = np.concatenate([*side, np.zeros((0, dim))]).astype(dtype)
-    values = [rows[e - n : e].astype(np.float64) for e, n in zip(ends, lengths, strict=True)]
-    if layout == "padded rows":
-        wider = np.full((len(rows), dim + 3), 7, dtype)
-        wider[:, :dim] = rows
-        rows = wider[:, :dim]
-    return rows, ends - lengths, ends, values
-
-
-def flat(masks):
-    return None if masks is None else np.concatenate([*masks, np.zeros(0, bool)])
-
-
-class Call:
-    """A case as `_core.maxsim` takes it, and what comes out."""
-
-    def __init__(self, case, dtype, layout="contiguous"):
-        self.case, self.dtype = case, dtype
-        self.compute = np.float64 if dtype == "float64" else np.float32
-        *self.queries, wide_queries = packed(case["queries"], self.compute, layout)
-        *self.documents, wide_documents = packed(case["documents"], STORED[dtype], layout)
-        if dtype == "bfloat16":
-            self.documents[0] = self.documents[0].view(np.uint16)
-        if not case["queries"] or not case["documents"]:
-            for side in (self.queries, self.documents):
-                side[0] = np.zeros((len(side[0]), case.dim), side[0].dtype)
-        self.wide = (wide_queries, wide_documents)
-
-    def run(self, candidates=None, threads=1, rows=True):
-        """Scores [Q, C], and of every row its match and similarity, [Q] of [C, Lq]."""
-        case, starts = self.case, self.queries[1]
-        count = len(case["documents"]) if candidates is None else candidates.shape[1]
-        scores = np.full((len(starts), count), POISON, self.compute)
-        size = len(self.queries[0]) * count
-        argmax = np.full(size, POISON, np.int32) if rows else None
-        values = np.full(size, POISON, self.compute) if rows else None
-        query_mask, document_mask = (flat(masks) for masks in case.mask_arrays)
-        _core.maxsim(
-            self.dtype,
-            *self.queries,
-            query_mask,
-            *self.documents,
-            document_mask,
-            case.options.get("normalize", False),
-            case.options.get("zero_rows") == "pad",
-            case.options.get("length_normalize", False),
-            EMPTY_SCORE,
-            case.options.get("temperature") or 0.0,
-            candidates,
-            scores,
-            argmax,
-            values,
-            threads,
-        )
-        if not rows:
-            return scores, None, None
-        split = [x.reshape(-1) for x in (argmax, values)]
-        by_query = [
-            [
-                x[count * s : count * e].reshape(count, e - s)
-                for s, e in zip(*self.runs, strict=True)
-            ]
-            for x in split
-        ]
-        return scores, *by_query
-
-    @property
-    def runs(self):
-        return self.queries[1:3]
-
-    def oracle(self):
-        return oracle.maxsim(
-            *self.wide, *self.case.mask_arrays, empty_score=EMPTY_SCORE, **self.case.options
-        )
-
-
 def check(call, result, expected, documents):
     """`documents[q][c]`: which one, or −1, the scores of a query are of."""
     scores, argmax, values = result
@@ -142,7 +52,7 @@ def near(ours, theirs, bound):
 @given(
     case=cases(most=4, temperatures=TEMPERATURES),
     dtype=st.sampled_from(sorted(STORED)),
-    layout=st.sampled_from(["contiguous", "padded rows"]),
+    layout=st.sampled_from(LAYOUTS),
     threads=st.sampled_from([1, 2]),
 )
 def test_all_pairs_are_the_oracle(level, case, dtype, layout, threads):

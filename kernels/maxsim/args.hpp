@@ -49,4 +49,41 @@ struct MaxsimKernel {
   MaxsimVariant by_element[4];
 };
 
+// Gradients of Σ grad_scores · scores. No row belongs to two runs.
+struct MaxsimBackwardArgs {
+  Element element;  // as in MaxsimArgs, and so on
+  MaxsimSide queries;
+  MaxsimSide documents;
+  int64_t query_rows;  // of the matrix, in runs or not
+  int64_t document_rows;
+  int64_t dimensions;
+
+  bool normalize;
+  bool pad_zero_rows;
+  bool length_normalize;
+  double temperature;
+
+  const int64_t* candidates;
+  int64_t candidate_count;
+
+  // In the type of the queries, like the gradients.
+  const void* grad_scores;  // [Q, C]
+  // What maxsim wrote.
+  const int32_t* argmax;
+  const void* token_scores;  // needed with a temperature
+
+  // [rows, D], rows that are no tokens get zeros; or null.
+  void* grad_queries;
+  void* grad_documents;
+};
+
+struct MaxsimBackwardVariant {
+  int64_t (*workspace_bytes)(const MaxsimBackwardArgs&, int threads);
+  void (*run)(const MaxsimBackwardArgs&, const Executor&, void* workspace);
+};
+
+struct MaxsimBackwardKernel {
+  MaxsimBackwardVariant by_element[4];
+};
+
 }  // namespace simtile
