@@ -110,7 +110,8 @@ class Call:
         """Gradients by all rows of both matrices; `result` is what `run` returned."""
         _, argmax, values = result
         grads = [
-            np.full(side.rows.shape, np.nan, self.compute) for side in (self.queries, self.documents)
+            np.full(side.rows.shape, np.nan, self.compute)
+            for side in (self.queries, self.documents)
         ]
         _core.maxsim_backward(
             self.dtype,

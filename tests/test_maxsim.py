@@ -15,6 +15,8 @@ import simtile
 from simtile import _core
 
 LEVELS = simtile.cpu_info()["detected"]
+
+
 def check(call, result, expected, documents):
     """`documents[q][c]`: which one, or −1, the scores of a query are of."""
     scores, argmax, values = result

@@ -56,11 +56,13 @@ def expected_gradients(call, grad_scores, argmax, candidates):
             shares *= grad_scores[q, c] / count
             # Not a matrix product: 0 times NaN is no term.
             for i, j in zip(*shares.nonzero(), strict=True):
-                for side, at, factor in ((0, (q, own, i), others[j]), (1, (n, theirs, j), tokens[i])):
-                    matrix, there, place_ = at
-                    r = np.flatnonzero(there)[place_]
-                    grads[side][matrix][r] += shares[i, j] * factor
-                    sizes[side][matrix][r] += np.abs(shares[i, j] * factor)
+                row, column = np.flatnonzero(own)[i], np.flatnonzero(theirs)[j]
+                for term, grad, size in (
+                    (shares[i, j] * others[j], grads[0][q][row], sizes[0][q][row]),
+                    (shares[i, j] * tokens[i], grads[1][n][column], sizes[1][n][column]),
+                ):
+                    grad += term
+                    size += np.abs(term)
     if options.get("normalize"):
         for side, own, size in zip(sides, grads, sizes, strict=True):
             for x, there, grad, terms in zip(side.raw, side.there, own, size, strict=True):

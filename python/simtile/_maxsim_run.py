@@ -118,7 +118,7 @@ def backward(
         *(None if x is None else x.reshape(-1, queries.dim) for x in grads),
         threads,
     ]
-    _core.maxsim_backward(*arguments)  # type: ignore[attr-defined]
+    _core.maxsim_backward(*arguments)
     return grads  # type: ignore[return-value]
 
 
