@@ -5,7 +5,8 @@
 // stay in L1 until their maximum is taken.
 #pragma once
 
-#include "maxsim/tile.hpp"
+#include "maxsim/products.hpp"
+#include "maxsim/products_amx.hpp"
 #include "maxsim/tokens.hpp"
 #include "tile/pieces.hpp"
 
@@ -17,9 +18,10 @@ constexpr int64_t kChunkTokens = 96;               // of a document: with 128 di
 constexpr int64_t kGroupBytes = int64_t{1} << 19;  // of panels that all documents of a task meet: they stay in L2
 constexpr int64_t kTasksPerThread = 8;             // ragged documents, even ends
 
-template <typename Compute, typename Document>
+template <typename Compute, typename Document, class Products>
 struct Maxsim {
-  static constexpr int kRows = Tile<Compute>::kRows;
+  typedef FusedProducts<Compute, Document> Plain;  // what multiplies where Products cannot
+  typedef typename Products::Row Row;
   static constexpr int kColumns = Tile<Compute>::kColumns;
 
   const MaxsimArgs& args;
@@ -34,16 +36,25 @@ struct Maxsim {
   int64_t* query_tokens;  // [Q]
   int64_t* rows_before;   // [Q] rows of the queries before
   int32_t* column_row;    // [columns] of its query, from the start
-  Compute* packed;        // [columns / kColumns][D][kColumns]
-  Best<Compute>* best;    // [threads][columns / kColumns]
-  Compute* products;      // [threads][kRows * kColumns]
-  Compute* copies;        // [threads][kChunkTokens][D]
-  int32_t* indices;       // [threads][kChunkTokens]
+  char* panels;           // [columns / kColumns], as Products and, where they are checked, as Plain have them
+  char* plain_panels;
+  Compute* units;       // [columns] what products are multiplied with
+  int* group_planes;    // [groups]
+  Best<Compute>* best;  // [threads][columns / kColumns]
+  Compute* products;    // [threads][most rows of a tile][kColumns]
+  char* copies;         // [threads][copy_bytes]
+  int32_t* indices;     // [threads][kChunkTokens]
   int64_t documents_per_task;
 
   Maxsim(const MaxsimArgs& given, int workers) : args(given), threads(workers) {}
 
-  int64_t row_pitch() const { return round_to(args.dimensions, Simd<Compute>::kLanes); }
+  static constexpr int64_t kProductRows = Products::kRows > Plain::kRows ? Products::kRows : Plain::kRows;
+  // A chunk as Products or Plain want it.
+  int64_t copy_bytes() const {
+    const int64_t d = args.dimensions;
+    return kChunkTokens * most<int64_t>(Products::row_pitch(d) * static_cast<int64_t>(sizeof(Row)),
+                                        Plain::row_pitch(d) * static_cast<int64_t>(sizeof(Compute)));
+  }
 
   int64_t lay_out(void* memory) {
     Pieces pieces(memory);
@@ -55,10 +66,14 @@ struct Maxsim {
     query_tokens = pieces.take<int64_t>(queries + 1);
     rows_before = pieces.take<int64_t>(queries + 1);
     column_row = pieces.take<int32_t>(columns);
-    packed = pieces.take<Compute>(columns * args.dimensions);
+    panels = pieces.take<char>(columns / kColumns * Products::panel_bytes(args.dimensions));
+    plain_panels =
+        Products::kChecked ? pieces.take<char>(columns / kColumns * Plain::panel_bytes(args.dimensions)) : panels;
+    units = pieces.take<Compute>(columns);
+    group_planes = pieces.take<int>(queries + 1);
     best = pieces.take<Best<Compute>>(threads * (columns / kColumns));
-    products = pieces.take<Compute>(static_cast<int64_t>(threads) * kRows * kColumns);
-    copies = pieces.take<Compute>(threads * kChunkTokens * row_pitch());
+    products = pieces.take<Compute>(threads * kProductRows * kColumns);
+    copies = pieces.take<char>(threads * round_to(copy_bytes(), 64));
     indices = pieces.take<int32_t>(threads * kChunkTokens);
     return pieces.used();
   }
@@ -93,94 +108,113 @@ struct Maxsim {
     documents_per_task = most<int64_t>((args.candidate_count + wanted - 1) / wanted, 1);
   }
 
-  void pack(int64_t group) {
+  template <class P>
+  int pack(int64_t group, char* all) {
     const TokenRows<Compute> rows{args.queries, args.dimensions, false};
-    const int64_t first = group_column[group], end = group_column[group + 1], dimensions = args.dimensions;
-    Compute* const out = packed + first * dimensions;
-    __builtin_memset(out, 0, static_cast<size_t>((end - first) * dimensions) * sizeof(Compute));
+    const int64_t bytes = P::panel_bytes(args.dimensions);
+    __builtin_memset(all + group_column[group] / kColumns * bytes, 0,
+                     static_cast<size_t>((group_column[group + 1] - group_column[group]) / kColumns * bytes));
+    int planes = 1;
     for (int64_t q = group_query[group]; q < group_query[group + 1]; q++) {
       for (int64_t t = 0; t < query_tokens[q]; t++) {
         const int64_t column = query_column[q] + t;
         const Compute* row = rows.row(args.queries.starts[q] + column_row[column]);
         double scale = 1;
-        if (args.normalize) scale = inverse_norm(squared_norm<Compute>(row, dimensions));
-        Compute* to = packed + column / kColumns * kColumns * dimensions + column % kColumns;
-        for (int64_t k = 0; k < dimensions; k++) to[k * kColumns] = static_cast<Compute>(row[k] * scale);
+        if (args.normalize) scale = inverse_norm(squared_norm<Compute>(row, args.dimensions));
+        const PackedToken token =
+            P::put(all + column / kColumns * bytes, args.dimensions, column % kColumns, row, scale);
+        planes = most(planes, token.planes);
+        units[column] = static_cast<Compute>(token.unit);
       }
     }
+    return planes;
   }
 
   // The document's rows from `r` on that are tokens, at most kChunkTokens: as they lie, or copied.
+  template <class P>
   struct Chunk {
-    const Compute* rows;
+    const typename P::Row* rows;
     int64_t stride;  // elements
     int64_t count;
     const int32_t* index;
   };
 
-  Chunk next_chunk(int64_t start, int64_t end, int64_t& r, int worker) {
+  template <class P>
+  Chunk<P> next_chunk(int64_t start, int64_t end, int64_t& r, int worker) {
+    typedef typename P::Row Stored;
     const TokenRows<Document> rows{args.documents, args.dimensions, args.pad_zero_rows};
     int32_t* const index = indices + worker * kChunkTokens;
     int64_t count = 0;
     // Chunks of nearly one size: no short one at the end.
-    const int64_t chunks = (end - r + kChunkTokens - 1) / kChunkTokens, wanted = (end - r + chunks - 1) / chunks;
+    const int64_t chunks = (end - r + kChunkTokens - 1) / kChunkTokens;
+    const int64_t wanted = round_to((end - r + chunks - 1) / chunks, P::kRowUnit);
     for (; r < end && count < wanted; r++)
       if (rows.is_there(r)) index[count++] = static_cast<int32_t>(r - start);
-    const bool adjacent = count > 0 && index[count - 1] - index[0] == count - 1;
-    if (sizeof(Document) == sizeof(Compute) && !args.normalize && adjacent) {
+    const bool adjacent = count >= P::kRowUnit && index[count - 1] - index[0] == count - 1;
+    if (P::in_place(args.dimensions) && !args.normalize && adjacent) {
+      // What is left is copied next.
+      const int64_t whole = count / P::kRowUnit * P::kRowUnit;
+      if (whole < count) r = start + index[whole];
       const void* first = rows.row(start + index[0]);
-      return {static_cast<const Compute*>(first), args.documents.stride / static_cast<int64_t>(sizeof(Compute)), count,
+      return {static_cast<const Stored*>(first), args.documents.stride / static_cast<int64_t>(sizeof(Stored)), whole,
               index};
     }
-    Compute* const copy = copies + worker * kChunkTokens * row_pitch();
+    const int64_t pitch = P::row_pitch(args.dimensions);
+    Stored* const copy = reinterpret_cast<Stored*>(copies + worker * round_to(copy_bytes(), 64));
     for (int64_t i = 0; i < count; i++) {
       const Document* row = rows.row(start + index[i]);
-      Compute* to = copy + i * row_pitch();
-      if (args.normalize) {
-        const double scale = inverse_norm(squared_norm<Compute>(row, args.dimensions));
-        for (int64_t k = 0; k < args.dimensions; k++) to[k] = static_cast<Compute>(widen(row[k]) * scale);
-      } else {
-        constexpr int kLanes = Simd<Compute>::kLanes;
-        int64_t k = 0;
-        for (; k + kLanes <= args.dimensions; k += kLanes) store<Compute>(to + k, load_widened(row + k));
-        for (; k < args.dimensions; k++) to[k] = static_cast<Compute>(widen(row[k]));
-      }
+      const double scale = args.normalize ? inverse_norm(squared_norm<Compute>(row, args.dimensions)) : 1;
+      P::copy(row, args.dimensions, scale, copy + i * pitch);
     }
-    return {copy, row_pitch(), count, index};
+    return {copy, pitch, count, index};
   }
 
-  // Returns the number of the document's tokens.
-  template <Keep keep>
-  int64_t meet(int64_t group, int64_t document, int worker) {
+  // The best of a document for some panels of a group. Returns the number of the document's tokens.
+  template <Keep keep, class P>
+  int64_t meet(int64_t group, const char* all, int64_t first_panel, int64_t panel_end, int64_t document, int worker) {
     const int64_t start = args.documents.starts[document], end = args.documents.ends[document];
-    const int64_t panels = (group_column[group + 1] - group_column[group]) / kColumns, dimensions = args.dimensions;
-    const Compute* const b = packed + group_column[group] * dimensions;
+    const int64_t bytes = P::panel_bytes(args.dimensions);
+    const char* const group_panels = all + group_column[group] / kColumns * bytes;
     Best<Compute>* const own = best + worker * (columns / kColumns);
-    Compute* const out = products + worker * kRows * kColumns;
-    constexpr int64_t kDepth = Tile<Compute>::kDepth;
+    Compute* const out = products + worker * kProductRows * kColumns;
     const Compute inverse_temperature = static_cast<Compute>(keep == Keep::sums ? 1 / args.temperature : 0);
-    for (int64_t p = 0; p < panels; p++) own[p].clear();
-    int64_t tokens = 0;
+    for (int64_t p = first_panel; p < panel_end; p++) own[p].clear();
+    int64_t met = 0;
     for (int64_t r = start; r < end;) {
-      const Chunk chunk = next_chunk(start, end, r, worker);
-      tokens += chunk.count;
-      const int64_t tiles = (chunk.count + kRows - 1) / kRows;
-      for (int64_t p = 0; p < panels; p++) {
-        const Compute* panel = b + p * kColumns * dimensions;
+      const Chunk<P> chunk = next_chunk<P>(start, end, r, worker);
+      met += chunk.count;
+      const int64_t units = (chunk.count + P::kRowUnit - 1) / P::kRowUnit;
+      constexpr int64_t kUnits = P::kRows / P::kRowUnit;
+      const int64_t tiles = (units + kUnits - 1) / kUnits;
+      for (int64_t p = first_panel; p < panel_end; p++) {
         int64_t row = 0;
         for (int64_t tile = 0; tile < tiles; tile++) {
           // Tiles of nearly one height.
-          const int64_t next = chunk.count * (tile + 1) / tiles;
+          const int64_t next = least(units * (tile + 1) / tiles * P::kRowUnit, chunk.count);
           const int height = static_cast<int>(next - row);
-          for (int64_t k = 0; k < dimensions; k += kDepth)
-            multiply_some_tokens<Compute>(height, chunk.rows + row * chunk.stride + k, chunk.stride,
-                                          panel + k * kColumns, least(kDepth, dimensions - k), k > 0, out);
+          P::multiply(chunk.rows + row * chunk.stride, chunk.stride, height, group_panels + p * bytes,
+                      group_planes[group], args.dimensions, out);
           own[p].template take<keep>(out, height, chunk.index + row, inverse_temperature);
           row = next;
         }
       }
     }
-    return tokens;
+    return met;
+  }
+
+  template <Keep keep>
+  int64_t meet_all(int64_t group, int64_t document, int worker) {
+    const int64_t count = (group_column[group + 1] - group_column[group]) / kColumns;
+    const int64_t met = meet<keep, Products>(group, panels, 0, count, document, worker);
+    if constexpr (Products::kChecked) {
+      Best<Compute>* const own = best + worker * (columns / kColumns);
+      for (int64_t p = 0; p < count; p++)
+        if (own[p].has_nan())
+          meet<keep, Plain>(group, plain_panels, p, p + 1, document, worker);
+        else
+          own[p].multiply(units + group_column[group] + p * kColumns);
+    }
+    return met;
   }
 
   // The maximum of a column, or its smooth bound: of infinities and NaN themselves.
@@ -196,7 +230,7 @@ struct Maxsim {
     const int64_t first_query = group_query[group];
     const int64_t document =
         args.candidates ? args.candidates[first_query * args.candidate_count + candidate] : candidate;
-    const int64_t tokens = document < 0 ? 0 : meet<keep>(group, document, worker);
+    const int64_t tokens = document < 0 ? 0 : meet_all<keep>(group, document, worker);
     const Best<Compute>* const own = best + worker * (columns / kColumns);
     for (int64_t q = first_query; q < group_query[group + 1]; q++) {
       const int64_t span = args.queries.ends[q] - args.queries.starts[q];
@@ -225,10 +259,15 @@ struct Maxsim {
 
   int64_t tasks_of_group() const { return (args.candidate_count + documents_per_task - 1) / documents_per_task; }
 
-  static void pack_task(void* context, int64_t task, int) { static_cast<Maxsim*>(context)->pack(task); }
+  static void pack_task(void* context, int64_t task, int) {
+    Maxsim& self = *static_cast<Maxsim*>(context);
+    if constexpr (Products::kChecked) self.template pack<Plain>(task, self.plain_panels);
+    self.group_planes[task] = self.template pack<Products>(task, self.panels);
+  }
 
   static void score_task(void* context, int64_t task, int worker) {
     Maxsim& self = *static_cast<Maxsim*>(context);
+    [[maybe_unused]] const typename Products::Scope scope;
     const int64_t group = task / self.tasks_of_group();
     const int64_t first = task % self.tasks_of_group() * self.documents_per_task;
     const int64_t end = least(first + self.documents_per_task, self.args.candidate_count);
@@ -255,7 +294,36 @@ struct Maxsim {
 };
 
 template <typename Compute, typename Document>
-constexpr MaxsimVariant maxsim_variant = {Maxsim<Compute, Document>::workspace_bytes, Maxsim<Compute, Document>::run};
+struct MaxsimOf {
+  typedef Maxsim<Compute, Document, FusedProducts<Compute, Document>> Plain;
+#if defined(__AMX_BF16__)
+  typedef Maxsim<Compute, Document, TileProducts<Document>> Fast;
+  // The smooth maximum is of products in their own unit; rows divided by their lengths have more bits than a half type's planes. To split
+  // float32 rows takes as long as multiplying them with two panels.
+  static bool is_fast(const MaxsimArgs& args) {
+    if (args.temperature > 0) return false;
+    if (sizeof(Document) == sizeof(Compute)) return !args.candidates && rows_of(args.queries) > 2 * Fast::kColumns;
+    return !args.normalize;
+  }
+#else
+  typedef Plain Fast;
+  static bool is_fast(const MaxsimArgs&) { return false; }
+#endif
+
+  static int64_t workspace_bytes(const MaxsimArgs& args, int threads) {
+    return is_fast(args) ? Fast::workspace_bytes(args, threads) : Plain::workspace_bytes(args, threads);
+  }
+  static void run(const MaxsimArgs& args, const Executor& executor, void* workspace) {
+    is_fast(args) ? Fast::run(args, executor, workspace) : Plain::run(args, executor, workspace);
+  }
+};
+
+template <typename Document>
+struct MaxsimOf<double, Document> : Maxsim<double, Document, FusedProducts<double, Document>> {};
+
+template <typename Compute, typename Document>
+constexpr MaxsimVariant maxsim_variant = {MaxsimOf<Compute, Document>::workspace_bytes,
+                                          MaxsimOf<Compute, Document>::run};
 
 constexpr MaxsimKernel maxsim_kernel = {{maxsim_variant<float, float>, maxsim_variant<double, double>,
                                          maxsim_variant<float, bf16>, maxsim_variant<float, f16>}};

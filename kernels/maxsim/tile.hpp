@@ -84,6 +84,21 @@ struct Best {
     for (int v = 0; v < kVectors; v++) argmax[v] = Integer{} - 1;
   }
 
+  bool has_nan() const {
+    Integer nan = {};
+    for (int v = 0; v < kVectors; v++) {
+      const Vector<T> x = load<T>(value + v * Simd<T>::kLanes);
+      nan |= (Integer)(x != x);
+    }
+    for (int i = 0; i < Simd<T>::kLanes; i++)
+      if (nan[i]) return true;
+    return false;
+  }
+
+  void multiply(const T* units) {
+    for (int c = 0; c < kColumns; c++) value[c] *= units[c];
+  }
+
   // Rows of products; row i is row index[i] of the document, in ascending order. The first of equals stays, and the first NaN.
   template <Keep keep>
   SIMTILE_INLINE void take(const T* products, int rows, const int32_t* index, T inverse_temperature) {
