@@ -4,14 +4,14 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from simtile import _tensors
 
 try:
-    import torch
+    import torch as torch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
@@ -20,10 +20,9 @@ except ModuleNotFoundError as error:
         "'simtile[torch]', or use simtile.maxsim with NumPy arrays",
         name="torch",
     ) from None
-from torch import Tensor
+from torch import Tensor as Tensor
 
-Matrices = Tensor | list[Tensor]  # [B, L, D], or [L, D] of each length
-AnyMatrices = TypeVar("AnyMatrices", Tensor, list[Tensor])
+Matrices: TypeAlias = Tensor | list[Tensor]  # [B, L, D], or [L, D] of each length
 
 
 def to_tensor(name: str, x: Any) -> Tensor:
@@ -72,7 +71,7 @@ def device_of(x: Any) -> torch.device | None:
     return x.device if _tensors.is_tensor(x) else None
 
 
-def moved(matrices: AnyMatrices, device: torch.device) -> AnyMatrices:
+def moved(matrices: Matrices, device: torch.device) -> Matrices:
     if isinstance(matrices, Tensor):
         return matrices.to(device)
     return [matrix.to(device) for matrix in matrices]

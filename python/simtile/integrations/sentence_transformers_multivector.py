@@ -5,8 +5,8 @@
 ``sentence_transformers.multi_vector_encoder.scoring``. The functions are differentiable, and serve
 as ``similarity_fct`` of the losses of multi-vector models.
 
-As in the original, scores are float32; a document without a token scores -1e9; masked tokens take no
-part; without a mask the rows of zeros of a padded batch are no tokens, those of a list are.
+As in the original, scores are float32; a document without a token scores -1e9; masked tokens take
+no part; without a mask the rows of zeros of a padded batch are no tokens, those of a list are.
 Similarities of bfloat16 and float16 are not rounded to these types here.
 ``docs/late-interaction.md`` has every difference.
 """
@@ -358,7 +358,8 @@ def _stacked_queries(x: Any, mask: Any) -> Side:
 def _grouped(documents_embeddings: Any, documents_mask: Any) -> tuple[Tensor, Tensor | None]:
     documents = to_tensor("documents_embeddings", documents_embeddings)
     check_shape("documents_embeddings", documents, "B", "N", "L", "D")
-    return documents, to_mask("documents_mask", documents_mask, *documents.shape[:3])
+    mask = to_mask("documents_mask", documents_mask, *documents.shape[:3])
+    return documents, None if mask is None else mask.bool()
 
 
 def _place(a: Any, b: Any) -> torch.device:
