@@ -37,6 +37,9 @@ def expected_gradients(call, grad_scores, argmax, candidates):
     grads = [[np.zeros_like(x) for x in side.raw] for side in sides]
     sizes = [[np.zeros_like(x) for x in side.raw] for side in sides]
     condition = 1.0
+    # A share below the smallest normal number is 0.
+    rounded = temperature and call.dtype != "float64"
+    floor_of_share = 2.0**-126 / ROUNDOFF["float32"] if rounded else 0.0
     for q, row in enumerate(candidates):
         count = max(left.there[q].sum(), 1) if options.get("length_normalize") else 1
         for c, n in enumerate(row):
@@ -54,6 +57,7 @@ def expected_gradients(call, grad_scores, argmax, candidates):
                 largest = (np.abs(tokens) @ np.abs(others).T).max()
                 condition = max(condition, 1 + largest / temperature)
             shares *= grad_scores[q, c] / count
+            floor = floor_of_share * abs(grad_scores[q, c] / count)
             # Not a matrix product: 0 times NaN is no term.
             for i, j in zip(*shares.nonzero(), strict=True):
                 row, column = np.flatnonzero(own)[i], np.flatnonzero(theirs)[j]
@@ -62,7 +66,7 @@ def expected_gradients(call, grad_scores, argmax, candidates):
                     (shares[i, j] * tokens[i], grads[1][n][column], sizes[1][n][column]),
                 ):
                     grad += term
-                    size += np.abs(term)
+                    size += np.abs(term) + floor * np.abs(term / shares[i, j])
     if options.get("normalize"):
         for side, own, size in zip(sides, grads, sizes, strict=True):
             for x, there, grad, terms in zip(side.raw, side.there, own, size, strict=True):

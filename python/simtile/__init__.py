@@ -14,6 +14,7 @@ from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
 from simtile.search import merge_topk, range_search, topk
+from simtile.xtr import xtr_scores
 
 if TYPE_CHECKING:
     from simtile import nn as nn
@@ -35,6 +36,7 @@ __all__ = [
     "range_search",
     "set_num_threads",
     "topk",
+    "xtr_scores",
 ]
 
 
