@@ -26,9 +26,14 @@ Matrices: TypeAlias = Tensor | list[Tensor]  # [B, L, D], or [L, D] of each leng
 
 
 def to_tensor(name: str, x: Any) -> Tensor:
-    """A dense tensor of floats; a list is stacked, integers become float32."""
-    if isinstance(x, (list, tuple)) and x and all(map(_tensors.is_tensor, x)):
-        x = torch.stack(list(x))
+    """A dense tensor of floats; a list is stacked, integers become float32, as Python's numbers."""
+    if isinstance(x, (list, tuple)):
+        if x and all(map(_tensors.is_tensor, x)):
+            x = torch.stack(list(x))
+        elif x and all(isinstance(item, np.ndarray) for item in x):
+            x = _tensors.as_tensor(np.stack(x), "cpu")
+        else:
+            x = torch.tensor(x)
     elif not _tensors.is_tensor(x):
         x = _tensors.as_tensor(np.asarray(x), "cpu")
     if x.layout != torch.strided:

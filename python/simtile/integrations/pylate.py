@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import simtile
 from simtile.integrations._late_interaction import (
     Tensor,
@@ -163,7 +165,7 @@ class ColBERTScores:
         documents_mask: Any = None,
         backend: str | None = None,
     ) -> Tensor:
-        documents = to_tensor("documents_embeddings", documents_embeddings)
+        documents = _to_tensor("documents_embeddings", documents_embeddings)
         check_shape("documents_embeddings", documents, "B", "N", "Ld", "D")
         mask = to_mask("documents_mask", documents_mask, *documents.shape[:3])
         return colbert_scores(
@@ -173,6 +175,12 @@ class ColBERTScores:
             None if mask is None else mask.flatten(0, 1),
             backend,
         )
+
+
+def _to_tensor(name: str, x: Any) -> Tensor:
+    """A list of arrays becomes float32, whatever they are."""
+    of_arrays = isinstance(x, list) and x and isinstance(x[0], np.ndarray)
+    return to_tensor(name, np.asarray(x, np.float32) if of_arrays else x)
 
 
 def _backend(backend: str | None) -> Any:
@@ -186,7 +194,7 @@ def _backend(backend: str | None) -> Any:
 
 def _queries(x: Any, mask: Any) -> tuple[Tensor, Tensor | None, torch.dtype]:
     """Queries, their mask, and the type they had."""
-    queries = to_tensor("queries_embeddings", x)
+    queries = _to_tensor("queries_embeddings", x)
     check_shape("queries_embeddings", queries, "Q", "L", "D")
     given = to_mask("queries_mask", mask, *queries.shape[:2])
     if given is None:
@@ -199,7 +207,7 @@ def _queries(x: Any, mask: Any) -> tuple[Tensor, Tensor | None, torch.dtype]:
 
 def _documents(x: Any, mask: Any, *axes: str) -> tuple[Tensor, Tensor | None, torch.dtype]:
     """Documents whose masked rows count as zeros, their mask, and the type they had."""
-    documents = to_tensor("documents_embeddings", x)
+    documents = _to_tensor("documents_embeddings", x)
     check_shape("documents_embeddings", documents, *axes, "Ld", "D")
     if not documents.shape[-2]:
         raise ValueError(
