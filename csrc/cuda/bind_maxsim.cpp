@@ -15,10 +15,15 @@ namespace {
 using Address = std::uintptr_t;
 
 MaxsimKind kind_of(const std::string& argument, const std::string& name) {
-  if (name == "float32") return MaxsimKind::float32;
-  if (name == "float16") return MaxsimKind::float16;
-  require(name == "bfloat16", argument + ": found '" + name + "', expected 'float32', 'float16' or 'bfloat16'");
-  return MaxsimKind::bfloat16;
+  const struct {
+    const char* name;
+    MaxsimKind kind;
+  } kinds[] = {{"float32", MaxsimKind::float32}, {"float16", MaxsimKind::float16}, {"bfloat16", MaxsimKind::bfloat16},
+               {"int8", MaxsimKind::int8},       {"uint8", MaxsimKind::uint8},     {"bits", MaxsimKind::bits}};
+  for (const auto& kind : kinds)
+    if (name == kind.name) return kind.kind;
+  throw py::value_error(argument + ": found '" + name +
+                        "', expected 'float32', 'float16', 'bfloat16', 'int8', 'uint8' or 'bits'");
 }
 
 MaxsimRuns runs(const std::string& name, const std::string& kind, int64_t count, Address data, int64_t stride,
@@ -42,9 +47,10 @@ MaxsimArgs arguments(const std::string& queries_kind, int64_t queries_count, Add
                      int64_t queries_stride, Address queries_starts, Address queries_ends, Address queries_mask,
                      const std::string& documents_kind, int64_t documents_count, Address documents_data,
                      int64_t documents_stride, Address documents_starts, Address documents_ends, Address documents_mask,
-                     int64_t dimensions, int64_t longest_query, bool normalize, bool pad_zero_rows,
-                     bool length_normalize, float empty_score, Address candidates, int64_t candidate_count,
-                     Address scores, Address argmax, Address token_scores, Address rows_before) {
+                     int64_t dimensions, int64_t longest_query, Address scale, Address offset, Address token_scale,
+                     Address query_scale, bool normalize, bool pad_zero_rows, bool length_normalize, float empty_score,
+                     Address candidates, int64_t candidate_count, Address scores, Address argmax, Address token_scores,
+                     Address rows_before) {
   require_at_least("dimensions", dimensions, 1);
   require_at_least("longest_query", longest_query, 0);
   require_at_least("candidate_count", candidate_count, 0);
@@ -55,6 +61,10 @@ MaxsimArgs arguments(const std::string& queries_kind, int64_t queries_count, Add
                         documents_starts, documents_ends, documents_mask);
   args.dimensions = dimensions;
   args.longest_query = longest_query;
+  args.scale = as_pointer<const float>(scale);
+  args.offset = as_pointer<const float>(offset);
+  args.token_scale = as_pointer<const float>(token_scale);
+  args.query_scale = as_pointer<const float>(query_scale);
   args.normalize = normalize;
   args.pad_zero_rows = pad_zero_rows;
   args.length_normalize = length_normalize;
@@ -89,7 +99,8 @@ void register_maxsim(py::module_& m) {
            py::arg("queries_data"), py::arg("queries_stride"), py::arg("queries_starts"), py::arg("queries_ends"),
            py::arg("queries_mask"), py::arg("documents_kind"), py::arg("documents_count"), py::arg("documents_data"),
            py::arg("documents_stride"), py::arg("documents_starts"), py::arg("documents_ends"),
-           py::arg("documents_mask"), py::arg("dimensions"), py::arg("longest_query"), py::arg("normalize"),
+           py::arg("documents_mask"), py::arg("dimensions"), py::arg("longest_query"), py::arg("scale"),
+           py::arg("offset"), py::arg("token_scale"), py::arg("query_scale"), py::arg("normalize"),
            py::arg("pad_zero_rows"), py::arg("length_normalize"), py::arg("empty_score"), py::arg("candidates"),
            py::arg("candidate_count"), py::arg("scores"), py::arg("argmax"), py::arg("token_scores"),
            py::arg("rows_before"));

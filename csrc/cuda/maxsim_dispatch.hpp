@@ -18,6 +18,7 @@ namespace maxsim {
 
 constexpr int kFewColumns = 32;
 constexpr int64_t kMostDimensions = int64_t(1) << 24;  // places of fragments are int
+constexpr int64_t kMostCodes = int64_t(1) << 16;       // of a row: fewer bits of queries would be left beyond
 constexpr int64_t kMostRows = int64_t(1) << 31;        // of a run: argmax is int32
 constexpr int64_t kLaunchGroups = 64;
 
@@ -34,6 +35,16 @@ inline void check(const MaxsimArgs& args) {
   in_range("candidate_count", args.candidate_count, 0, (int64_t(1) << 40));
   in_range("dimensions", args.dimensions, 1, kMostDimensions);
   in_range("longest_query", args.longest_query, 0, kMostRows - 1);
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(std::string("maxsim: ") + what);
+  };
+  const bool is_code = args.documents.kind >= MaxsimKind::int8;
+  require(args.queries.kind <= MaxsimKind::bfloat16 || (is_code && args.queries.kind == MaxsimKind::int8),
+          "queries that are not floats; expected floats, or int8 with documents of codes");
+  require(is_code || !(args.scale || args.offset || args.token_scale || args.query_scale),
+          "scale, offset, token_scale or query_scale without codes");
+  require(args.queries.kind != MaxsimKind::int8 || !args.scale, "scale with int8 queries; expected float queries");
+  if (is_code) in_range("dimensions", args.dimensions, 1, kMostCodes);
   if (!args.candidates && args.candidate_count != args.documents.count)
     throw std::invalid_argument("maxsim: candidate_count without candidates; expected the number of documents");
   if ((args.argmax || args.token_scores) && !args.rows_before)
@@ -69,21 +80,46 @@ struct Plan {
   int64_t bytes;  // of the workspace
 };
 
-inline int element_bytes(MaxsimKind kind) { return kind == MaxsimKind::float32 ? 4 : 2; }
-inline int most_eights(MaxsimKind kind) {
-  return kind == MaxsimKind::float32   ? Float32::kMostEights
-         : kind == MaxsimKind::float16 ? Float16::kMostEights
-                                       : BFloat16::kMostEights;
+// What of a format the host has to know.
+struct Shape {
+  int64_t step_bytes;
+  int products;  // mma of a step
+  int most_eights;
+  int64_t row_bytes;
+  bool is_code;
+};
+
+template <class Format>
+Shape shape_of(int64_t dimensions) {
+  return {16 * Format::kWords, Format::kProducts, Format::kMostEights, row_bytes<Format>(dimensions), Format::kIsCode};
+}
+
+inline Shape shape(const MaxsimArgs& args) {
+  switch (args.documents.kind) {
+    case MaxsimKind::float32:
+      return shape_of<Float32>(args.dimensions);
+    case MaxsimKind::float16:
+      return shape_of<Float16>(args.dimensions);
+    case MaxsimKind::bfloat16:
+      return shape_of<BFloat16>(args.dimensions);
+    case MaxsimKind::int8:
+    case MaxsimKind::uint8:
+      return shape_of<Bytes>(args.dimensions);
+    case MaxsimKind::bits:
+      return shape_of<Bits>(args.dimensions);
+  }
+  throw std::invalid_argument("maxsim: an unknown kind");
 }
 
 // Columns of a group: those of most tokens that the device's shared memory holds.
 inline void plan_columns(Plan& plan, const MaxsimArgs& args, const Device& device) {
   Work& work = plan.work;
+  const Shape format = shape(args);
   const MaxsimKind kind = args.documents.kind;
   // Where both sides are bfloat16, one plane is all there is; rows are scaled by powers of two.
   work.planes = kind == MaxsimKind::bfloat16 && args.queries.kind == MaxsimKind::bfloat16 ? 1 : kMostPlanes;
-  work.steps = static_cast<int>(ceil_div(args.dimensions * element_bytes(kind), kStepBytes)) *
-               (kPieceBytes / element_bytes(kind) / 4);
+  if (format.is_code) work.planes = args.queries.kind == MaxsimKind::int8 ? 1 : 2;
+  work.steps = static_cast<int>(ceil_div(format.row_bytes, format.step_bytes)) * format.products;
   const auto set = [&](int columns) {
     work.columns = columns;
     plan.shared_bytes = static_cast<std::size_t>(work.planes) * work.steps * columns * 32;
@@ -92,18 +128,18 @@ inline void plan_columns(Plan& plan, const MaxsimArgs& args, const Device& devic
   set(args.queries.count * args.longest_query > kFewColumns && !(args.candidates && args.longest_query <= kFewColumns)
           ? kMostColumns
           : kFewColumns);
-  // A query longer than a group is cut at kMostColumns.
+  // A query longer than a group is cut at kMostColumns; so are queries that no group's shared memory holds.
   if (!plan.staged && args.longest_query <= kFewColumns) set(kFewColumns);
-  if (!plan.staged) plan.shared_bytes = 0;
+  if (!plan.staged) {
+    set(kMostColumns);
+    plan.shared_bytes = 0;
+  }
   const int64_t fit = args.candidates ? 1 : work.columns / std::max<int64_t>(args.longest_query, 1);
   work.queries_per_group = static_cast<int>(std::max<int64_t>(std::min(fit, args.queries.count), 1));
   work.groups_per_query = static_cast<int>(std::max<int64_t>(ceil_div(args.longest_query, kMostColumns), 1));
   plan.groups = work.groups_per_query > 1 ? args.queries.count * work.groups_per_query
                                           : ceil_div(args.queries.count, work.queries_per_group);
 }
-
-// Where queries do not fit shared memory, there is only the instance that knows which rows maxima are of.
-inline bool keeps_rows(const Plan& plan) { return plan.work.args.argmax || !plan.staged; }
 
 inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   check(args);
@@ -118,9 +154,8 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   const int64_t resident = device.multiprocessors * (plan.staged && work.columns == kFewColumns ? 2 : 1);
   plan.blocks = static_cast<int>(ceil_div(resident, plan.launch_groups));
   work.warps = plan.blocks * kWarps;
-  const bool rows = keeps_rows(plan);
-  work.tile_rows = 8 * rows_of_eight(most_eights(args.documents.kind), work.columns / 16, plan.staged, rows);
-  const int64_t slot_bytes = work.columns * (rows ? 8 : 4) + 4;
+  work.tile_rows = 8 * rows_of_eight(shape(args).most_eights, work.columns / 16, plan.staged);
+  const int64_t slot_bytes = work.columns * 8 + 4;
   const int64_t slots = args.most_maxima_bytes / (slot_bytes * plan.launch_groups);
   plan.launch_items = std::min(args.candidate_count, std::max<int64_t>(slots - work.warps, 1));
 
@@ -133,7 +168,7 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   work.place = pieces.take<int16_t>(args.queries.count * args.longest_query);
   work.tiles_before = pieces.take<int64_t>(lists * (plan.launch_items + 1));
   work.maxima = pieces.take<float>(segments * work.columns);
-  work.rows = rows ? pieces.take<int32_t>(segments * work.columns) : nullptr;
+  work.rows = pieces.take<int32_t>(segments * work.columns);
   work.tokens = pieces.take<int32_t>(segments);
   plan.bytes = pieces.bytes();
   return plan;
@@ -143,17 +178,9 @@ using Kernel = void (*)(Work);
 
 template <class Format, int kQueryPlanes>
 Kernel scan_kernel_of(const Plan& plan) {
-  const bool rows = keeps_rows(plan), many = plan.work.columns == kMostColumns;
-  if (!plan.staged) {
-    if (many) return maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, false, true>;
-    return maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, false, true>;
-  }
-  if (many) {
-    return rows ? maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, true, true>
-                : maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, true, false>;
-  }
-  return rows ? maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, true, true>
-              : maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, true, false>;
+  if (!plan.staged) return maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, false>;
+  return plan.work.columns == kMostColumns ? maxsim_scan<Format, kQueryPlanes, kMostColumns / 16, true>
+                                           : maxsim_scan<Format, kQueryPlanes, kFewColumns / 16, true>;
 }
 
 inline Kernel scan_kernel(const Plan& plan) {
@@ -164,6 +191,27 @@ inline Kernel scan_kernel(const Plan& plan) {
       return scan_kernel_of<Float16, 3>(plan);
     case MaxsimKind::bfloat16:
       return plan.work.planes == 1 ? scan_kernel_of<BFloat16, 1>(plan) : scan_kernel_of<BFloat16, 3>(plan);
+    case MaxsimKind::int8:
+    case MaxsimKind::uint8:
+      return plan.work.planes == 1 ? scan_kernel_of<Bytes, 1>(plan) : scan_kernel_of<Bytes, 2>(plan);
+    case MaxsimKind::bits:
+      return plan.work.planes == 1 ? scan_kernel_of<Bits, 1>(plan) : scan_kernel_of<Bits, 2>(plan);
+  }
+  throw std::invalid_argument("maxsim: an unknown kind");
+}
+
+inline Kernel pack_kernel(MaxsimKind kind) {
+  switch (kind) {
+    case MaxsimKind::float32:
+      return maxsim_pack<Float32>;
+    case MaxsimKind::float16:
+    case MaxsimKind::bfloat16:
+      return maxsim_pack<BFloat16>;
+    case MaxsimKind::int8:
+    case MaxsimKind::uint8:
+      return maxsim_pack_codes<Bytes>;
+    case MaxsimKind::bits:
+      return maxsim_pack_codes<Bits>;
   }
   throw std::invalid_argument("maxsim: an unknown kind");
 }
@@ -184,8 +232,7 @@ void run(const MaxsimArgs& args, const Device& device, void* workspace, const La
   const Plan plan = maxsim::plan(args, device, workspace);
   if (args.queries.count == 0 || args.candidate_count == 0) return;
   Work work = plan.work;
-  launch(element_bytes(args.documents.kind) == 4 ? maxsim_pack<4> : maxsim_pack<2>, grid(plan.groups), dim3(kThreads),
-         sizeof(PackState), work);
+  launch(pack_kernel(args.documents.kind), grid(plan.groups), dim3(kThreads), sizeof(PackState), work);
   for (work.first_item = 0; work.first_item < args.candidate_count; work.first_item += plan.launch_items) {
     work.items = std::min(plan.launch_items, args.candidate_count - work.first_item);
     for (work.first_group = 0; work.first_group < plan.groups; work.first_group += plan.launch_groups) {

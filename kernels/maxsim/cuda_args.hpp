@@ -5,7 +5,14 @@
 
 namespace simtile::cuda {
 
-enum class MaxsimKind { float32, float16, bfloat16 };  // of rows
+enum class MaxsimKind {  // of rows
+  float32,
+  float16,
+  bfloat16,
+  int8,   // of documents codes, of queries codes with a scale each, for documents of codes
+  uint8,  // documents only
+  bits,   // documents only: -1 and 1, the highest of a byte first
+};
 
 // Matrices of tokens as runs of the rows of one matrix.
 struct MaxsimRuns {
@@ -21,11 +28,19 @@ struct MaxsimRuns {
 struct MaxsimArgs {
   MaxsimRuns queries;  // Q
   MaxsimRuns documents;
-  int64_t dimensions;     // D, at least 1
+  int64_t dimensions;     // D, at least 1: elements of a row
   int64_t longest_query;  // no run of queries has more rows: all that the host must know of their lengths
 
-  bool normalize;         // rows are divided by their lengths
-  bool pad_zero_rows;     // rows of zeros are no tokens
+  // Codes only; each may be null. A document's token is (code * scale + offset) * token_scale.
+  const float* scale;        // [D]
+  const float* offset;       // [D]
+  const float* token_scale;  // of every row
+  const float* query_scale;  // of every row of int8 queries
+
+  bool
+      normalize;  // rows are divided by their lengths; of codes those of queries are, and token_scale has the documents'
+  bool
+      pad_zero_rows;  // rows of zeros are no tokens; of codes those of queries are none, and the mask has the documents'
   bool length_normalize;  // scores are divided by the number of the query's tokens
   float empty_score;      // of documents without tokens
 

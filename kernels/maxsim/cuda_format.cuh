@@ -1,7 +1,7 @@
-// Rows of each element type as operands of bfloat16 products: planes that add up to the elements.
+// Rows of each element type as operands of products: of floats planes of bfloat16 that add up to the elements, of codes int8.
 //
-// A lane reads 16 bytes of a row at a time, the four lanes of a row 64 side by side, and feeds four elements to each mma. That permutes
-// the dimensions among the k of the mma, for queries and documents alike, which a sum does not see.
+// A step is what the four lanes that share a row read of it side by side, kWords words each; it feeds kProducts mma, two words of each
+// plane a lane. That permutes the dimensions among the k of the mma, for queries and documents alike, which a sum does not see.
 #pragma once
 
 #include "maxsim/cuda_args.hpp"
@@ -9,9 +9,7 @@
 
 namespace simtile::cuda::maxsim {
 
-constexpr int kStepBytes = 64;   // of a row: what the four lanes that share it read at a time
-constexpr int kPieceBytes = 16;  // of a lane
-constexpr int kMostPlanes = 3;   // of float32: 24 bits, 8 each
+constexpr int kMostPlanes = 3;  // of float32: 24 bits, 8 each
 
 __device__ __forceinline__ float low_half(uint32_t word) { return __uint_as_float(word << 16); }
 __device__ __forceinline__ float high_half(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
@@ -29,17 +27,19 @@ __device__ __forceinline__ void split(float x, float y, uint32_t (&words)[planes
 }
 
 struct Float32 {
-  static constexpr int kBytes = 4;
+  static constexpr bool kIsCode = false;
+  static constexpr int kBytes = 4, kWords = 4, kProducts = 1;
   static constexpr int kPlanes = 3;
   static constexpr int kMostEights = 2;  // of a document's rows that a warp multiplies at a time
   static constexpr uint32_t kMagnitude = 0x7fffffffu;
 
   static __device__ __forceinline__ float get(const void* row, int64_t k) { return static_cast<const float*>(row)[k]; }
-  // Elements 4i to 4i + 3 of a piece as two words of each plane.
-  static __device__ __forceinline__ void planes(const uint4& piece, int, uint32_t (&b)[kPlanes][2]) {
+  // What a lane has of a row in mma i of a step.
+  static __device__ __forceinline__ void operands(const uint32_t (&words)[kWords], int, uint32_t,
+                                                  uint32_t (&b)[kPlanes][2]) {
     uint32_t first[kPlanes], second[kPlanes];
-    split(__uint_as_float(piece.x), __uint_as_float(piece.y), first);
-    split(__uint_as_float(piece.z), __uint_as_float(piece.w), second);
+    split(__uint_as_float(words[0]), __uint_as_float(words[1]), first);
+    split(__uint_as_float(words[2]), __uint_as_float(words[3]), second);
 #pragma unroll
     for (int p = 0; p < kPlanes; p++) b[p][0] = first[p], b[p][1] = second[p];
   }
@@ -49,7 +49,8 @@ struct Float32 {
 };
 
 struct Float16 {  // 11 bits in two planes
-  static constexpr int kBytes = 2;
+  static constexpr bool kIsCode = false;
+  static constexpr int kBytes = 2, kWords = 4, kProducts = 2;
   static constexpr int kPlanes = 2;
   static constexpr int kMostEights = 2;
   static constexpr uint32_t kMagnitude = 0x7fff7fffu;
@@ -63,11 +64,11 @@ struct Float16 {  // 11 bits in two planes
   static __device__ __forceinline__ float get(const void* row, int64_t k) {
     return half_to_float(static_cast<const unsigned short*>(row)[k]);
   }
-  static __device__ __forceinline__ void planes(const uint4& piece, int i, uint32_t (&b)[kPlanes][2]) {
-    const uint32_t words[2] = {i ? piece.z : piece.x, i ? piece.w : piece.y};
+  static __device__ __forceinline__ void operands(const uint32_t (&words)[kWords], int i, uint32_t,
+                                                  uint32_t (&b)[kPlanes][2]) {
     uint32_t first[kPlanes], second[kPlanes];
-    split(low(words[0]), high(words[0]), first);
-    split(low(words[1]), high(words[1]), second);
+    split(low(words[2 * i]), high(words[2 * i]), first);
+    split(low(words[2 * i + 1]), high(words[2 * i + 1]), second);
 #pragma unroll
     for (int p = 0; p < kPlanes; p++) b[p][0] = first[p], b[p][1] = second[p];
   }
@@ -77,7 +78,8 @@ struct Float16 {  // 11 bits in two planes
 };
 
 struct BFloat16 {
-  static constexpr int kBytes = 2;
+  static constexpr bool kIsCode = false;
+  static constexpr int kBytes = 2, kWords = 4, kProducts = 2;
   static constexpr int kPlanes = 1;
   static constexpr int kMostEights = 4;
   static constexpr uint32_t kMagnitude = 0x7fff7fffu;
@@ -85,18 +87,53 @@ struct BFloat16 {
   static __device__ __forceinline__ float get(const void* row, int64_t k) {
     return __bfloat162float(static_cast<const __nv_bfloat16*>(row)[k]);
   }
-  static __device__ __forceinline__ void planes(const uint4& piece, int i, uint32_t (&b)[kPlanes][2]) {
-    b[0][0] = i ? piece.z : piece.x;
-    b[0][1] = i ? piece.w : piece.y;
+  static __device__ __forceinline__ void operands(const uint32_t (&words)[kWords], int i, uint32_t,
+                                                  uint32_t (&b)[kPlanes][2]) {
+    b[0][0] = words[2 * i];
+    b[0][1] = words[2 * i + 1];
   }
   static __device__ __forceinline__ float squares(uint32_t word, float sum) {
     return fmaf(high_half(word), high_half(word), fmaf(low_half(word), low_half(word), sum));
   }
 };
 
+// Codes as int8. Bytes without a sign become it by `flip`, 128 below.
+struct Bytes {
+  static constexpr bool kIsCode = true;
+  static constexpr int kParts = 1;  // codes of a byte
+  static constexpr int kBytes = 1, kWords = 4, kProducts = 2;
+  static constexpr int kPlanes = 1;
+  static constexpr int kMostEights = 2;
+  static __device__ __forceinline__ void operands(const uint32_t (&words)[kWords], int i, uint32_t flip,
+                                                  uint32_t (&b)[kPlanes][2]) {
+    b[0][0] = words[2 * i] ^ flip;
+    b[0][1] = words[2 * i + 1] ^ flip;
+  }
+};
+
+struct Bits {  // 0 and 1: of every byte one bit at a time, the highest first
+  static constexpr bool kIsCode = true;
+  static constexpr int kParts = 8;
+  static constexpr int kBytes = 1, kWords = 1, kProducts = 4;
+  static constexpr int kPlanes = 1;
+  static constexpr int kMostEights = 2;
+  static __device__ __forceinline__ void operands(const uint32_t (&words)[kWords], int i, uint32_t,
+                                                  uint32_t (&b)[kPlanes][2]) {
+    b[0][0] = words[0] >> (7 - 2 * i) & 0x01010101u;
+    b[0][1] = words[0] >> (6 - 2 * i) & 0x01010101u;
+  }
+};
+
+template <class Format>
+__host__ __device__ constexpr int64_t row_bytes(int64_t dimensions) {
+  if constexpr (Format::kIsCode) return (dimensions + Format::kParts - 1) / Format::kParts;
+  return dimensions * Format::kBytes;
+}
+
 // An element of a row whose type is known at run time only.
 __device__ __forceinline__ float element(MaxsimKind kind, const void* row, int64_t k) {
   if (kind == MaxsimKind::float32) return Float32::get(row, k);
+  if (kind == MaxsimKind::int8) return static_cast<const int8_t*>(row)[k];
   return kind == MaxsimKind::float16 ? Float16::get(row, k) : BFloat16::get(row, k);
 }
 

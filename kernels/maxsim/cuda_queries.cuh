@@ -39,38 +39,90 @@ __device__ inline void set_scale(double squares, Column& column) {
   // Of a float32 row's length, its reciprocal can be as small as a subnormal number.
   const long long inverse = 2046 - exponent < 1023 - 126 ? 1023 - 126 : 2046 - exponent;
   const double scale = __longlong_as_double(inverse << 52);
-  column.scale = static_cast<float>(scale);
+  column.scale = scale;
   column.factor = static_cast<float>(1 / (floor * scale));
 }
 
-// Grid (groups): one block packs its tokens, one after the other without what is masked, and zeros behind them.
-template <int kBytes>
-__global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
-  SIMTILE_DYNAMIC_SHARED(PackState, state);
+// The largest magnitude of integers that stand for a query's elements, two int8 planes of them: no product with codes of 8 bits leaves int32.
+__host__ __device__ constexpr int largest_code(int64_t dimensions) {
+  const int64_t most = 2147483647 / (128 * dimensions);
+  return most < 32639 ? static_cast<int>(most) : 32639;
+}
+
+// A query's row for documents of codes: weights w = q * args.scale become integers rint(w * scale); its factor and level in double, then
+// rounded once. Sums are in the order of lanes: element k is added to lane k % 32, then halves of the lanes.
+__device__ inline void set_codes(const Work& work, double squares, Column& column) {
+  const MaxsimArgs& args = work.args;
+  const int lane = threadIdx.x % 32;
+  const void* row = row_of(args.queries, column.row);
+  const bool is_bits = args.documents.kind == MaxsimKind::bits, is_uint8 = args.documents.kind == MaxsimKind::uint8;
+  double largest = 0, level = 0;
+  for (int64_t k = lane; k < args.dimensions; k += 32) {
+    const double x = element(args.queries.kind, row, k), scale = args.scale ? args.scale[k] : 1.0;
+    const double size = fabs(__dmul_rn(x, scale));
+    largest = size > largest ? size : largest;
+    double zero = args.offset ? args.offset[k] : 0.0;  // what code 0 stands for
+    if (is_uint8) zero = __dadd_rn(zero, __dmul_rn(128.0, scale));
+    if (is_bits) zero = -1;
+    level = __dadd_rn(level, __dmul_rn(x, zero));  // NaN if x is not finite
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const double other = __shfl_xor_sync(kAllLanes, largest, distance);
+    largest = other > largest ? other : largest;
+    level = __dadd_rn(level, __shfl_xor_sync(kAllLanes, level, distance));
+  }
+  const bool is_whole = args.queries.kind == MaxsimKind::int8;
+  const double most = largest_code(args.dimensions);
+  double step = is_whole ? 1.0 : __ddiv_rn(largest, most);
+  column.scale = is_whole ? 1.0 : largest > 0 ? __ddiv_rn(most, largest) : 0.0;
+  double unit = is_whole && args.query_scale ? args.query_scale[column.row] : 1.0;
+  if (args.normalize) {
+    const double norm = __dsqrt_rn(squares), floor = is_whole ? kSmallestNorm / unit : kSmallestNorm;
+    unit = __ddiv_rn(1.0, norm < floor ? floor : norm);
+  }
+  if (!(fabs(level) <= 1.7976931348623157e308) || !(largest <= 1.7976931348623157e308)) step = NAN;
+  if (step != step) column.scale = 0;
+  column.factor = __double2float_rn(__dmul_rn(is_bits ? __dmul_rn(2.0, step) : step, unit));
+  column.level = __double2float_rn(__dmul_rn(level, unit));
+}
+
+__device__ inline int rows_in_group(const MaxsimRuns& queries, int64_t query, int64_t part) {
+  const int64_t left = queries.ends[query] - queries.starts[query] - part;
+  return static_cast<int>(max(min(left, static_cast<int64_t>(kMostColumns)), int64_t(0)));
+}
+
+// What is known of every row of the group, and the columns of those that are tokens: one after the other without what is masked.
+__device__ inline void place_rows(const Work& work, PackState& state) {
   const MaxsimArgs& args = work.args;
   const MaxsimRuns& queries = args.queries;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t group = blockIdx.x, first = work.first_query(group);
   const int64_t last = min(first + work.queries_per_group, queries.count);
   const int64_t part = group % work.groups_per_query * kMostColumns;  // the first row of a query in this group
-
+  const bool is_code = args.documents.kind >= MaxsimKind::int8;
   int rows = 0;
   for (int64_t q = first; q < last; q++) {
     const int64_t begin = queries.starts[q] + part;
-    const int count =
-        static_cast<int>(max(min(queries.ends[q] - begin, static_cast<int64_t>(kMostColumns)), int64_t(0)));
+    const int count = rows_in_group(queries, q, part);
     for (int i = warp; i < count; i += kWarps) {
-      Column column = {begin + i, 1, 1};
+      Column column = {begin + i, 1, 1, 0};
       bool is_there = !queries.mask || queries.mask[begin + i];
-      if (is_there && (args.normalize || args.pad_zero_rows)) {
-        bool any;
-        const double squares = row_squares(queries.kind, row_of(queries, begin + i), args.dimensions, any);
+      if (is_there && (args.normalize || args.pad_zero_rows || is_code)) {
+        bool any = true;
+        double squares = 0;
+        if (args.normalize || args.pad_zero_rows)
+          squares = row_squares(queries.kind, row_of(queries, begin + i), args.dimensions, any);
         if (args.pad_zero_rows) is_there = any;
-        if (args.normalize) set_scale(squares, column);
+        if (is_code) {
+          set_codes(work, squares, column);
+        } else if (args.normalize) {
+          set_scale(squares, column);
+        }
       }
       if (lane > 0) continue;
-      state->column[rows + i] = column;
-      state->place[rows + i] = is_there ? 0 : -1;
+      state.column[rows + i] = column;
+      state.place[rows + i] = is_there ? 0 : -1;
     }
     rows += count;
   }
@@ -78,58 +130,102 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
   if (warp == 0) {
     int tokens = 0;
     for (int base = 0; base < rows; base += 32) {
-      const bool is_there = base + lane < rows && state->place[base + lane] >= 0;
-      const Column column = is_there ? state->column[base + lane] : Column{};
+      const bool is_there = base + lane < rows && state.place[base + lane] >= 0;
+      const Column column = is_there ? state.column[base + lane] : Column{};
       const unsigned there = __ballot_sync(kAllLanes, is_there);
       const int at = tokens + __popc(there & ((1u << lane) - 1));
       __syncwarp();  // columns are written at or before where they were read
       if (is_there) {
-        state->place[base + lane] = at;
-        state->column[at] = column;
+        state.place[base + lane] = at;
+        state.column[at] = column;
         work.column[group * work.columns + at] = column;
       }
       tokens += __popc(there);
     }
     if (lane == 0) {
-      state->tokens = tokens;
+      state.tokens = tokens;
       work.group_columns[group] = tokens;
     }
   }
   __syncthreads();  // and where it goes
   rows = 0;
   for (int64_t q = first; q < last; q++) {
-    const int64_t begin = queries.starts[q] + part;
-    const int count =
-        static_cast<int>(max(min(queries.ends[q] - begin, static_cast<int64_t>(kMostColumns)), int64_t(0)));
+    const int count = rows_in_group(queries, q, part);
     for (int i = threadIdx.x; i < count; i += kThreads)
-      work.place[q * args.longest_query + part + i] = static_cast<int16_t>(state->place[rows + i]);
+      work.place[q * args.longest_query + part + i] = static_cast<int16_t>(state.place[rows + i]);
     rows += count;
   }
+}
 
-  constexpr int kElements = kPieceBytes / kBytes, kProducts = kElements / 4;
+// Where the operands of mma `step` begin that a lane has in fragment word i, in elements of a row or, for codes, in bytes.
+template <int kWords, int kBytes, int kProducts>
+__device__ __forceinline__ int64_t operand_place(int step, int lane, int i) {
+  constexpr int piece = 4 * kWords / kBytes;  // of a lane
+  return static_cast<int64_t>(step / kProducts) * 4 * piece + lane % 4 * piece +
+         (kWords > 1 ? (step % kProducts * 2 + i / 2) * (piece / (2 * kProducts)) : 0);
+}
+
+// Grid (groups): one block packs its tokens, with zeros behind them, as operands for documents of a format.
+template <class Format>
+__global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
+  SIMTILE_DYNAMIC_SHARED(PackState, state);
+  place_rows(work, *state);
+  const MaxsimArgs& args = work.args;
   const int tiles = work.columns / 16, fragments = work.steps * tiles * 32;
   const auto value = [&](int column, int64_t k) {
     if (column >= state->tokens || k >= args.dimensions) return 0.0f;
     const Column& from = state->column[column];
     if (from.factor != from.factor) return NAN;
-    return element(queries.kind, row_of(queries, from.row), k) * from.scale;
+    return element(args.queries.kind, row_of(args.queries, from.row), k) * static_cast<float>(from.scale);
   };
   for (int at = threadIdx.x; at < fragments; at += kThreads) {
-    const int fragment_lane = at % 32, tile = at / 32 % tiles, step = at / 32 / tiles;
-    const int64_t k =
-        static_cast<int64_t>(step / kProducts) * 4 * kElements + fragment_lane % 4 * kElements + step % kProducts * 4;
+    const int lane = at % 32, tile = at / 32 % tiles, step = at / 32 / tiles;
     uint32_t words[4][kMostPlanes];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int column = 16 * tile + fragment_lane / 4 + i % 2 * 8;
-      const int64_t own = k + i / 2 * 2;
-      split(value(column, own), value(column, own + 1), words[i]);
+      const int column = 16 * tile + lane / 4 + i % 2 * 8;
+      const int64_t k = operand_place<Format::kWords, Format::kBytes, Format::kProducts>(step, lane, i);
+      split(value(column, k), value(column, k + 1), words[i]);
     }
 #pragma unroll
     for (int p = 0; p < kMostPlanes; p++)
       if (p < work.planes)
-        work.packed[(group * work.planes + p) * fragments + at] =
+        work.packed[(blockIdx.x * static_cast<int64_t>(work.planes) + p) * fragments + at] =
             make_uint4(words[0][p], words[1][p], words[2][p], words[3][p]);
+  }
+}
+
+// The same for codes: planes are the lower and the higher bytes of integers 256 hi + lo.
+template <class Format>
+__global__ void __launch_bounds__(kThreads) maxsim_pack_codes(const Work work) {
+  SIMTILE_DYNAMIC_SHARED(PackState, state);
+  place_rows(work, *state);
+  const MaxsimArgs& args = work.args;
+  const int tiles = work.columns / 16, fragments = work.steps * tiles * 32;
+  const auto value = [&](int column, int64_t k) {
+    if (column >= state->tokens || k >= args.dimensions) return 0;
+    const Column& from = state->column[column];
+    if (from.scale == 0) return 0;
+    const double x = element(args.queries.kind, row_of(args.queries, from.row), k);
+    return __double2int_rn(__dmul_rn(args.scale ? __dmul_rn(x, args.scale[k]) : x, from.scale));
+  };
+  for (int at = threadIdx.x; at < fragments; at += kThreads) {
+    const int lane = at % 32, tile = at / 32 % tiles, step = at / 32 / tiles;
+    uint32_t low[4] = {}, high[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+      for (int b = 0; b < 4; b++) {
+        int64_t k = operand_place<Format::kWords, Format::kBytes, Format::kProducts>(step, lane, i) + b;
+        if constexpr (Format::kParts > 1) k = k * Format::kParts + step % Format::kProducts * 2 + i / 2;
+        const int z = value(16 * tile + lane / 4 + i % 2 * 8, k);
+        const int lo = ((z + 128) & 255) - 128;
+        low[i] |= static_cast<uint32_t>(lo & 255) << 8 * b;
+        high[i] |= static_cast<uint32_t>((z - lo) / 256 & 255) << 8 * b;
+      }
+    uint4* const to = work.packed + blockIdx.x * static_cast<int64_t>(work.planes) * fragments + at;
+    to[0] = make_uint4(low[0], low[1], low[2], low[3]);
+    if (work.planes > 1) to[fragments] = make_uint4(high[0], high[1], high[2], high[3]);
   }
 }
 

@@ -44,12 +44,14 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
         const int64_t slot = group * work.segments() + item + p, at = slot * work.columns + column;
         if (work.tokens[slot] == 0) continue;
         const float other = work.maxima[at];
-        const int other_row = work.rows ? work.rows[at] : 0;
+        const int other_row = work.rows[at];
         // Segments come in order: of equals the first stays.
         if (other > value || matched == kNoRow || (other != other && value == value))
           value = other, matched = other_row;
       }
-      value = __fmul_rn(value, work.column[(work.first_group + group) * work.columns + column].factor);
+      const Column& packed = work.column[(work.first_group + group) * work.columns + column];
+      value = __fmul_rn(value, packed.factor);
+      if (args.documents.kind >= MaxsimKind::int8) value = __fadd_rn(value, packed.level);
     }
     if (row < rows) {
       if (args.argmax) args.argmax[out + row] = matched;

@@ -18,14 +18,16 @@ constexpr double kSmallestNorm = 1e-12;  // what shorter rows are divided by
 constexpr int kNoRow = 0x7fffffff;
 
 // How many times eight rows of a document a warp multiplies at a time: what an instance of the scan has registers for.
-__host__ __device__ constexpr int rows_of_eight(int most, int row_tiles, bool staged, bool rows) {
-  return staged && !(rows && row_tiles == 2) ? most : 2;
+__host__ __device__ constexpr int rows_of_eight(int most, int row_tiles, bool staged) {
+  return !staged ? 1 : row_tiles > 2 ? most : 2;
 }
 
 struct Column {
-  int64_t row;   // of the queries
-  float scale;   // what was packed is the row times this power of two
-  float factor;  // what makes a product of what was packed a similarity; NaN for a row without a direction
+  int64_t row;  // of the queries
+  // What was packed is the row times this: for floats a power of two; for codes what makes integers of it, after args.scale.
+  double scale;
+  // A similarity is factor * product + level; NaN for a row without a direction. level is 0 for floats.
+  float factor, level;
 };
 
 struct Work {
@@ -52,7 +54,7 @@ struct Work {
   // Of this launch.
   int64_t* tiles_before;  // [lists][items + 1]
   float* maxima;          // [groups][items + warps][columns]
-  int32_t* rows;          // the same: the document's row from its start, or null
+  int32_t* rows;          // the same: the document's row from its start
   int32_t* tokens;        // [groups][items + warps] rows that are tokens
 
   __device__ __forceinline__ int64_t segments() const { return items + warps; }

@@ -15,8 +15,9 @@ using simtile::cuda::MaxsimRuns;
 
 namespace {
 
-const std::map<std::string, MaxsimKind> kinds = {
-    {"float32", MaxsimKind::float32}, {"float16", MaxsimKind::float16}, {"bfloat16", MaxsimKind::bfloat16}};
+const std::map<std::string, MaxsimKind> kinds = {{"float32", MaxsimKind::float32},   {"float16", MaxsimKind::float16},
+                                                 {"bfloat16", MaxsimKind::bfloat16}, {"int8", MaxsimKind::int8},
+                                                 {"uint8", MaxsimKind::uint8},       {"bits", MaxsimKind::bits}};
 
 // Memory comes as addresses, 0 for none.
 template <class T>
@@ -44,6 +45,10 @@ MaxsimArgs arguments(const py::dict& given) {
   args.documents = runs(given, "documents");
   args.dimensions = number(given, "dimensions");
   args.longest_query = number(given, "longest_query");
+  args.scale = data<const float>(given, "scale");
+  args.offset = data<const float>(given, "offset");
+  args.token_scale = data<const float>(given, "token_scale");
+  args.query_scale = data<const float>(given, "query_scale");
   args.normalize = given["normalize"].cast<bool>();
   args.pad_zero_rows = given["pad_zero_rows"].cast<bool>();
   args.length_normalize = given["length_normalize"].cast<bool>();
