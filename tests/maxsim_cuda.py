@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from test_maxsim import EMPTY_SCORE, POISON, STORED, flat, packed
+from maxsim_kernel import EMPTY_SCORE, POISON, STORED, flat, packed
 
 from simtile.reference import maxsim_numpy as oracle
 

@@ -42,11 +42,13 @@ class Call:
         self.codes = rng.integers(low, high, (tokens, dim))
         if few and tokens:
             self.codes = self.codes[rng.integers(min(2, tokens), size=tokens)]
-        self.token_scale = np.where(few, 1, rng.uniform(0.5, 2, tokens)).astype(np.float32)
-        self.scale = self.offset = None
+        self.scale = self.offset = self.token_scale = None
+        if kind == "int8" and seed % 2:  # symmetric, a scale for each token
+            self.token_scale = np.where(few, 1, rng.uniform(0.5, 2, tokens)).astype(np.float32)
+        elif kind != "bits":
+            self.offset = rng.normal(size=dim).astype(np.float32)
         if kind != "bits" and query_kind != "int8":
             self.scale = rng.uniform(0.01, 1, dim).astype(np.float32)
-            self.offset = rng.normal(size=dim).astype(np.float32)
         self.masks = [rng.random(n) < 0.8 for n in (rows, tokens)]
 
     @property
@@ -155,6 +157,8 @@ class Call:
         codes = self.codes[tokens] - (128 if self.kind == "uint8" else 0)
         products = codes.astype(np.int64) @ z
         assert np.abs(products).max() < 2**31
+        if self.token_scale is None:
+            return products.astype(np.float32)
         return products.astype(np.float32) * self.token_scale[tokens]
 
 
@@ -193,12 +197,11 @@ def test_scores_are_those_of_the_definition(module, shared_bytes, order, **drawn
 
 def test_a_product_never_leaves_int32(module):
     """The largest codes of 2000 dimensions; 15 bits of the query would be too many."""
-    call = Call("int8", "float32", (1,), (2,), 2000, 1)
+    call = Call("int8", "float32", (1,), (2,), 2000, 2)
     call.queries[:] = 1
     call.scale[:] = 1
     call.codes[:] = [[-128], [127]]
     call.masks[1][:] = call.masks[0][:] = True
-    call.token_scale[:] = 1
     scores, argmax, _ = call.run(Host(module))
     assert argmax[0][0] == 1
     np.testing.assert_array_equal(scores, call.expected()[0])
@@ -214,3 +217,37 @@ def test_token_scales_that_are_no_scales(module, value):
     scores, argmax, _ = call.run(Host(module))
     np.testing.assert_array_equal(scores, expected[0])
     np.testing.assert_array_equal(argmax[0], expected[1][0])
+
+
+def test_what_has_no_definition_is_refused(module):
+    call = Call("uint8", "float32", (2,), (3,), 16, 1)
+    call.token_scale = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="token_scale with uint8, bits or offset; expected int8"):
+        call.run(Host(module))
+    call = Call("int8", "int8", (2,), (3,), 16, 1)
+    call.scale = np.ones(16, np.float32)
+    with pytest.raises(ValueError, match="scale with int8 queries; expected float queries"):
+        call.run(Host(module))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_near_those_of_what_codes_stand_for(module, kind):
+    """15 bits of a query and the roundings to float32."""
+    call = Call(kind, "float32", (7, 3), (30, 5), 96, 1)
+    scores, _, _ = call.run(Host(module))
+    x = call.codes.astype(np.float64)
+    if kind == "bits":
+        x = 2 * x - 1
+    x = x if call.scale is None else x * call.scale
+    x = x if call.offset is None else x + call.offset
+    x = x if call.token_scale is None else x * call.token_scale[:, None]
+    bounds = np.cumsum([0, *call.lengths[0]]), np.cumsum([0, *call.lengths[1]])
+    for q in range(2):
+        rows = np.arange(*bounds[0][q : q + 2])
+        rows = rows[call.masks[0][rows]]
+        for n in range(2):
+            tokens = np.arange(*bounds[1][n : n + 2])
+            tokens = tokens[call.masks[1][tokens]]
+            products = call.queries[rows].astype(np.float64) @ x[tokens].T
+            sizes = np.abs(call.queries[rows]).max(1) * np.abs(x[tokens]).sum(1).max()
+            assert abs(scores[q, n] - products.max(1).sum()) <= (sizes.sum() / 32639)

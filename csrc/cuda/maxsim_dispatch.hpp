@@ -43,6 +43,8 @@ inline void check(const MaxsimArgs& args) {
           "queries that are not floats; expected floats, or int8 with documents of codes");
   require(is_code || !(args.scale || args.offset || args.token_scale || args.query_scale),
           "scale, offset, token_scale or query_scale without codes");
+  require(!args.token_scale || (args.documents.kind == MaxsimKind::int8 && !args.offset),
+          "token_scale with uint8, bits or offset; expected int8 without offset");
   require(args.queries.kind != MaxsimKind::int8 || !args.scale, "scale with int8 queries; expected float queries");
   if (is_code) in_range("dimensions", args.dimensions, 1, kMostCodes);
   if (!args.candidates && args.candidate_count != args.documents.count)

@@ -31,7 +31,7 @@ struct MaxsimArgs {
   int64_t dimensions;     // D, at least 1: elements of a row
   int64_t longest_query;  // no run of queries has more rows: all that the host must know of their lengths
 
-  // Codes only; each may be null. A document's token is (code * scale + offset) * token_scale.
+  // Codes only; each may be null. A document's token is code * scale + offset or, of int8 alone, code * scale * token_scale.
   const float* scale;        // [D]
   const float* offset;       // [D]
   const float* token_scale;  // of every row
