@@ -6,11 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from maxsim_kernel import EMPTY_SCORE, POISON, STORED, flat, packed
+from maxsim_kernel import EMPTY_SCORE, POISON, STORED
 
 from simtile.reference import maxsim_numpy as oracle
 
 SHARED_BYTES = 99 << 10
+
+
+def packed(side, dtype, layout):
+    """All rows as one matrix of the kernel's, where each run starts and ends, and the values."""
+    lengths = np.array([len(x) for x in side], np.int64)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    dim = side[0].shape[1] if side else 1
+    with np.errstate(all="ignore"):
+        rows = np.concatenate([*side, np.zeros((0, dim))]).astype(STORED[dtype])
+    values = [rows[e - n : e].astype(np.float64) for e, n in zip(ends, lengths, strict=True)]
+    if layout == "padded rows":
+        wider = np.full((len(rows), dim + 3), 7, rows.dtype)
+        wider[:, :dim] = rows
+        rows = wider[:, :dim]
+    return rows, ends - lengths, ends, values
+
+
+def flat(masks):
+    return None if masks is None else np.concatenate([*masks, np.zeros(0, bool)])
 
 
 @dataclass
@@ -57,7 +76,7 @@ class Call:
 
     @staticmethod
     def side(tokens, dtype, layout):
-        *runs, wide = packed(tokens, STORED[dtype], layout)
+        *runs, wide = packed(tokens, dtype, layout)
         return [dtype, *runs], wide
 
     def run(self, host, candidates=None, rows=True):
