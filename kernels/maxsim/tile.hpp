@@ -61,6 +61,20 @@ SIMTILE_INLINE void multiply_some_tokens(int count, const T* a, int64_t stride, 
   multiply_tokens<rows, T>(a, stride, b, depth, accumulate, out);
 }
 
+// Whether a lane is set; lanes are all ones or zeros.
+template <typename T>
+SIMTILE_INLINE bool any(typename Simd<T>::Integer lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)lanes, (__m256i)lanes);
+#elif defined(__x86_64__)
+  return _mm_movemask_epi8((__m128i)lanes) != 0;
+#else
+  return vmaxvq_u32((uint32x4_t)lanes) != 0;
+#endif
+}
+
 // What is kept of the products besides the largest.
 enum class Keep {
   value,
@@ -102,36 +116,81 @@ struct Best {
   // Rows of products; row i is row index[i] of the document, in ascending order. The first of equals stays, and the first NaN.
   template <Keep keep>
   SIMTILE_INLINE void take(const T* products, int rows, const int32_t* index, T inverse_temperature) {
+    Vector<T> before[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) before[v] = load<T>(value + v * Simd<T>::kLanes);
+    if (__builtin_expect(!take_finite<keep>(products, rows, index, before), 0))
+      take_any<keep>(products, rows, index, before);
+    if (keep != Keep::sums) return;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
-      const T* const first = products + v * Simd<T>::kLanes;
-      const Vector<T> before = load<T>(value + v * Simd<T>::kLanes);
-      Vector<T> best = before;
+      T* const p = sum + v * Simd<T>::kLanes;
+      const Vector<T> best = load<T>(value + v * Simd<T>::kLanes);
+      Vector<T> total = load<T>(p) * below(before[v], best, inverse_temperature);
+      for (int i = 0; i < rows; i++)
+        total += below(load<T>(products + v * Simd<T>::kLanes + i * kColumns), best, inverse_temperature);
+      store<T>(p, total);
+    }
+  }
+
+ private:
+  // The largest of finite products first: where none is better than what was, no row has to be found. Whether all are finite.
+  template <Keep keep>
+  SIMTILE_INLINE bool take_finite(const T* products, int rows, const int32_t* index,
+                                  const Vector<T> (&before)[kVectors]) {
+    Vector<T> best[kVectors], zero{};
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      best[v] = before[v];
+      zero += before[v] == -static_cast<T>(__builtin_inf()) ? Vector<T>{} : before[v] * 0;
+    }
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) {
+        const Vector<T> x = load<T>(products + i * kColumns + v * Simd<T>::kLanes);
+        best[v] = maximum(best[v], x);
+        zero += x * 0;  // NaN of what is not finite
+      }
+    if (any<T>(zero != 0)) return false;
+    Integer better = {};
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      better |= best[v] > before[v];
+      store<T>(value + v * Simd<T>::kLanes, best[v]);
+    }
+    if (keep == Keep::value || !any<T>(better)) return true;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      Integer at = argmax[v];
+      for (int i = rows - 1; i >= 0; i--) {
+        const Vector<T> x = load<T>(products + i * kColumns + v * Simd<T>::kLanes);
+        at = x == best[v] ? Integer{} + index[i] : at;
+      }
+      argmax[v] = best[v] > before[v] ? at : argmax[v];
+    }
+    return true;
+  }
+
+  template <Keep keep>
+  __attribute__((noinline)) void take_any(const T* products, int rows, const int32_t* index,
+                                          const Vector<T> (&before)[kVectors]) {
+    for (int v = 0; v < kVectors; v++) {
+      Vector<T> best = before[v];
       Integer at = argmax[v];
       for (int i = 0; i < rows; i++) {
-        const Vector<T> x = load<T>(first + i * kColumns);
+        const Vector<T> x = load<T>(products + v * Simd<T>::kLanes + i * kColumns);
+        Integer better = ~(Integer)(x <= best) & (Integer)(best == best);
         if (keep != Keep::value) {
-          // -infinity is better than nothing.
-          const Integer better = (~(Integer)(x <= best) & (Integer)(best == best)) | (at < 0);
-          best = better ? x : best;
+          better |= at < 0;  // -infinity is better than nothing
           at = better ? Integer{} + index[i] : at;
-        } else {
-          const Integer better = ~(Integer)(x <= best) & (Integer)(best == best);
-          best = better ? x : best;
         }
-      }
-      if (keep == Keep::sums) {
-        T* const p = sum + v * Simd<T>::kLanes;
-        Vector<T> total = load<T>(p) * below(before, best, inverse_temperature);
-        for (int i = 0; i < rows; i++) total += below(load<T>(first + i * kColumns), best, inverse_temperature);
-        store<T>(p, total);
+        best = better ? x : best;
       }
       store<T>(value + v * Simd<T>::kLanes, best);
       argmax[v] = at;
     }
   }
 
- private:
   // exp((x - best) / temperature); of equals 1, infinities too.
   static SIMTILE_INLINE Vector<T> below(Vector<T> x, Vector<T> best, T inverse_temperature) {
     const Vector<T> e = exp_nonpositive((x - best) * inverse_temperature);
