@@ -36,21 +36,35 @@ def pylate_pairwise(queries, documents):
     )
 
 
-def pylate_xtr(queries, documents, query_mask=None, document_mask=None, *, k):
+class PylateXTR:
     """Similarities of all queries to the tokens of all documents, all but the k best set to 0."""
-    count, length, dim = queries.shape
-    flat = documents.reshape(-1, *documents.shape[2:])
-    similarities = queries.reshape(-1, dim) @ flat.reshape(-1, dim).T
-    if document_mask is not None:
-        lowest = torch.finfo(similarities.dtype).min
-        similarities = similarities.masked_fill(~document_mask.bool().reshape(1, -1), lowest)
-    kept = torch.zeros_like(similarities, dtype=torch.bool)
-    kept.scatter_(1, similarities.topk(k, dim=1).indices, True)
-    best = (similarities * kept).view(count, length, len(flat), -1).max(-1).values
-    if query_mask is not None:
-        best = best * query_mask[..., None]
-    positive = (best > 0).float().sum(1).clamp(min=1e-3)
-    return (best.sum(1) / positive).float()
+
+    def __init__(self, k, chunk=None):
+        self.k = k
+
+    def __call__(self, queries, documents, queries_mask=None, documents_mask=None):
+        count, length, dim = queries.shape
+        flat = documents.flatten(0, 1)
+        similarities = queries.reshape(-1, dim) @ flat.reshape(-1, dim).T
+        if documents_mask is not None:
+            lowest = torch.finfo(similarities.dtype).min
+            similarities = similarities.masked_fill(~documents_mask.bool().reshape(1, -1), lowest)
+        kept = torch.zeros_like(similarities, dtype=torch.bool)
+        kept.scatter_(1, similarities.topk(self.k, dim=1).indices, True)
+        best = (similarities * kept).view(count, length, len(flat), -1).max(-1).values
+        if queries_mask is not None:
+            best = best * queries_mask[..., None]
+        positive = (best > 0).float().sum(1).clamp(min=1e-3)
+        return (best.sum(1) / positive).float()
+
+
+class PylateXTRKD(PylateXTR):
+    """Of each query the scores with its own documents."""
+
+    def __call__(self, queries, documents, **masks):
+        scores = super().__call__(queries, documents, **masks)
+        own = [scores[q].view(documents.shape[:2])[q] for q in range(len(queries))]
+        return torch.stack(own)
 
 
 def colpali_scores(queries, passages, batch_size=128):

@@ -22,6 +22,8 @@ from late_interaction_cases import (
     tokens,
 )
 from late_interaction_peers import (
+    PylateXTR,
+    PylateXTRKD,
     colpali_scores,
     pylate_kd_scores,
     pylate_pairwise,
@@ -44,7 +46,11 @@ PYLATE = {
     "colbert_scores_pairwise": [pylate_pairwise],
 }
 COLPALI = [colpali_scores]
+XTR = (PylateXTR, PylateXTRKD)
 if importlib.util.find_spec("pylate") is not None:
+    XTR = tuple(
+        getattr(importlib.import_module("pylate.scores"), x) for x in ("XTRScores", "XTRKDScores")
+    )
     for name, peers in PYLATE.items():
         peers.append(getattr(importlib.import_module("pylate.scores"), name))
 if importlib.util.find_spec("colpali_engine") is not None:
@@ -86,6 +92,40 @@ def test_pylate(name, count, others, length, other_length, dim, masking, kind, d
             return scores.to(queries.dtype)
 
         same_scores_and_gradients(own, theirs, (queries, documents), dtype)
+
+
+@given(
+    own_documents=st.booleans(),
+    count=counts,
+    group=st.sampled_from([1, 3]),
+    length=lengths,
+    other_length=lengths,
+    dim=dims,
+    masking=st.tuples(masks, masks),
+    kind=st.sampled_from(["random", "apart"]),
+    share=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    seed=seeds,
+)
+def test_pylate_xtr(
+    own_documents, count, group, length, other_length, dim, masking, kind, share, seed
+):
+    rng = np.random.default_rng(seed)
+    queries = tokens(rng, count, length, dim, values=kind)
+    documents = -tokens(rng, count, group, other_length, dim, values=kind)
+    query_mask = mask(rng, masking[0], count, length)
+    document_mask = mask(rng, masking[1], count, group, other_length)
+    # With more places than tokens it is open there which masked ones are found.
+    most = documents[..., 0].numel() if document_mask is None else int(document_mask.sum())
+    k = max(1, int(share * most))
+    own, theirs = pylate.XTRScores(k, 5), XTR[0](k, 5)
+    if own_documents:
+        own, theirs = pylate.XTRKDScores(k), XTR[1](k)
+    own.compile()
+    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
+    if not most:
+        assert (own(queries, documents, **masks) == 0).all()
+        return
+    same_scores_and_gradients(partial(own, **masks), partial(theirs, **masks), (queries, documents))
 
 
 @given(

@@ -178,8 +178,46 @@ def test_scores_for_losses(
     same_scores_and_gradients(own, theirs, (queries, documents))
 
 
+XTR = ["xtr_scores", "xtr_kd_scores", "xtr_scores_pairwise", "XTRScores", "XTRKDScores"]
+
+
+@given(
+    name=st.sampled_from(XTR),
+    count=counts,
+    group=st.sampled_from([1, 2, 3]),
+    length=lengths,
+    other_length=lengths,
+    dim=dims,
+    masking=st.tuples(masks, masks),
+    weights=st.booleans(),
+    kind=st.sampled_from(["random", "apart"]),
+    top_k=st.sampled_from([1, 3, 20, 10**4]),
+    seed=seeds,
+)
+def test_xtr(name, count, group, length, other_length, dim, masking, weights, kind, top_k, seed):
+    rng = np.random.default_rng(seed)
+    zeros = [kind == "absent" for kind in masking]  # of those that are tokens, any may be found
+    queries = batch(rng, count, length, dim, values=kind, zeros=zeros[0])
+    shape = (count, other_length) if name.endswith("pairwise") else (count, group, other_length)
+    rows = int(np.prod(shape[:-1]))
+    documents = -batch(rng, rows, other_length, dim, values=kind, zeros=zeros[1])
+    documents = documents.reshape(*shape, dim)
+    query_mask = mask(rng, masking[0], count, length)
+    if weights and query_mask is not None:
+        query_mask = query_mask * 1.5
+    options = {"queries_mask": query_mask, "documents_mask": mask(rng, masking[1], *shape)}
+    if name in XTR[:3]:
+        options["top_k"] = top_k
+        own, theirs = (partial(getattr(module, name), **options) for module in (ours, scoring))
+    else:
+        made = [getattr(module, name)(top_k, chunk_elements=9) for module in (ours, scoring)]
+        assert made[0].get_config_dict() == made[1].get_config_dict()
+        own, theirs = (partial(function, **options) for function in made)
+    same_scores_and_gradients(own, theirs, (queries, documents))
+
+
 def test_every_function_is_there():
-    functions = {name for name in scoring.__all__ if not name.startswith(("XTR", "xtr"))}
+    functions = set(scoring.__all__)
     functions |= {name for name in peer_util.__all__ if "maxsim" in name}
     assert functions == set(ours.__all__)
 
@@ -208,9 +246,17 @@ def columns(rng, count=4):
 
 
 LOSSES = {
-    "MultiVectorMultipleNegativesRankingLoss": ("colbert_scores", "mean_colbert_scores"),
-    "MultiVectorMarginMSELoss": ("colbert_scores_pairwise", "mean_colbert_scores_pairwise"),
-    "MultiVectorDistillKLDivLoss": ("colbert_kd_scores", "mean_colbert_kd_scores"),
+    "MultiVectorMultipleNegativesRankingLoss": (
+        "colbert_scores",
+        "mean_colbert_scores",
+        "xtr_scores",
+    ),
+    "MultiVectorMarginMSELoss": (
+        "colbert_scores_pairwise",
+        "mean_colbert_scores_pairwise",
+        "xtr_scores_pairwise",
+    ),
+    "MultiVectorDistillKLDivLoss": ("colbert_kd_scores", "mean_colbert_kd_scores", "xtr_kd_scores"),
 }
 
 
@@ -256,6 +302,10 @@ def test_similarity_fct_of_losses(loss, name):
          ValueError, "documents_embeddings: found 3"),
         (lambda: ours.maxsim(torch.ones(2, 3, 4).to_sparse(), torch.ones(2, 3, 4)), TypeError,
          "a: found a torch.sparse_coo tensor"),
+        (lambda: ours.xtr_scores(torch.ones(2, 3, 4), torch.ones(2, 1, 3, 4), top_k=0),
+         ValueError, "top_k: found 0"),
+        (lambda: ours.xtr_kd_scores(torch.ones(2, 3, 4), torch.ones(3, 1, 3, 4)), ValueError,
+         r"documents_embeddings: found \[3, 1, 3, 4\]"),
     ],
 )  # fmt: skip
 def test_wrong_calls(call, error, message):

@@ -21,6 +21,7 @@ from simtile.integrations._late_interaction import (
     weights_of,
 )
 
+EMPTY_DOCUMENT = -1e9  # its score
 CHUNK_ELEMENTS = 100_000_000  # of documents that are moved to another device at a time
 
 
@@ -60,16 +61,24 @@ class Side:
 
 
 def queries_of(name: str, x: Any, mask: Any, mask_name: str) -> Side:
-    """Queries. Without a mask the rows of zeros of a batch are no tokens; what a mask has besides
-    0 and 1 multiplies the rows, and so what they score."""
+    """Queries; without a mask the rows of zeros of a batch are no tokens."""
+    side = weighted_queries(name, x, mask, mask_name)
+    if side.mask is not None:
+        return Side(side.matrices, side.mask, _counts(side.mask))
+    if isinstance(side.matrices, Tensor):
+        there = nonzero_rows(side.matrices)
+        return Side(side.matrices, there, _counts(there))
+    lengths = torch.tensor(lengths_of(side.matrices), dtype=torch.float32)
+    return Side(side.matrices, None, lengths.clamp(min=1))
+
+
+def weighted_queries(name: str, x: Any, mask: Any, mask_name: str) -> Side:
+    """Queries, multiplied by what a mask has besides 0 and 1, and so what they score."""
     matrices = to_matrices(name, x)
     lengths = lengths_of(matrices)
     given = to_mask(mask_name, mask, len(lengths), max(lengths, default=0))
     if given is None:
-        if isinstance(matrices, Tensor):
-            there = nonzero_rows(matrices)
-            return Side(matrices, there, _counts(there))
-        return Side(matrices, None, torch.tensor(lengths, dtype=torch.float32).clamp(min=1))
+        return Side(matrices, None)
     weights = weights_of(given)
     if weights is not None:
         if bool((weights < 0).any()):
@@ -82,7 +91,7 @@ def queries_of(name: str, x: Any, mask: Any, mask_name: str) -> Side:
         else:
             own = own_masks(weights, lengths)
             matrices = [weighted(rows, w) for rows, w in zip(matrices, own, strict=True)]
-    return Side(matrices, given.bool(), _counts(given.bool()))
+    return Side(matrices, given.bool())
 
 
 def documents_of(name: str, x: Any, mask: Any, mask_name: str) -> Side:

@@ -27,8 +27,18 @@ from simtile.integrations._late_interaction import (
     weighted,
     weights_of,
 )
+from simtile.integrations._sides import weighted_queries
 
-__all__ = ["ColBERTScores", "colbert_kd_scores", "colbert_scores", "colbert_scores_pairwise"]
+__all__ = [
+    "ColBERTScores",
+    "XTRKDScores",
+    "XTRScores",
+    "colbert_kd_scores",
+    "colbert_scores",
+    "colbert_scores_pairwise",
+    "xtr_kd_scores",
+    "xtr_scores",
+]
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "reference")
 
@@ -175,6 +185,80 @@ class ColBERTScores:
             None if mask is None else mask.flatten(0, 1),
             backend,
         )
+
+
+class XTRScores:
+    """Every query with the documents of all, by the tokens that a search over all would find.
+
+    What the tokens of a query found is divided by the number of positive maxima, at least 1e-3; a
+    negative maximum counts as 0, unless all rows of the document were found.
+
+    Parameters
+    ----------
+    k : int
+        How many tokens of all documents a token of a query finds; the original raises if there
+        are fewer.
+    document_chunk_size : int, optional
+        No effect: similarities are never stored.
+    """
+
+    def __init__(self, k: int = 256, document_chunk_size: int | None = None) -> None:
+        self.k = k
+        self.document_chunk_size = document_chunk_size
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """No effect: there is nothing that torch could compile."""
+
+    def __call__(
+        self,
+        queries_embeddings: Any,
+        documents_embeddings: Any,
+        queries_mask: Any = None,
+        documents_mask: Any = None,
+    ) -> Tensor:
+        """Scores float32 [Q, B · N] of queries [Q, L, D] with documents [B, N, Ld, D].
+
+        Masks [Q, L] and [B, N, Ld]: 0 or False is no token; other values of a query's multiply.
+        Document n of query j is column j · N + n.
+        """
+        documents = _to_tensor("documents_embeddings", documents_embeddings)
+        check_shape("documents_embeddings", documents, "B", "N", "Ld", "D")
+        mask = to_mask("documents_mask", documents_mask, *documents.shape[:3])
+        queries = _to_tensor("queries_embeddings", queries_embeddings)
+        side = weighted_queries("queries_embeddings", queries, queries_mask, "queries_mask")
+        scores: Tensor = simtile.xtr_scores(
+            side.matrices,
+            documents.flatten(0, 1),
+            side.mask,
+            None if mask is None else mask.bool().flatten(0, 1),
+            top_k=self.k,
+            divisor="positive",
+        )
+        return scores.float()
+
+
+class XTRKDScores(XTRScores):
+    """:class:`XTRScores` of each query with its own documents: float32 [Q, N]."""
+
+    def __call__(
+        self,
+        queries_embeddings: Any,
+        documents_embeddings: Any,
+        queries_mask: Any = None,
+        documents_mask: Any = None,
+    ) -> Tensor:
+        documents = _to_tensor("documents_embeddings", documents_embeddings)
+        scores = super().__call__(queries_embeddings, documents, queries_mask, documents_mask)
+        if len(scores) != len(documents):
+            raise ValueError(
+                f"documents_embeddings: found {list(documents.shape)}, expected a group of "
+                f"documents for each of the {len(scores)} queries"
+            )
+        return scores.gather(1, own_documents(documents))
+
+
+xtr_scores = XTRScores()
+xtr_kd_scores = XTRKDScores()
 
 
 def _to_tensor(name: str, x: Any) -> Tensor:

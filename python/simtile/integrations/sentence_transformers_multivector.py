@@ -25,9 +25,25 @@ from simtile.integrations._late_interaction import (
     to_tensor,
     torch,
 )
-from simtile.integrations._sides import Side, as_scored, documents_of, parts_of, queries_of
+from simtile.integrations._sentence_transformers_xtr import (
+    XTRKDScores,
+    XTRScores,
+    xtr_kd_scores,
+    xtr_scores,
+    xtr_scores_pairwise,
+)
+from simtile.integrations._sides import (
+    EMPTY_DOCUMENT,
+    Side,
+    as_scored,
+    documents_of,
+    parts_of,
+    queries_of,
+)
 
 __all__ = [
+    "XTRKDScores",
+    "XTRScores",
     "colbert_kd_scores",
     "colbert_scores",
     "colbert_scores_pairwise",
@@ -38,9 +54,10 @@ __all__ = [
     "mean_colbert_scores_pairwise",
     "mean_maxsim",
     "mean_maxsim_pairwise",
+    "xtr_kd_scores",
+    "xtr_scores",
+    "xtr_scores_pairwise",
 ]
-
-EMPTY_DOCUMENT = -1e9
 
 
 def maxsim(
