@@ -20,7 +20,7 @@ namespace {
 constexpr double kProductsPerThread = 2e6;
 
 void maxsim(const std::string& dtype, const py::array& queries, const py::array& query_starts,
-            const py::array& query_ends, const Array& query_mask, const py::array& documents,
+            const py::array& query_ends, const Array& query_mask, const py::object& documents,
             const py::array& document_starts, const py::array& document_ends, const Array& document_mask,
             bool normalize, bool pad_zero_rows, bool length_normalize, double empty_score, double temperature,
             const Array& candidates, py::array scores, Array argmax, Array token_scores, long long threads) {
@@ -28,12 +28,23 @@ void maxsim(const std::string& dtype, const py::array& queries, const py::array&
   const ElementType compute = element_type(dtype == "float64" ? "float64" : "float32");
   MaxsimArgs args = {};
   args.element = type.element;
-  if (documents.ndim() != 2 || documents.shape(1) == 0) refuse("documents", "not a matrix with columns");
-  args.dimensions = documents.shape(1);
+  if (queries.ndim() != 2 || queries.shape(1) == 0) refuse("queries", "not a matrix with columns");
+  args.dimensions = queries.shape(1);
   const int64_t query_rows =
       set_side(args.queries, "queries", {queries, query_starts, query_ends, query_mask}, compute, args.dimensions);
-  const int64_t document_rows = set_side(
-      args.documents, "documents", {documents, document_starts, document_ends, document_mask}, type, args.dimensions);
+  Matrices matrices;  // where documents are a list
+  int64_t document_rows = 0;
+  if (py::isinstance<py::list>(documents)) {
+    if (document_mask) refuse("document_mask", "not None beside a list of documents");
+    document_rows = set_matrices(args.documents, matrices, "documents", documents, document_starts, document_ends, type,
+                                 args.dimensions);
+  } else {
+    if (!py::isinstance<py::array>(documents)) refuse("documents", "neither an array nor a list of arrays");
+    document_rows = set_side(
+        args.documents, "documents",
+        {py::reinterpret_borrow<py::array>(documents), document_starts, document_ends, document_mask}, type,
+        args.dimensions);
+  }
   args.normalize = normalize;
   args.pad_zero_rows = pad_zero_rows;
   args.length_normalize = length_normalize;

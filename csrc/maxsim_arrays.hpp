@@ -3,6 +3,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "arrays.hpp"
 #include "maxsim/args.hpp"
@@ -53,6 +54,39 @@ inline int64_t set_side(MaxsimSide& side, const char* name, const Given& given, 
 inline void check_apart(const char* name, const MaxsimSide& side) {
   for (int64_t i = 1; i < side.count; i++)
     if (side.starts[i] < side.ends[i - 1]) refuse(name, "runs of rows overlap or do not ascend");
+}
+
+struct Matrices {
+  std::vector<py::array> arrays;
+  std::vector<const void*> data;
+};
+
+// Runs of the rows of one matrix each, in which rows follow each other without gaps.
+inline int64_t set_matrices(MaxsimSide& side, Matrices& matrices, const char* name, const py::list& list,
+                            const py::array& starts, const py::array& ends, const ElementType& type,
+                            int64_t dimensions) {
+  side.count = static_cast<int64_t>(list.size());
+  side.stride = dimensions * type.bytes;
+  side.starts = int64_data((std::string(name) + "_starts").c_str(), starts, {side.count});
+  side.ends = int64_data((std::string(name) + "_ends").c_str(), ends, {side.count});
+  int64_t rows = 0;
+  for (int64_t i = 0; i < side.count; i++) {
+    const std::string item = std::string(name) + "[" + std::to_string(i) + "]";
+    if (!py::isinstance<py::array>(list[static_cast<size_t>(i)])) refuse(item.c_str(), "not an array");
+    matrices.arrays.push_back(list[static_cast<size_t>(i)].cast<py::array>());
+    const py::array& array = matrices.arrays.back();
+    if (array.ndim() != 2) refuse(item.c_str(), "not a matrix");
+    check_shape(item.c_str(), array, {array.shape(0), dimensions});
+    check_dtype(item.c_str(), array, type.kind, type.bytes);
+    if (!(array.flags() & py::array::c_style)) refuse(item.c_str(), "not C-contiguous");
+    if (side.starts[i] < 0 || side.ends[i] < side.starts[i] || side.ends[i] > array.shape(0) ||
+        side.ends[i] - side.starts[i] > INT32_MAX)
+      refuse(item.c_str(), "a run of rows that is not in the matrix");
+    rows += side.ends[i] - side.starts[i];
+    matrices.data.push_back(array.data());
+  }
+  side.matrices = matrices.data.data();
+  return rows;
 }
 
 inline int64_t candidate_count(const py::array& candidates) {

@@ -8,9 +8,10 @@
 
 namespace simtile {
 
-// Matrices of tokens as runs of the rows of one matrix.
+// Matrices of tokens as runs of the rows of one matrix, or of one matrix each.
 struct MaxsimSide {
   const void* data;
+  const void* const* matrices;  // [count] instead of `data`, or null; only documents that are scored, without a mask
   int64_t stride;         // bytes from one row to the next
   int64_t count;          // of matrices
   const int64_t* starts;  // [count] the first row, and the one after the last

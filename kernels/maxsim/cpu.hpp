@@ -140,9 +140,9 @@ struct Maxsim {
   };
 
   template <class P>
-  Chunk<P> next_chunk(int64_t start, int64_t end, int64_t& r, int worker) {
+  Chunk<P> next_chunk(const MaxsimSide& side, int64_t start, int64_t end, int64_t& r, int worker) {
     typedef typename P::Row Stored;
-    const TokenRows<Document> rows{args.documents, args.dimensions, args.pad_zero_rows};
+    const TokenRows<Document> rows{side, args.dimensions, args.pad_zero_rows};
     int32_t* const index = indices + worker * kChunkTokens;
     int64_t count = 0;
     // Chunks of nearly one size: no short one at the end.
@@ -172,7 +172,9 @@ struct Maxsim {
   // The best of a document for some panels of a group. Returns the number of the document's tokens.
   template <Keep keep, class P>
   int64_t meet(int64_t group, const char* all, int64_t first_panel, int64_t panel_end, int64_t document, int worker) {
-    const int64_t start = args.documents.starts[document], end = args.documents.ends[document];
+    MaxsimSide side = args.documents;
+    if (side.matrices) side.data = side.matrices[document];
+    const int64_t start = side.starts[document], end = side.ends[document];
     const int64_t bytes = P::panel_bytes(args.dimensions);
     const char* const group_panels = all + group_column[group] / kColumns * bytes;
     Best<Compute>* const own = best + worker * (columns / kColumns);
@@ -181,7 +183,7 @@ struct Maxsim {
     for (int64_t p = first_panel; p < panel_end; p++) own[p].clear();
     int64_t met = 0;
     for (int64_t r = start; r < end;) {
-      const Chunk<P> chunk = next_chunk<P>(start, end, r, worker);
+      const Chunk<P> chunk = next_chunk<P>(side, start, end, r, worker);
       met += chunk.count;
       const int64_t units = (chunk.count + P::kRowUnit - 1) / P::kRowUnit;
       constexpr int64_t kUnits = P::kRows / P::kRowUnit;
