@@ -28,22 +28,23 @@ void maxsim(const std::string& dtype, const py::array& queries, const py::array&
   const ElementType compute = element_type(dtype == "float64" ? "float64" : "float32");
   MaxsimArgs args = {};
   args.element = type.element;
-  if (queries.ndim() != 2 || queries.shape(1) == 0) refuse("queries", "not a matrix with columns");
-  args.dimensions = queries.shape(1);
+  const bool apart = py::isinstance<py::list>(documents);
+  if (!apart && !py::isinstance<py::array>(documents)) refuse("documents", "neither an array nor a list of arrays");
+  const py::array columns = apart ? queries : py::reinterpret_borrow<py::array>(documents);
+  if (columns.ndim() != 2 || columns.shape(1) == 0)
+    refuse(apart ? "queries" : "documents", "not a matrix with columns");
+  args.dimensions = columns.shape(1);
   const int64_t query_rows =
       set_side(args.queries, "queries", {queries, query_starts, query_ends, query_mask}, compute, args.dimensions);
   Matrices matrices;  // where documents are a list
   int64_t document_rows = 0;
-  if (py::isinstance<py::list>(documents)) {
+  if (apart) {
     if (document_mask) refuse("document_mask", "not None beside a list of documents");
     document_rows = set_matrices(args.documents, matrices, "documents", documents, document_starts, document_ends, type,
                                  args.dimensions);
   } else {
-    if (!py::isinstance<py::array>(documents)) refuse("documents", "neither an array nor a list of arrays");
-    document_rows = set_side(
-        args.documents, "documents",
-        {py::reinterpret_borrow<py::array>(documents), document_starts, document_ends, document_mask}, type,
-        args.dimensions);
+    document_rows = set_side(args.documents, "documents", {columns, document_starts, document_ends, document_mask},
+                             type, args.dimensions);
   }
   args.normalize = normalize;
   args.pad_zero_rows = pad_zero_rows;

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_calls import FORMS, STORED, Form, check
 from maxsim_cases import cases
 
 import simtile
-from simtile import _core, _maxsim_run, _maxsim_select
+from simtile import _core, _maxsim_inputs, _maxsim_run, _maxsim_select
 
 DTYPES = sorted(STORED)
 BOTH = {"return_argmax": True, "return_token_scores": True}
@@ -55,12 +56,11 @@ def test_pairs_are_the_diagonal(case, forms):
             case.arrays[name] = case[name][:count]
     form = Form(case, *forms)
     scores, argmax, values = simtile.maxsim_pairwise(*form.arguments, **form.options, **BOTH)
-    all_scores, all_argmax, all_values = simtile.maxsim(*form.arguments, **form.options, **BOTH)
     assert scores.shape == (count,)
-    assert_same(scores, np.diagonal(all_scores))
-    for details, of_all in ((argmax, all_argmax), (values, all_values)):
-        assert isinstance(details, list) == isinstance(of_all, list) == (forms[0] == "list")
-        assert_same(list(details), [of_all[i][i] for i in range(count)])
+    for details in (argmax, values):
+        assert isinstance(details, list) == (forms[0] == "list")
+    result = (scores[:, None], [x[None] for x in argmax], [x[None] for x in values])
+    check(form, result, form.oracle(), [[i] for i in range(count)])
     assert_same(simtile.maxsim_pairwise(*form.arguments, **form.options), scores)
 
 
@@ -149,7 +149,6 @@ def test_the_best_are_those_of_all_scores(case, form, k, chosen, filtered):
 
 def test_the_best_of_a_gpu_are_those_of_the_cpu():
     """Selection by torch's sorts, on tensors of the CPU."""
-    torch = pytest.importorskip("torch", reason="a development dependency")
     rng = np.random.default_rng(0)
     scores = rng.choice([1.0, 2.0, np.nan, -np.inf], size=(40, 9)).astype(np.float32)
     ids = rng.integers(-1, 6, size=(40, 9))
@@ -246,3 +245,83 @@ class TestCopies:
         _, queries, documents = self.sides(calls)
         assert np.shares_memory(queries[0], only)
         assert np.shares_memory(documents[0], only)
+
+    def test_a_list_is_not_put_together(self, calls):
+        documents = [np.ones((n, 4), np.float32) for n in (3, 0, 5)]
+        mask = [np.ones(3, bool), np.ones(0, bool), np.arange(5) < 2]
+        query = np.ones((2, 3, 4), np.float16)
+        simtile.maxsim(query, documents, None, mask)
+        kind, _, (rows, starts, ends, flat) = self.sides(calls)
+        assert kind == "float32"
+        assert isinstance(rows, list)
+        assert all(own is x for own, x in zip(rows, documents, strict=True))
+        assert starts.tolist() == [0, 0, 0]
+        assert ends.tolist() == [3, 0, 2]
+        assert flat is None
+        tensors = [torch.from_numpy(x) for x in documents]
+        simtile.maxsim(torch.from_numpy(query), tensors)
+        rows = self.sides(calls)[2][0]
+        assert len(rows) == 3
+        assert all(np.shares_memory(rows[i], documents[i]) for i in (0, 2))
+
+    @pytest.mark.parametrize("why", ["a hole", "a wider query", "other types", "a gradient"])
+    def test_where_a_list_is_put_together(self, calls, why):
+        documents = [np.ones((n, 4), np.float32) for n in (3, 0, 5)]
+        query, mask = np.ones((2, 3, 4), np.float32), None
+        if why == "a hole":
+            mask = [np.ones(3, bool), np.ones(0, bool), np.arange(5) > 2]
+        if why == "a wider query":
+            query = query.astype(np.float64)
+        if why == "other types":
+            documents[1] = documents[1].astype(np.float16)
+        if why == "a gradient":
+            query = torch.from_numpy(query).requires_grad_()
+            documents = [torch.from_numpy(x) for x in documents]
+        simtile.maxsim(query, documents, None, mask)
+        rows, starts, ends, _ = self.sides(calls)[2]
+        assert rows.shape == (8, 4)
+        assert starts.tolist() == [0, 3, 3]
+        assert ends.tolist() == [3, 3, 8]
+
+
+@given(case=cases(temperatures=(None, 0.5)), dtype=st.sampled_from(DTYPES))
+def test_matrices_of_their_own_score_as_one_matrix(case, dtype):
+    form = Form(case, "list", "list", (dtype, dtype))
+    apart = simtile.maxsim(*form.arguments, **form.options, **BOTH)
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(_maxsim_inputs, "_side_of_parts", lambda side: None)
+        together = simtile.maxsim(*form.arguments, **form.options, **BOTH)
+    for ours, theirs in zip(apart, together, strict=True):
+        assert_same(ours, theirs)
+
+
+LISTS = {
+    "elements": ([np.zeros((3, 4))], r"documents\[0\]: dtype float64"),
+    "dimensions": ([np.zeros((3, 5), np.float32)], r"documents\[0\]: shape"),
+    "a vector": ([np.zeros(4, np.float32)], r"documents\[0\]: not a matrix"),
+    "rows": ([np.zeros((2, 4), np.float32)], r"documents\[0\]: a run of rows that is not in"),
+    "gaps": ([np.zeros((3, 8), np.float32)[:, ::2]], r"documents\[0\]: not C-contiguous"),
+    "numbers": ([1.0], r"documents\[0\]: not an array"),
+    "two": ([np.zeros((3, 4), np.float32)] * 2, r"documents_starts: shape"),
+    "none": (None, "documents: neither an array nor a list"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_kernel_refuses_wrong_lists(name):
+    documents, message = LISTS[name]
+    zeros, threes = np.zeros(1, np.int64), np.full(1, 3)
+    query = np.zeros((3, 4), np.float32)
+    options = (False, False, False, 0.0, 0.0, None)
+    outputs = (np.zeros((1, 1), np.float32), None, None, 1)
+
+    def call(documents, mask=None):
+        sides = (query, zeros, threes, None, documents, zeros, threes, mask)
+        _core.maxsim("float32", *sides, *options, *outputs)
+
+    call([query])
+    with pytest.raises(ValueError, match=message):
+        call(documents)
+    with pytest.raises(ValueError, match="document_mask: not None beside a list"):
+        call([query], np.ones(3, bool))

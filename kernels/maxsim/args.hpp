@@ -12,9 +12,9 @@ namespace simtile {
 struct MaxsimSide {
   const void* data;
   const void* const* matrices;  // [count] instead of `data`, or null; only documents that are scored, without a mask
-  int64_t stride;         // bytes from one row to the next
-  int64_t count;          // of matrices
-  const int64_t* starts;  // [count] the first row, and the one after the last
+  int64_t stride;               // bytes from one row to the next
+  int64_t count;                // of matrices
+  const int64_t* starts;        // [count] the first row, and the one after the last
   const int64_t* ends;
   const uint8_t* mask;  // of every row: 0 is no token; or null: all are
 };

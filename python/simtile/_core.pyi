@@ -67,7 +67,7 @@ def maxsim(
     query_starts: numpy.ndarray,
     query_ends: numpy.ndarray,
     query_mask: numpy.ndarray | None,
-    documents: numpy.ndarray,
+    documents: typing.Any,
     document_starts: numpy.ndarray,
     document_ends: numpy.ndarray,
     document_mask: numpy.ndarray | None,

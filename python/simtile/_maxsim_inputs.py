@@ -21,11 +21,28 @@ Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The matrices of a list, of one type, where they are instead of in one matrix [T, D]."""
+
+    items: Sequence[Any]
+    shape: tuple[int, int]
+    dtype: Any
+
+    def together(self) -> Any:
+        if not _tensors.is_tensor(self.items[0]):
+            return np.concatenate(self.items)
+        import torch
+
+        return torch.cat(list(self.items))
+
+
 class Given(NamedTuple):
     """Queries or documents with shapes that have been checked."""
 
     name: str
-    x: Any  # a batch [B, L, D], or tokens [T, D] that offsets divide; arrays or tensors
+    # a batch [B, L, D], or tokens [T, D] that offsets divide, or their Parts; arrays or tensors
+    x: Any
     offsets: Any  # int64 [B + 1], from 0 to T; an array, or a tensor while torch compiles
     mask: Any  # bool [B, L] or [T], or None
 
@@ -39,6 +56,14 @@ class Given(NamedTuple):
         return int(self.x.shape[-1])
 
     @property
+    def of_tensors(self) -> bool:
+        return _tensors.is_tensor(self.x.items[0] if isinstance(self.x, Parts) else self.x)
+
+    def together(self) -> Given:
+        """Parts as one matrix."""
+        return self._replace(x=self.x.together()) if isinstance(self.x, Parts) else self
+
+    @property
     def width(self) -> int | None:
         """L of a batch."""
         return int(self.x.shape[1]) if self.offsets is None else None
@@ -49,7 +74,7 @@ class Side:
     """Queries or documents as `_core` takes them."""
 
     name: str
-    rows: Rows  # [T, D]
+    rows: Rows  # [T, D]; or a list of matrices, of which each is a run
     starts: Int64s  # [B]
     ends: Int64s  # [B]
     mask: npt.NDArray[np.bool_] | None  # [T]: which rows are tokens
@@ -64,8 +89,10 @@ class Side:
         return self.rows.array, self.starts, self.ends, self.mask
 
 
-def given(name: str, x: Any, mask: Any, mask_name: str) -> Given:
+def given(name: str, x: Any, mask: Any, mask_name: str, *, apart: bool = False) -> Given:
     """A batch [B, L, D] or a list of [L_i, D], with a mask [B, L] or a list of [L_i].
+
+    `apart`: what is in a list stays in `Parts` if it is of one type.
 
     Raises
     ------
@@ -73,7 +100,7 @@ def given(name: str, x: Any, mask: Any, mask_name: str) -> Given:
         It has another shape, or no dimensions; the mask does not fit.
     """
     if isinstance(x, (list, tuple)):
-        return _of_list(name, x, mask, mask_name)
+        return _of_list(name, x, mask, mask_name, apart)
     x = x if _tensors.is_tensor(x) else np.asarray(x)
     shape = list(x.shape)
     if len(shape) != 3:
@@ -139,7 +166,7 @@ def check_offsets(name: str, offsets: Any, total: int, of: str) -> Int64s:
     return bounds
 
 
-def _of_list(name: str, items: Sequence[Any], mask: Any, mask_name: str) -> Given:
+def _of_list(name: str, items: Sequence[Any], mask: Any, mask_name: str, apart: bool) -> Given:
     tensors = [_tensors.is_tensor(x) for x in items]
     if any(tensors) and not all(tensors):
         i = tensors.index(not tensors[0])
@@ -158,20 +185,19 @@ def _of_list(name: str, items: Sequence[Any], mask: Any, mask_name: str) -> Give
         if x.shape[1] == 0:
             _check_dim(f"{name}[{i}]", x)
     lengths = [x.shape[0] for x in items]
+    apart = apart and all(x.dtype == items[0].dtype for x in items)
     if any(tensors):
-        import torch
-
         for i, x in enumerate(items):
             if x.device != items[0].device:
                 raise ValueError(
                     f"{name}[{i}]: found a tensor on {x.device}, expected {items[0].device} "
                     f"because {name}[0] is there"
                 )
-        together: Any = items[0] if len(items) == 1 else torch.cat(list(items))
-    elif len(items) == 1:
-        together = items[0]
+    if len(items) == 1:
+        together: Any = items[0]
     elif items:
-        together = np.concatenate(items)
+        together = Parts(items, (sum(lengths), items[0].shape[1]), items[0].dtype)
+        together = together if apart else together.together()
     else:
         together = np.zeros((0, 0), np.float32)  # of the other side's dimensions and type
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
@@ -254,9 +280,10 @@ def check_together(queries: Given, documents: Given) -> tuple[Given, Given]:
 
 def _empty_like(empty: Given, other: Given) -> Given:
     dim = max(other.dim, 1)
-    if _tensors.is_tensor(other.x):
-        return empty._replace(x=other.x.detach().new_empty((0, dim)))
-    return empty._replace(x=np.empty((0, dim), other.x.dtype if other.dim else np.float32))
+    x = other.x.items[0] if isinstance(other.x, Parts) else other.x
+    if _tensors.is_tensor(x):
+        return empty._replace(x=x.detach().new_empty((0, dim)))
+    return empty._replace(x=np.empty((0, dim), x.dtype if other.dim else np.float32))
 
 
 def _described(side: Given) -> str:
@@ -269,8 +296,15 @@ def pair_of_sides(queries: Given, documents: Given, *, dense: bool = False) -> t
     `dense`: every row of the matrices is one of the inputs' tokens, in their order, as it is for
     gradients that have the shapes of the inputs.
     """
-    x, kind = elements(documents)
     own, own_kind = elements(queries)
+    if isinstance(documents.x, Parts):
+        side = None if own_kind == "float64" else _side_of_parts(documents)
+        if side is not None:
+            compute = "float64" if side.rows.kind == "float64" else "float32"
+            own = widen(own, own_kind, compute)
+            return _side(queries, own, compute, dense, trim=False), side
+        documents = documents.together()
+    x, kind = elements(documents)
     compute = "float64" if "float64" in (kind, own_kind) else "float32"
     if compute == "float64" and kind != compute:
         x, kind = widen(x, kind, compute), compute
@@ -278,6 +312,13 @@ def pair_of_sides(queries: Given, documents: Given, *, dense: bool = False) -> t
         _side(queries, widen(own, own_kind, compute), compute, dense, trim=False),
         _side(documents, x, kind, dense, trim=True),
     )
+
+
+def side_of(side: Given) -> Side:
+    """One of them, in its own type and with all its rows in the runs."""
+    side = side.together()
+    x, kind = elements(side)
+    return _side(side, x, kind, dense=False, trim=False)
 
 
 def elements(side: Given) -> tuple[Array, str]:
@@ -324,6 +365,21 @@ def _side(side: Given, x: Array, kind: str, dense: bool, trim: bool) -> Side:
     if mask is not None:
         mask = _mask_of_rows(mask, len(matrix), step)
     return Side(side.name, Rows(matrix, kind, None), starts, starts + lengths, mask, width)
+
+
+def _side_of_parts(side: Given) -> Side | None:
+    """None where masks have holes."""
+    offsets = side.offsets
+    lengths = np.diff(offsets)
+    if side.mask is not None:
+        total = np.concatenate([[0], np.cumsum(_tensors.as_array(side.mask))])
+        before, lengths = total[offsets[:-1]], np.diff(total[offsets])
+        if (total[offsets[:-1] + lengths] - before != lengths).any():
+            return None
+    pairs = [elements(Given(side.name, x, None, None)) for x in side.x.items]
+    rows = Rows([np.require(x, requirements=["C", "ALIGNED"]) for x, _ in pairs], pairs[0][1], None)
+    starts = np.zeros(len(lengths), np.int64)
+    return Side(side.name, rows, starts, lengths.astype(np.int64), None, None)
 
 
 def _prefixes(mask: Array) -> Int64s:

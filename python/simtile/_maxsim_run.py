@@ -46,6 +46,8 @@ def forward(
     threads: int = 0,
 ) -> Found:
     """Scores in float64 if an input is float64, else in float32."""
+    if backend == "reference":
+        documents = documents.together()
     left, right = _maxsim_inputs.pair_of_sides(queries, documents)
     count = _check_candidates(candidates, len(right))
     compute = left.rows.array.dtype
@@ -96,6 +98,7 @@ def backward(
     """
     left, right = _maxsim_inputs.pair_of_sides(queries, documents, dense=True)
     compute = left.rows.array.dtype
+    smooth = token_scores is not None and options.temperature > 0
     grads = tuple(
         np.empty(tuple(side.x.shape), compute) if need else None
         for side, need in zip((queries, documents), need_grad, strict=True)
@@ -114,7 +117,7 @@ def backward(
         candidates,
         np.ascontiguousarray(grad_scores, compute),
         np.ascontiguousarray(argmax).reshape(-1),
-        None if token_scores is None else np.ascontiguousarray(token_scores).reshape(-1),
+        np.ascontiguousarray(token_scores).reshape(-1) if smooth else None,
         *(None if x is None else x.reshape(-1, queries.dim) for x in grads),
         threads,
     ]

@@ -49,29 +49,26 @@ def best(scores: Any, candidates: Any, allowed: Any, k: int) -> tuple[Any, Any]:
 def _best_of_arrays(
     scores: Array, candidates: Array | None, allowed: Array | None, k: int
 ) -> tuple[Array, Array]:
-    shape = scores.shape
-    ids = np.arange(shape[1])[None] if candidates is None else candidates
-    ids = np.broadcast_to(ids, shape)
-    out = np.isnan(scores) | (ids < 0)
-    if allowed is not None and allowed.shape[-1]:
-        rows = np.broadcast_to(allowed, (shape[0], allowed.shape[-1]))
-        out |= ~np.take_along_axis(rows, np.maximum(ids, 0), 1)
-    order = np.lexsort((ids, -scores, out), axis=1)
-    if candidates is not None:  # equal ones stand beside each other now
-        sorted_ids = np.take_along_axis(ids, order, 1)
-        again = np.zeros(shape, bool)
-        again[:, 1:] = sorted_ids[:, 1:] == sorted_ids[:, :-1]
-        out = np.take_along_axis(out, order, 1) | again
-        order = np.take_along_axis(order, np.argsort(out, axis=1, kind="stable"), 1)
-        out = np.sort(out, axis=1)
-    else:
-        out = np.take_along_axis(out, order, 1)
-    order, out = order[:, :k], out[:, :k]
-    found = np.full((shape[0], k), -np.inf, scores.dtype)
-    found_ids = np.full((shape[0], k), -1, np.int64)
-    kept = order.shape[1]
-    found[:, :kept] = np.where(out, -np.inf, np.take_along_axis(scores, order, 1))
-    found_ids[:, :kept] = np.where(out, -1, np.take_along_axis(ids, order, 1))
+    shape = (len(scores), k)
+    found, found_ids = np.full(shape, -np.inf, scores.dtype), np.full(shape, -1, np.int64)
+    for q, values in enumerate(scores):
+        there = ~np.isnan(values)
+        if candidates is not None:
+            there &= candidates[q] >= 0
+        values = values[there]
+        if candidates is None:
+            ids = np.flatnonzero(there)
+        else:  # each once, by rising id
+            ids, first = np.unique(candidates[q][there], return_index=True)
+            values = values[first]
+        if allowed is not None:
+            may = (allowed if allowed.ndim == 1 else allowed[q])[ids]
+            ids, values = ids[may], values[may]
+        if len(ids) > k:
+            last = np.partition(values, len(ids) - k)[len(ids) - k]
+            ids, values = ids[values >= last], values[values >= last]
+        order = np.argsort(-values, kind="stable")[:k]
+        found[q, : len(order)], found_ids[q, : len(order)] = values[order], ids[order]
     return found, found_ids
 
 

@@ -121,7 +121,7 @@ def maxsim(
     options = _options(normalize, length_normalize, empty_score, zero_rows, temperature)
     left, right = _maxsim_inputs.check_together(
         _maxsim_inputs.given("queries", queries, query_mask, "query_mask"),
-        _maxsim_inputs.given("documents", documents, document_mask, "document_mask"),
+        _maxsim_inputs.given("documents", documents, document_mask, "document_mask", apart=True),
     )
     found = _run(left, right, None, options, return_argmax, return_token_scores, backend, threads)
     return _results(left, found, right.batch)
@@ -170,7 +170,7 @@ return_argmax, return_token_scores, backend, threads
     options = _options(normalize, length_normalize, empty_score, zero_rows, temperature)
     left, right = _maxsim_inputs.check_together(
         _maxsim_inputs.given("queries", queries, query_mask, "query_mask"),
-        _maxsim_inputs.given("documents", documents, document_mask, "document_mask"),
+        _maxsim_inputs.given("documents", documents, document_mask, "document_mask", apart=True),
     )
     if left.batch != right.batch:
         raise ValueError(
@@ -270,11 +270,12 @@ return_token_scores, backend, threads
     mask = _allow.resolve(allow, left.batch, right.batch)
     found = _run(left, right, candidates, options, False, False, backend, threads, grad=False)
     scores, best = _maxsim_select.best(found.scores, candidates, mask, count)
-    if not (any(details) or _needs_grad(left, right)):
+    differentiable = _needs_grad(left, right)
+    if not (any(details) or differentiable):
         return scores, best
     found = _run(left, right, best, options, *details, backend, threads)
-    scores, *rest = _as_list(_results(left, _without_none(found, best), count))
-    return (scores, best, *rest)
+    again, *rest = _as_list(_results(left, _without_none(found, best), count))
+    return (again if differentiable else scores, best, *rest)
 
 
 def _options(
@@ -323,7 +324,7 @@ def _run(
     grad: bool = True,
 ) -> Found:
     thread_count = _inputs.check_threads(threads)
-    if _tensors.is_tensor(left.x) or _tensors.is_tensor(right.x):
+    if left.of_tensors or right.of_tensors:
         from simtile.ops.maxsim import maxsim_tensors
 
         return maxsim_tensors(

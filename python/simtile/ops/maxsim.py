@@ -8,7 +8,6 @@ reaches the same functions through an `autograd.Function`.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +17,10 @@ import torch
 from torch import Tensor
 
 from simtile import _maxsim_run, _tensors
-from simtile._maxsim_inputs import Given, check_offsets
+from simtile._maxsim_inputs import Given, Parts, check_offsets
 from simtile._maxsim_run import Found, Options
-from simtile.ops._backends import check_available, choose
-from simtile.ops._maxsim_padded import padded
+from simtile.ops._backends import choose
+from simtile.ops._maxsim_tensors import backward, forward
 from simtile.ops._tensors import are_plain, check_floats
 
 # A batch [B, L, D] has no offsets, tokens [T, D] have [B + 1], int64 on the CPU. Masks are bool
@@ -49,8 +48,6 @@ _HAS_CUDA = importlib.util.find_spec("simtile._cuda") is not None
 _INPUTS = 7  # arguments of _TENSORS
 _PARTS = 15  # and of _OPTIONS
 
-Gradients = tuple[Tensor | None, Tensor | None]
-
 
 def maxsim_tensors(
     queries: Given,
@@ -69,6 +66,19 @@ def maxsim_tensors(
     Of queries and documents one may be an array. `grad`: False where the scores are not
     differentiated, whatever the inputs require.
     """
+    if isinstance(documents.x, Parts):
+        if backend in ("auto", "cpu") and _is_read_in_place(queries, documents):
+            arrays = _maxsim_run.forward(
+                queries,
+                documents,
+                candidates,
+                options,
+                argmax=return_argmax,
+                token_scores=return_token_scores,
+                threads=threads,
+            )
+            return Found(*(None if x is None else torch.from_numpy(x) for x in arrays))
+        documents = documents.together()
     device = queries.x.device if _tensors.is_tensor(queries.x) else documents.x.device
     sides = [_on_device(side, device) for side in (queries, documents)]
     dtypes = [check_floats(side.name, side.x) for side in sides]
@@ -104,7 +114,7 @@ def maxsim_tensors(
         if need_grad:
             found = Found(*_EagerMaxSim.apply(*x, inputs[2:], parts, wants))  # type: ignore[no-untyped-call]
         else:
-            found = _forward(*inputs, *parts, *wants)
+            found = forward(*inputs, *parts, *wants)
     elif grad:
         found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
     else:
@@ -114,6 +124,19 @@ def maxsim_tensors(
         found.scores,
         found.argmax if return_argmax else None,
         found.token_scores if return_token_scores else None,
+    )
+
+
+def _is_read_in_place(queries: Given, documents: Given) -> bool:
+    """Whether matrices of their own can stay what they are: nobody but the kernel looks at them."""
+    tensors = [x for x in (queries.x, *documents.x.items) if _tensors.is_tensor(x)]
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and are_plain(*tensors)
+        and all(x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     )
 
 
@@ -132,115 +155,6 @@ def _on_device(side: Given, device: torch.device) -> Given:
     if mask is not None:
         mask = _tensors.as_tensor(mask, device)
     return side._replace(x=x, mask=mask)
-
-
-def _forward(
-    queries: Tensor,
-    documents: Tensor,
-    query_offsets: Tensor | None,
-    document_offsets: Tensor | None,
-    query_mask: Tensor | None,
-    document_mask: Tensor | None,
-    candidates: Tensor | None,
-    normalize: bool,
-    pad_zero_rows: bool,
-    length_normalize: bool,
-    empty_score: float,
-    temperature: float,
-    lower: torch.dtype | None,
-    backend: str,
-    threads: int,
-    want_argmax: bool,
-    want_token_scores: bool,
-) -> Found:
-    """simtile::maxsim, with None for what is not wanted."""
-    options = Options(normalize, pad_zero_rows, length_normalize, empty_score, temperature)
-    left, right = _sides(
-        queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
-    )
-    wants = {"argmax": want_argmax, "token_scores": want_token_scores}
-    if backend == "cuda":
-        return _kernels(backend).forward(left, right, candidates, options, **wants)  # type: ignore[no-any-return]
-    if backend == "triton":
-        rows, others = padded(left), padded(right)
-        found = _kernels(backend).forward(rows.side, others.side, candidates, options, **wants)
-        count = found.scores.shape[1]
-        return Found(found.scores, *(rows.to_rows(x, count) for x in found[1:]))
-    found = _maxsim_run.forward(
-        left,
-        right,
-        None if candidates is None else candidates.numpy(),
-        options,
-        **wants,
-        backend=backend,
-        threads=threads,
-    )
-    return Found(*(None if x is None else torch.from_numpy(x) for x in found))
-
-
-def _backward(
-    grad_scores: Tensor,
-    argmax: Tensor,
-    token_scores: Tensor | None,
-    queries: Tensor,
-    documents: Tensor,
-    query_offsets: Tensor | None,
-    document_offsets: Tensor | None,
-    query_mask: Tensor | None,
-    document_mask: Tensor | None,
-    candidates: Tensor | None,
-    normalize: bool,
-    pad_zero_rows: bool,
-    length_normalize: bool,
-    empty_score: float,
-    temperature: float,
-    lower: torch.dtype | None,
-    backend: str,
-    threads: int,
-    need_grad: Sequence[bool],
-) -> Gradients:
-    """simtile::maxsim_backward, with None for gradients that are not needed."""
-    options = Options(normalize, pad_zero_rows, length_normalize, empty_score, temperature)
-    left, right = _sides(
-        queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
-    )
-    if backend == "triton":
-        rows, others = padded(left), padded(right)
-        count = grad_scores.shape[1]
-        grads = _kernels(backend).backward(
-            rows.side,
-            others.side,
-            candidates,
-            options,
-            grad_scores.contiguous(),
-            rows.from_rows(argmax, count, -1),
-            None if token_scores is None else rows.from_rows(token_scores, count, 0.0),
-            need_grad,
-        )
-        return rows.grad_rows(grads[0]), others.grad_rows(grads[1])
-    grads = _maxsim_run.backward(
-        left,
-        right,
-        None if candidates is None else candidates.numpy(),
-        options,
-        grad_scores.detach().numpy(),
-        argmax.numpy(),
-        None if token_scores is None else token_scores.numpy(),
-        need_grad,
-        backend=backend,
-        threads=threads,
-    )
-    return tuple(None if x is None else torch.from_numpy(x) for x in grads)  # type: ignore[return-value]
-
-
-def _kernels(backend: str) -> Any:
-    """`ops/maxsim_triton.py` or `ops/maxsim_cuda.py`.
-
-    Their functions are those of `_maxsim_run`, of tensors on a GPU: `forward` of both, and
-    `backward` of Triton's, whose queries and documents are batches.
-    """
-    check_available(backend)  # of a compiled call nobody has asked
-    return importlib.import_module(f"simtile.ops.maxsim_{backend}")
 
 
 def _choose(
@@ -266,27 +180,6 @@ def _choose(
     return backend
 
 
-def _sides(
-    queries: Tensor,
-    documents: Tensor,
-    query_offsets: Tensor | None,
-    document_offsets: Tensor | None,
-    query_mask: Tensor | None,
-    document_mask: Tensor | None,
-    lower: torch.dtype | None,
-) -> tuple[Given, Given]:
-    if lower is not None:
-        queries, documents = queries.detach().to(lower), documents.detach().to(lower)
-    left, right = (
-        Given(name, x, None if offsets is None else offsets.numpy(), mask)
-        for name, x, offsets, mask in (
-            ("queries", queries, query_offsets, query_mask),
-            ("documents", documents, document_offsets, document_mask),
-        )
-    )
-    return left, right
-
-
 def _check_differentiated_once() -> None:
     if torch.is_grad_enabled():  # during a backward: create_graph=True
         raise RuntimeError(
@@ -307,7 +200,7 @@ class _EagerMaxSim(torch.autograd.Function):
         parts: tuple[Any, ...],
         wants: tuple[Any, ...],
     ) -> tuple[Tensor | None, ...]:
-        found = _forward(queries, documents, *others, *parts, *wants)
+        found = forward(queries, documents, *others, *parts, *wants)
         _save(ctx, (queries, documents, *others), parts, found)
         return tuple(found)
 
@@ -318,7 +211,7 @@ class _EagerMaxSim(torch.autograd.Function):
         _check_differentiated_once()
         argmax, token_scores, *inputs = ctx.saved_tensors
         arguments: list[Any] = [argmax, token_scores, *inputs, *ctx.parts]
-        grads = _backward(grad_scores, *arguments, ctx.needs_input_grad[:2])  # type: ignore[call-arg]
+        grads = backward(grad_scores, *arguments, ctx.needs_input_grad[:2])  # type: ignore[call-arg]
         return *grads, None, None, None
 
 
@@ -335,7 +228,7 @@ def _maxsim_op(*arguments: Any) -> tuple[Tensor, ...]:
     for name, x, offsets in zip(("queries", "tokens"), arguments[:2], arguments[2:4], strict=True):
         if offsets is not None:  # of a compiled call nobody has looked at them
             check_offsets("offsets", offsets, x.shape[0], name)
-    found = _forward(*arguments)
+    found = forward(*arguments)
     scores = found.scores
     return (
         scores,
@@ -346,7 +239,7 @@ def _maxsim_op(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _maxsim_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
     grad_scores = arguments[0]
-    grads = _backward(*arguments)
+    grads = backward(*arguments)
     return tuple(grad_scores.new_empty(0) if grad is None else grad for grad in grads)
 
 
