@@ -123,6 +123,54 @@ def quantize(x, kind, options):
     )
 
 
+def maxsim(inputs, candidates, options, grad_scores=None, *, device="cpu"):
+    """`ops.maxsim_triton` on batches: scores, argmax, token scores, and with `grad_scores` both
+    gradients; outputs and workspaces are full of NaN before.
+
+    inputs: queries, documents, query_mask, document_mask. On the CPU tiles are small: several of
+    the pinned ones a side would be slow in the interpreter.
+    """
+    import torch
+    from info_nce_cases import as_tensor
+    from simtile.kernels.maxsim import triton_configs as configs
+
+    from simtile._maxsim_inputs import Given
+    from simtile._maxsim_run import Options
+    from simtile.ops import maxsim_triton
+
+    def poisoned(*shape, **how):
+        x = empty(*shape, **how)
+        return x.fill_(torch.nan if x.is_floating_point() else 77)
+
+    empty = torch.empty
+    x = [None if x is None else as_tensor(x, device) for x in inputs]
+    sides = [Given("queries", x[0], None, x[2]), Given("documents", x[1], None, x[3])]
+    chosen = None if candidates is None else torch.from_numpy(candidates).to(device)
+    tiles = None
+    if device == "cpu":
+        tiles = configs.Config(
+            configs.Tile(16, 32, 32, 1, 1),
+            configs.Tile(32, 64, 16, 1, 1),
+            configs.Tile(16, 16, 16, 1, 1),
+        )
+    options = Options(**options)
+    torch.empty = poisoned
+    try:
+        found = maxsim_triton.forward(
+            *sides, chosen, options, argmax=True, token_scores=True, tiles=tiles
+        )
+        results = list(found)
+        if grad_scores is not None:
+            weights = torch.from_numpy(grad_scores).to(device, torch.float32)
+            values = found.token_scores if options.temperature else None
+            results += maxsim_triton.backward(
+                *sides, chosen, options, weights, found.argmax, values, (True, True), tiles=tiles
+            )
+    finally:
+        torch.empty = empty
+    return [x.numpy(force=True) for x in results]
+
+
 def main():
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what is printed must not mix with the answers

@@ -1,0 +1,194 @@
+"""The tile shapes of triton.py by family of GPUs, and what is compiled ahead of time.
+
+Nothing here imports torch or needs a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from simtile.kernels.info_nce.triton_configs import (
+    DTYPES,
+    FAMILIES,
+    Variant,
+    operand_stride,
+    row_block,
+)
+from simtile.kernels.maxsim import triton as kernels
+
+__all__ = ["DTYPES", "FAMILIES", "Config", "Tile", "config", "operand_stride", "row_block"]
+
+
+class Tile(NamedTuple):
+    """Rows of a document, rows of queries, the step through the dimensions, how it is run."""
+
+    documents: int
+    queries: int
+    inner: int
+    warps: int
+    stages: int
+
+
+class Config(NamedTuple):
+    """Tiles of up to NARROW query rows, of more, and of the gradients."""
+
+    narrow: Tile
+    wide: Tile
+    gradient: Tile
+
+
+NARROW = 32  # query rows that share a document, up to which the tile is the narrow one
+GRADIENT_DIMS = 128  # dimensions that a program of the gradients owns
+GATHER = 4  # query rows of a program of query_gradients
+TOKEN_ROWS, TOKEN_BLOCK = 16, 128  # of a step of `tokens`
+PAIRS, PAIR_BLOCK = 32, 32  # of a step of sum_tokens
+
+# Chosen by compiling ahead of time, not by timing one against another: products, maxima and places
+# of a tile stay in registers, operands in the shared memory of every family. Rows of up to 128
+# numbers of 16 bits are multiplied whole, and then a query's are read once. Float32 has no matrix
+# unit on NVIDIA, so its steps through the dimensions are short.
+_HALF = Config(Tile(128, 32, 128, 8, 2), Tile(64, 128, 128, 8, 2), Tile(64, 32, 64, 8, 2))
+_FLOAT = Config(Tile(64, 32, 32, 4, 2), Tile(32, 128, 32, 8, 2), Tile(32, 32, 32, 8, 2))
+
+
+CONFIGS = {
+    dtype: dict.fromkeys(FAMILIES, _FLOAT if dtype == "float32" else _HALF) for dtype in DTYPES
+}
+
+
+def config(family: str, dtype: str) -> Config:
+    """The pinned tiles; KeyError where a family has none."""
+    return CONFIGS[dtype][family]
+
+
+def scan_options(tile: Tile, dim: int, smooth: bool) -> dict[str, Any]:
+    inner = min(tile.inner, 64) if dim <= 64 else tile.inner
+    return {
+        "SMOOTH": smooth,
+        "WHOLE": dim <= inner,
+        "BJ": tile.documents,
+        "BQ": tile.queries,
+        "BK": inner,
+        "PRECISION": "ieee",
+    }
+
+
+def gradient_options(
+    tile: Tile, dtype: str, dim: int, normalize: bool, smooth: bool
+) -> dict[str, Any]:
+    """Of document_gradients; 0 and 1 need not be split to be exact in 16 bits."""
+    return {
+        "SMOOTH": smooth,
+        "SPLIT": dtype != "float32" and (normalize or smooth),
+        "BJ": tile.documents,
+        "BQ": tile.queries,
+        "BK": tile.inner,
+        "BO": gradient_dims(dim),
+        "PRECISION": "ieee",
+    }
+
+
+def gradient_dims(dim: int) -> int:
+    return min(GRADIENT_DIMS, operand_stride(dim))
+
+
+_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+_KINDS = {
+    "mask": "*u8",
+    "there": "*u8",
+    "query_mask": "*u8",
+    "document_mask": "*u8",
+    "query_factor": "*fp32",
+    "document_factor": "*fp32",
+    "factor": "*fp32",
+    "inverse": "*fp32",
+    "document_ends": "*i32",
+    "query_counts": "*i32",
+    "candidates": "*i64",
+    "order": "*i64",
+    "bounds": "*i64",
+    "argmax": "*i32",
+    "token_scores": "*fp32",
+    "scores": "*fp32",
+    "grad_scores": "*fp32",
+    "grad": "*fp32",
+    "empty_score": "fp32",
+    "temperature": "fp32",
+}
+
+
+def _variant(
+    name: str,
+    kernel: Any,
+    dtype: str,
+    constexprs: dict[str, Any],
+    warps: int,
+    stages: int = 1,
+    expects: str | None = None,
+) -> Variant:
+    element = _POINTERS[dtype]
+    kinds = {**_KINDS, **dict.fromkeys(("x", "operand", "queries", "documents"), element)}
+    names = [parameter.name for parameter in kernel.params]
+    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
+    # What a launch looks at: addresses, strides and the dimensions, all of which 16 divides when it
+    # divides D.
+    divisible = tuple(
+        p.name
+        for p in kernel.params
+        if signature[p.name] not in ("constexpr", "fp32")
+        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
+    )
+    return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
+
+
+def variants(family: str, dim: int = 128) -> Iterator[Variant]:
+    """Every kernel in every element type, as it runs on one family of GPUs."""
+    for dtype in DTYPES:
+        tiles = config(family, dtype)
+        expects = "mma" if dtype != "float32" or family == "gfx942" else "fma"
+        block = {"ROWS": TOKEN_ROWS, "BLOCK": TOKEN_BLOCK}
+        yield _variant(f"tokens[{dtype}]", kernels.tokens, dtype, block, 4)
+        gather = {"ROWS": GATHER, "BLOCK": gradient_dims(dim)}
+        yield _variant(f"query_gradients[{dtype}]", kernels.query_gradients, dtype, gather, 4)
+        tile = tiles.gradient
+        for smooth in (False, True):
+            of = f"{dtype}, smooth" if smooth else dtype
+            for kind, scanned in (("narrow", tiles.narrow), ("wide", tiles.wide)):
+                yield _variant(
+                    f"scan[{of}, {kind}]",
+                    kernels.scan,
+                    dtype,
+                    {**scan_options(scanned, dim, smooth), "EMULATE": False},
+                    scanned.warps,
+                    scanned.stages,
+                    expects,
+                )
+            for normalize in (False, True):
+                options = gradient_options(tile, dtype, dim, normalize, smooth)
+                if normalize and not options["SPLIT"]:
+                    continue  # the same
+                if smooth and normalize:
+                    continue
+                yield _variant(
+                    f"document_gradients[{of}{', normalize' if normalize else ''}]",
+                    kernels.document_gradients,
+                    dtype,
+                    {**options, "EMULATE": False},
+                    tile.warps,
+                    tile.stages,
+                    expects,
+                )
+        options = gradient_options(tile, dtype, dim, False, True)
+        del options["SMOOTH"]
+        yield _variant(
+            f"smooth_query_gradients[{dtype}]",
+            kernels.smooth_query_gradients,
+            dtype,
+            {**options, "EMULATE": False},
+            tile.warps,
+            tile.stages,
+            expects,
+        )
+    block = {"PAIRS": PAIRS, "BLOCK": PAIR_BLOCK}
+    yield _variant("sum_tokens", kernels.sum_tokens, "float32", block, 4)
