@@ -13,8 +13,9 @@ from torch import Tensor
 
 from simtile import _inputs, _maxsim_run, search
 from simtile._maxsim_inputs import Given
+from simtile.ops._maxsim_tensors import backward as maxsim_backward
 from simtile.ops._tensors import check_floats
-from simtile.ops.maxsim import _backward, _choose, _on_device
+from simtile.ops.maxsim import _choose, _on_device
 from simtile.xtr import SMALLEST_NORM, Layout, Options, layout, smallest
 
 _MAXSIM = _maxsim_run.Options()
@@ -65,7 +66,7 @@ class _Xtr(torch.autograd.Function):
         right = Given("documents", documents, ctx.offsets[1], document_mask)
         compute = _compute(queries, documents)
         backend = _choose("auto", (left, right), None, _MAXSIM, True, compute)
-        grads = _backward(
+        grads = maxsim_backward(
             (grad_scores / z).to(compute),
             argmax,
             None,
