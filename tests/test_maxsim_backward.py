@@ -37,9 +37,8 @@ def expected_gradients(call, grad_scores, argmax, candidates):
     grads = [[np.zeros_like(x) for x in side.raw] for side in sides]
     sizes = [[np.zeros_like(x) for x in side.raw] for side in sides]
     condition = 1.0
-    # A share below the smallest normal number is 0.
-    rounded = temperature and call.dtype != "float64"
-    floor_of_share = 2.0**-126 / ROUNDOFF["float32"] if rounded else 0.0
+    # A share below the smallest normal number is 0, which a rounding of this size explains.
+    smallest = 2.0**-126 / ROUNDOFF["float32"] if call.dtype != "float64" else 0.0
     for q, row in enumerate(candidates):
         count = max(left.there[q].sum(), 1) if options.get("length_normalize") else 1
         for c, n in enumerate(row):
@@ -57,16 +56,23 @@ def expected_gradients(call, grad_scores, argmax, candidates):
                 largest = (np.abs(tokens) @ np.abs(others).T).max()
                 condition = max(condition, 1 + largest / temperature)
             shares *= grad_scores[q, c] / count
-            floor = floor_of_share * abs(grad_scores[q, c] / count)
+            weight = abs(grad_scores[q, c] / count)
+            rows, columns = np.flatnonzero(own), np.flatnonzero(theirs)
+            if temperature:
+                grads[0][q][rows] += shares @ others
+                grads[1][n][columns] += shares.T @ tokens
+                bounds = np.abs(shares) + smallest * weight
+                sizes[0][q][rows] += bounds @ np.abs(others)
+                sizes[1][n][columns] += bounds.T @ np.abs(tokens)
+                continue
             # Not a matrix product: 0 times NaN is no term.
-            for i, j in zip(*shares.nonzero(), strict=True):
-                row, column = np.flatnonzero(own)[i], np.flatnonzero(theirs)[j]
+            for i, j in enumerate(place):
                 for term, grad, size in (
-                    (shares[i, j] * others[j], grads[0][q][row], sizes[0][q][row]),
-                    (shares[i, j] * tokens[i], grads[1][n][column], sizes[1][n][column]),
+                    (shares[i, j] * others[j], grads[0][q][rows[i]], sizes[0][q][rows[i]]),
+                    (shares[i, j] * tokens[i], grads[1][n][columns[j]], sizes[1][n][columns[j]]),
                 ):
                     grad += term
-                    size += np.abs(term) + floor * np.abs(term / shares[i, j])
+                    size += np.abs(term)
     if options.get("normalize"):
         for side, own, size in zip(sides, grads, sizes, strict=True):
             for x, there, grad, terms in zip(side.raw, side.there, own, size, strict=True):

@@ -28,8 +28,9 @@ ROUNDOFFS = {
     # Per unit of Σ_i max_j Σ_k |q_ik d_jk|. Measured: up to 12; in float64 with `normalize` up to
     # 24, as much as the oracle's own.
     "maxsim.scores": 32.0,
-    # Per unit of the terms' sizes.
-    "maxsim.gradients": 32.0,
+    # Per unit of the terms' sizes; with a temperature also of what a rounding of a similarity does
+    # to a share. Measured: up to 8.
+    "maxsim.gradients": 16.0,
 }
 # Gradients that are products of coefficients and operands.
 PRODUCTS = ("info_nce.grad_queries", "info_nce.grad_documents", "info_nce.grad_negatives")
