@@ -60,6 +60,7 @@ struct Side {
 
   MaxsimSide given(Element element, const Case& c) const {
     return {data.data(),
+            nullptr,
             c.stride * static_cast<int64_t>(element_bytes(element)),
             static_cast<int64_t>(starts.size()),
             starts.data(),
