@@ -221,7 +221,8 @@ def maxsim_packed(
     document_mask : bool [T], optional
         False for what is no token.
     ids : int [Q, C], optional
-        Score query q with documents ids[q] only; -1 is none, and has the score -inf.
+        Score query q with documents ids[q] only; -1 is none, and has the score -inf. One that is
+        not below N raises; on a GPU, whose ids nothing waits for, it is none.
     k : int, optional
         Return the k best documents of each query instead of all scores.
     allow : bool [N] or [Q, N], or integers [A], optional
@@ -256,6 +257,9 @@ return_token_scores, backend, threads
     right = _maxsim_inputs.given_packed("tokens", tokens, offsets, document_mask, "document_mask")
     left, right = _maxsim_inputs.check_together(left, right)
     candidates = None if ids is None else _check_ids(ids, left.batch)
+    if candidates is not None and right.of_tensors and right.x.is_cuda:
+        candidates = _tensors.as_tensor(candidates, right.x.device)
+        candidates = candidates.masked_fill(candidates >= right.batch, -1)
     details = (return_argmax, return_token_scores)
     if k is None:
         if allow is not None:
