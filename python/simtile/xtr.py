@@ -179,13 +179,14 @@ def _of_arrays(queries: Given, documents: Given, options: Options) -> Array:
     if options.normalize:
         tokens, others = _unit(tokens), _unit(others)
     document_of = np.repeat(np.arange(count), of_documents.lengths)
+    allow = there & finite
     if len(tokens) and len(others):
         similarities, ids = search.topk(
             tokens,
             others,
             min(options.top_k, len(others)),
             metric="dot",
-            allow=there & finite,
+            allow=None if allow.all() else allow,
             nan="ignore",
             backend=options.backend,  # type: ignore[arg-type]
             threads=options.threads,

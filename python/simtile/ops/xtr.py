@@ -170,7 +170,7 @@ def _search(
         others,
         min(options.top_k, len(others)),
         metric="dot",
-        allow=allow,
+        allow=None if allow.all() else allow,
         nan="ignore",
         backend=options.backend,  # type: ignore[arg-type]
         threads=options.threads,
