@@ -1,4 +1,4 @@
-"""Calls of MaxSim's CUDA dispatch and kernels, compiled for the CPU."""
+"""Calls of MaxSim's CUDA dispatch and kernels: compiled for the CPU, and on a device."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ class Host:
     most_maxima_bytes: int = 64 << 20
 
     def given(self, given):
+        """The arguments of `_cuda.MaxsimArgs`, arrays as addresses, and the device."""
         names = ("multiprocessors", "shared_bytes", "most_maxima_bytes")
-        return {**given, **{name: getattr(self, name) for name in names}}
+        device = {name: getattr(self, name) for name in names}
+        return {**{name: address(x) for name, x in given.items()}, **device}
 
     def run(self, given):
         """On a workspace full of what is no result; what follows it must stay."""
@@ -56,8 +58,48 @@ class Host:
         assert (memory[start + size :] == 0x5A).all(), "written past the workspace"
 
 
+class Device:
+    """The current CUDA device, by `simtile._cuda`."""
+
+    def run(self, given):
+        import torch
+
+        from simtile import _gpu
+
+        cuda = _gpu.cuda_module()
+        memory = {name: uploaded(x) for name, x in given.items() if isinstance(x, np.ndarray)}
+        addresses = {name: x.data_ptr() for name, x in memory.items()}
+        nothing = {name: 0 for name, x in given.items() if x is None}
+        args = cuda.MaxsimArgs(**{**given, **nothing, **addresses})
+        needed = cuda.maxsim_workspace_bytes(args, device=0)
+        workspace = torch.full((needed,), 0x5A, dtype=torch.uint8, device="cuda")
+        cuda.maxsim(
+            args,
+            device=0,
+            stream=torch.cuda.current_stream().cuda_stream,
+            workspace=workspace.data_ptr(),
+            workspace_bytes=needed,
+        )
+        for name in ("scores", "argmax", "token_scores"):
+            if given[name] is not None and given[name].size:
+                given[name].view(np.uint8).reshape(-1)[:] = memory[name].cpu().numpy()
+
+
+def uploaded(x):
+    """The bytes from an array's first element to its last, strides and all."""
+    import torch
+
+    span = sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)) + x.itemsize
+    if x.size == 0:
+        return torch.empty((16,), dtype=torch.uint8, device="cuda")
+    flat = np.lib.stride_tricks.as_strided(x.view(np.uint8), (span,), (1,))
+    return torch.from_numpy(flat.copy()).cuda()
+
+
 def address(x):
-    return 0 if x is None else x.ctypes.data
+    if x is None:
+        return 0
+    return x.ctypes.data if isinstance(x, np.ndarray) else x
 
 
 class Call:
@@ -103,26 +145,26 @@ class Call:
         """Of `_cuda.MaxsimArgs`."""
         options = self.case.options
         starts, ends = self.queries[2:4]
-        self.masks = [flat(own) for own in self.case.mask_arrays]  # kept: addresses are not
+        masks = [flat(own) for own in self.case.mask_arrays]
         return {
-            **self.side_arguments("queries", self.queries, self.masks[0]),
-            **self.side_arguments("documents", self.documents, self.masks[1]),
+            **self.side_arguments("queries", self.queries, masks[0]),
+            **self.side_arguments("documents", self.documents, masks[1]),
             "dimensions": self.queries[1].shape[1],
             "longest_query": max(ends - starts, default=0),
-            "scale": 0,
-            "offset": 0,
-            "token_scale": 0,
-            "query_scale": 0,
+            "scale": None,
+            "offset": None,
+            "token_scale": None,
+            "query_scale": None,
             "normalize": options.get("normalize", False),
             "pad_zero_rows": options.get("zero_rows") == "pad",
             "length_normalize": options.get("length_normalize", False),
             "empty_score": EMPTY_SCORE,
-            "candidates": address(candidates),
+            "candidates": candidates,
             "candidate_count": scores.shape[1],
-            "scores": address(scores),
-            "argmax": address(argmax),
-            "token_scores": address(values),
-            "rows_before": address(starts),
+            "scores": scores,
+            "argmax": argmax,
+            "token_scores": values,
+            "rows_before": starts,
         }
 
     @staticmethod
@@ -131,11 +173,11 @@ class Call:
         parts = {
             "kind": kind,
             "count": len(starts),
-            "data": address(rows),
+            "data": rows,
             "stride": rows.strides[0],
-            "starts": address(starts),
-            "ends": address(ends),
-            "mask": address(mask),
+            "starts": starts,
+            "ends": ends,
+            "mask": mask,
         }
         return {f"{name}_{part}": value for part, value in parts.items()}
 

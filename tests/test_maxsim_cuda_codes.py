@@ -8,7 +8,7 @@ from cuda_host import build
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_cases import DIMS, LENGTHS
-from maxsim_cuda import POISON, SHARED_BYTES, Host, address
+from maxsim_cuda import POISON, SHARED_BYTES, Device, Host
 
 KINDS = ("int8", "uint8", "bits")
 QUERIES = ("float32", "float16", "int8")
@@ -71,29 +71,28 @@ class Call:
         ):
             given[f"{name}_kind"] = kind
             given[f"{name}_count"] = len(starts[i])
-            given[f"{name}_data"], given[f"{name}_stride"] = address(x), x.strides[0]
-            given[f"{name}_starts"], given[f"{name}_ends"] = address(starts[i]), address(ends[i])
-            given[f"{name}_mask"] = address(self.masks[i])
-            given[f"{name}_kept"] = x
+            given[f"{name}_data"], given[f"{name}_stride"] = x, x.strides[0]
+            given[f"{name}_starts"], given[f"{name}_ends"] = starts[i], ends[i]
+            given[f"{name}_mask"] = self.masks[i]
         host.run(
             {
                 **given,
                 "dimensions": self.dim,
                 "longest_query": self.lengths[0].max(initial=0),
-                "scale": address(self.scale),
-                "offset": address(self.offset),
-                "token_scale": address(self.token_scale),
-                "query_scale": address(self.query_scale) if self.query_kind == "int8" else 0,
+                "scale": self.scale,
+                "offset": self.offset,
+                "token_scale": self.token_scale,
+                "query_scale": self.query_scale if self.query_kind == "int8" else None,
                 "normalize": self.normalize,
                 "pad_zero_rows": False,
                 "length_normalize": False,
                 "empty_score": -3.0,
-                "candidates": 0,
+                "candidates": None,
                 "candidate_count": n,
-                "scores": address(scores),
-                "argmax": address(argmax),
-                "token_scores": address(values),
-                "rows_before": address(starts[0]),
+                "scores": scores,
+                "argmax": argmax,
+                "token_scores": values,
+                "rows_before": starts[0],
             }
         )
         split = [
@@ -186,8 +185,11 @@ def lane_sum(terms):
     order=st.integers(0, 9),
 )
 def test_scores_are_those_of_the_definition(module, shared_bytes, order, **drawn):
-    call = Call(**drawn)
-    scores, argmax, values = call.run(Host(module, order, shared_bytes=shared_bytes))
+    check(Call(**drawn), Host(module, order, shared_bytes=shared_bytes))
+
+
+def check(call, host):
+    scores, argmax, values = call.run(host)
     expected = call.expected()
     np.testing.assert_array_equal(scores, expected[0])
     for ours, theirs in ((argmax, expected[1]), (values, expected[2])):
@@ -251,3 +253,13 @@ def test_scores_are_near_those_of_what_codes_stand_for(module, kind):
             products = call.queries[rows].astype(np.float64) @ x[tokens].T
             sizes = np.abs(call.queries[rows]).max(1) * np.abs(x[tokens]).sum(1).max()
             assert abs(scores[q, n] - products.max(1).sum()) <= (sizes.sum() / 32639)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("query_kind", QUERIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_gives_the_same_numbers(kind, query_kind, seed):
+    lengths = ((32, 7, 150), (180, 0, 1, 60, 300) * 20) if seed % 2 else ((5,), (1, 33))
+    dim = (128, 96, 33, 768, 4096, 1)[seed // 2]
+    check(Call(kind, query_kind, *lengths, dim, seed, normalize=seed % 3 == 0), Device())

@@ -8,7 +8,7 @@ from cuda_host import build
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_cases import Case, cases
-from maxsim_cuda import SHARED_BYTES, Call, Host
+from maxsim_cuda import SHARED_BYTES, Call, Device, Host
 from test_maxsim import check
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -107,3 +107,58 @@ def test_what_the_dispatch_chooses(module, dtypes, lengths, dim, plan):
     found = module.plan(Host(module).given(call.arguments(None, np.empty((len(lengths), 1)))))
     names = ("columns", "planes", "staged", "queries_per_group")
     assert tuple(found[name] for name in names) == plan
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("values", ["random", "special", "few", "zeros"])
+@pytest.mark.parametrize("query_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_device_agrees_with_the_oracle(normalize, dtype, query_dtype, values):
+    for queries, documents, dim in (
+        ((32,) * 5, (180, 0, 1, 60, 300, 33) * 6, 128),
+        ((130, 3, 257), (40, 0, 7), 96),
+        ((1,), (1,), 1),
+        ((40, 0, 9), (5000, 3), 33),
+        ((16, 100), (70, 20), 2000),
+    ):
+        options = {"normalize": normalize, "zero_rows": "pad" if values == "zeros" else "score"}
+        case = Case(queries, documents, dim, values, ("holes", "holes"), options)
+        for layout in ("contiguous", "padded rows"):
+            call = Call(case, dtype, layout, query_dtype)
+            result = call.run(Device())
+            check(call, result, call.oracle(), everything(case))
+            np.testing.assert_array_equal(call.run(Device(), rows=False)[0], result[0])
+
+
+@pytest.mark.gpu
+def test_candidates_on_a_device():
+    case = Case((32, 7, 200), (180, 0, 1, 60, 300), 128)
+    candidates = np.array([[4, -1, 0], [1, 2, 3], [0, 0, 9]])
+    call = Call(case, "bfloat16")
+    result = call.run(Device(), candidates)
+    check(call, result, call.oracle(), np.where(candidates > 4, -1, candidates))
+
+
+@pytest.mark.gpu
+def test_a_graph_captures_it():
+    import torch
+
+    import simtile
+
+    torch.manual_seed(0)
+    queries = torch.randn(4, 32, 128, device="cuda")
+    documents = torch.randn(50, 60, 128, device="cuda", dtype=torch.bfloat16)
+    mask = torch.rand(50, 60, device="cuda") < 0.7
+
+    def scores():
+        return simtile.maxsim(queries, documents, document_mask=mask, backend="cuda")
+
+    scores()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = scores()
+    queries.copy_(torch.randn_like(queries))
+    graph.replay()
+    torch.testing.assert_close(captured, scores(), rtol=0, atol=0)

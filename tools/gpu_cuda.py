@@ -50,6 +50,11 @@ EXPECTS = (
     Expected("topk", "topk::topk_fold", "float64", ("DADD",)),
     Expected("topk", "topk::topk_norms", "float64", ("DADD",)),
     Expected("topk", "topk::topk_", "keys", ()),
+    Expected("maxsim", "maxsim::maxsim_scan<simtile::cuda::maxsim::Bytes", "codes", ("IMMA",)),
+    Expected("maxsim", "maxsim::maxsim_scan<simtile::cuda::maxsim::Bits", "codes", ("IMMA",)),
+    Expected("maxsim", "maxsim::maxsim_scan<", "floats", ("HMMA.*.BF16",)),
+    Expected("maxsim", "maxsim::maxsim_sum", "float64", ("DADD",)),
+    Expected("maxsim", "maxsim::maxsim_", "", ()),
     Expected("info_nce", "", "bfloat16", ("HMMA.*.BF16",)),
 )
 

@@ -1,0 +1,135 @@
+"""Planted mistakes in MaxSim's CUDA kernels: every one must be seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cuda_host import build
+from maxsim_cases import Case
+from maxsim_cuda import Call, Host
+from test_maxsim import check
+from test_maxsim_cuda_codes import Call as CodesCall
+from test_maxsim_cuda_codes import check as check_codes
+from test_maxsim_cuda_host import everything
+
+FOLDER = "kernels/maxsim/"
+DISPATCH = "csrc/cuda/maxsim_dispatch.hpp"
+
+MUTANTS = [
+    build.Mutation(*planted)
+    for planted in (
+        (
+            "columns read before they are placed",
+            FOLDER + "cuda_queries.cuh",
+            "  __syncthreads();  // every row is known\n",
+            "",
+        ),
+        (
+            "queries used before they are staged",
+            FOLDER + "cuda_scan.cuh",
+            "    __syncthreads();\n",
+            "",
+        ),
+        (
+            "sums of warps read too early",
+            FOLDER + "cuda_queries.cuh",
+            "  __syncthreads();  // each warp's sum\n",
+            "",
+        ),
+        (
+            "ties to the later row",
+            FOLDER + "cuda_work.cuh",
+            "value == other && row < other_row",
+            "value == other && row > other_row",
+        ),
+        (
+            "a segment of the part before",
+            FOLDER + "cuda_sum.cuh",
+            "((tile + 1) * parts - 1) / total",
+            "(tile * parts) / total",
+        ),
+        (
+            "rows of zeros are tokens",
+            FOLDER + "cuda_tile.cuh",
+            "there = without_zeros(there, any);",
+            "without_zeros(there, any);",
+        ),
+        (
+            "products of tokens that are none",
+            FOLDER + "cuda_tile.cuh",
+            "products[m][n][i] = own >> (8 * n + i % 2) & 1 ? product : -INFINITY;",
+            "products[m][n][i] = product;",
+        ),
+        (
+            "not a number is nothing",
+            FOLDER + "cuda_tile.cuh",
+            "if constexpr (!Format::kIsCode) take_rare(",
+            "if constexpr (Format::kIsCode) take_rare(",
+        ),
+        (
+            "the middle planes left out",
+            FOLDER + "cuda_tile.cuh",
+            "if (p + d < kMostPlanes)",
+            "if (p + d < kMostPlanes - 1)",
+        ),
+        (
+            "the higher bytes of a query left out",
+            FOLDER + "cuda_tile.cuh",
+            "dot += 256 * sums",
+            "dot += 0 * sums",
+        ),
+        (
+            "parts of a long query in one place",
+            FOLDER + "cuda_sum.cuh",
+            "static_cast<int>(row / kMostColumns)",
+            "static_cast<int>(row / (2 * kMostColumns))",
+        ),
+        (
+            "items counted once for all launches",
+            DISPATCH,
+            "if (args.candidates || work.first_group == 0)",
+            "if (args.candidates || (work.first_group == 0 && work.first_item == 0))",
+        ),
+    )
+]
+
+# Together they see every mutant.
+REVEALING = [
+    (Case((40, 7), (70, 0, 33, 5), 33, "few", ("holes", "holes")), "bfloat16", {}),
+    (Case((5, 9), (20, 3), 16, "apart", ("holes", "holes"), {"zero_rows": "pad"}), "float32", {}),
+    (Case((5, 9), (20, 3), 16, "zeros", options={"zero_rows": "pad"}), "float16", {}),
+    (Case((9, 4), (33, 5), 7, "special", options={"normalize": True}), "float32", {}),
+    (Case((9, 4), (33, 5), 7, "special"), "float32", {}),
+    (Case((300, 2), (9, 40), 20), "float32", {}),
+    (Case((3, 2), (0, 300, 1, 0, 5) * 2, 20), "float32", {"multiprocessors": 9}),
+    (Case((3,), tuple(range(40)), 8), "float32", {"most_maxima_bytes": 10000}),
+]
+
+
+def fault(module):
+    """What the revealing cases find first: a wrong result, or what the host shim forbids."""
+    for order in (0, 1, 2, 3):
+        for case, dtype, host in REVEALING:
+            try:
+                call = Call(case, dtype)
+                result = call.run(Host(module, order, **host))
+                check(call, result, call.oracle(), everything(case))
+            except (AssertionError, RuntimeError) as error:
+                return f"{case}, order {order}: {error}"
+        try:
+            check_codes(CodesCall("int8", "float32", (7, 9), (33, 2), 33, 1), Host(module, order))
+        except (AssertionError, RuntimeError) as error:
+            return f"codes, order {order}: {error}"
+    return None
+
+
+@pytest.mark.deep
+def test_no_mutant_no_fault():
+    assert fault(build.load("maxsim")) is None
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mutation", MUTANTS, ids=lambda mutation: mutation.name)
+def test_mutant_is_caught(mutation):
+    with np.errstate(all="ignore"):
+        assert fault(build.load("maxsim", mutation=mutation)) is not None

@@ -1,0 +1,34 @@
+// Every kernel of MaxSim: documents of all kinds, few and many tokens of queries, rows that fit shared memory and that do not.
+#include "cuda/maxsim_dispatch.hpp"
+#include "record.hpp"
+
+namespace {
+
+using namespace simtile::cuda;
+
+void record(const Device& device, const RecordLaunch& launch) {
+  static const int64_t candidates[1] = {};
+  for (const MaxsimKind kind : {MaxsimKind::float32, MaxsimKind::float16, MaxsimKind::bfloat16, MaxsimKind::int8,
+                                MaxsimKind::uint8, MaxsimKind::bits})
+    for (const MaxsimKind query_kind : {MaxsimKind::float32, MaxsimKind::bfloat16, MaxsimKind::int8}) {
+      if (query_kind == MaxsimKind::int8 && kind < MaxsimKind::int8) continue;
+      for (const int64_t longest : {32, 128, 1024})
+        for (const int64_t dimensions : {96, 128, 256, 1024, 4096})
+          for (const bool chosen : {false, true}) {
+            MaxsimArgs args = {};
+            args.queries.kind = query_kind;
+            args.queries.count = 16;
+            args.documents.kind = kind;
+            args.documents.count = 100000;
+            args.dimensions = dimensions;
+            args.longest_query = longest;
+            args.candidates = chosen ? candidates : nullptr;
+            args.candidate_count = chosen ? 1000 : args.documents.count;
+            run(args, device, nullptr, launch);
+          }
+    }
+}
+
+}  // namespace
+
+int main() { for_each_architecture(record); }
