@@ -50,11 +50,11 @@ class Host:
 
     def run(self, given):
         """On a workspace full of what is no result; what follows it must stay."""
-        given = self.given(given)
-        size = self.module.workspace_bytes(given)
+        call = self.given(given)  # of arrays that `given` keeps
+        size = self.module.workspace_bytes(call)
         memory = np.full(size + 512, 0x5A, np.uint8)
         start = -memory.ctypes.data % 256
-        self.module.run(given, memory.ctypes.data + start, self.order)
+        self.module.run(call, memory.ctypes.data + start, self.order)
         assert (memory[start + size :] == 0x5A).all(), "written past the workspace"
 
 
@@ -151,10 +151,9 @@ class Call:
             **self.side_arguments("documents", self.documents, masks[1]),
             "dimensions": self.queries[1].shape[1],
             "longest_query": max(ends - starts, default=0),
-            "scale": None,
-            "offset": None,
-            "token_scale": None,
-            "query_scale": None,
+            "units": None,
+            "terms": None,
+            "factors": None,
             "normalize": options.get("normalize", False),
             "pad_zero_rows": options.get("zero_rows") == "pad",
             "length_normalize": options.get("length_normalize", False),

@@ -117,7 +117,7 @@ def fault(module):
             except (AssertionError, RuntimeError) as error:
                 return f"{case}, order {order}: {error}"
         try:
-            check_codes(CodesCall("int8", "float32", (7, 9), (33, 2), 33, 1), Host(module, order))
+            check_codes(CodesCall("uint8", "int16", (7, 9), (33, 2), 33, 1), Host(module, order))
         except (AssertionError, RuntimeError) as error:
             return f"codes, order {order}: {error}"
     return None

@@ -19,11 +19,12 @@ MaxsimKind kind_of(const std::string& argument, const std::string& name) {
     const char* name;
     MaxsimKind kind;
   } kinds[] = {{"float32", MaxsimKind::float32}, {"float16", MaxsimKind::float16}, {"bfloat16", MaxsimKind::bfloat16},
-               {"int8", MaxsimKind::int8},       {"uint8", MaxsimKind::uint8},     {"bits", MaxsimKind::bits}};
+               {"int8", MaxsimKind::int8},       {"int16", MaxsimKind::int16},     {"uint8", MaxsimKind::uint8},
+               {"bits", MaxsimKind::bits}};
   for (const auto& kind : kinds)
     if (name == kind.name) return kind.kind;
   throw py::value_error(argument + ": found '" + name +
-                        "', expected 'float32', 'float16', 'bfloat16', 'int8', 'uint8' or 'bits'");
+                        "', expected 'float32', 'float16', 'bfloat16', 'int8', 'int16', 'uint8' or 'bits'");
 }
 
 MaxsimRuns runs(const std::string& name, const std::string& kind, int64_t count, Address data, int64_t stride,
@@ -47,9 +48,9 @@ MaxsimArgs arguments(const std::string& queries_kind, int64_t queries_count, Add
                      int64_t queries_stride, Address queries_starts, Address queries_ends, Address queries_mask,
                      const std::string& documents_kind, int64_t documents_count, Address documents_data,
                      int64_t documents_stride, Address documents_starts, Address documents_ends, Address documents_mask,
-                     int64_t dimensions, int64_t longest_query, Address scale, Address offset, Address token_scale,
-                     Address query_scale, bool normalize, bool pad_zero_rows, bool length_normalize, float empty_score,
-                     Address candidates, int64_t candidate_count, Address scores, Address argmax, Address token_scores,
+                     int64_t dimensions, int64_t longest_query, Address units, Address terms, Address factors,
+                     bool normalize, bool pad_zero_rows, bool length_normalize, float empty_score, Address candidates,
+                     int64_t candidate_count, Address scores, Address argmax, Address token_scores,
                      Address rows_before) {
   require_at_least("dimensions", dimensions, 1);
   require_at_least("longest_query", longest_query, 0);
@@ -61,10 +62,9 @@ MaxsimArgs arguments(const std::string& queries_kind, int64_t queries_count, Add
                         documents_starts, documents_ends, documents_mask);
   args.dimensions = dimensions;
   args.longest_query = longest_query;
-  args.scale = as_pointer<const float>(scale);
-  args.offset = as_pointer<const float>(offset);
-  args.token_scale = as_pointer<const float>(token_scale);
-  args.query_scale = as_pointer<const float>(query_scale);
+  args.units = as_pointer<const float>(units);
+  args.terms = as_pointer<const float>(terms);
+  args.factors = as_pointer<const float>(factors);
   args.normalize = normalize;
   args.pad_zero_rows = pad_zero_rows;
   args.length_normalize = length_normalize;
@@ -99,11 +99,10 @@ void register_maxsim(py::module_& m) {
            py::arg("queries_data"), py::arg("queries_stride"), py::arg("queries_starts"), py::arg("queries_ends"),
            py::arg("queries_mask"), py::arg("documents_kind"), py::arg("documents_count"), py::arg("documents_data"),
            py::arg("documents_stride"), py::arg("documents_starts"), py::arg("documents_ends"),
-           py::arg("documents_mask"), py::arg("dimensions"), py::arg("longest_query"), py::arg("scale"),
-           py::arg("offset"), py::arg("token_scale"), py::arg("query_scale"), py::arg("normalize"),
-           py::arg("pad_zero_rows"), py::arg("length_normalize"), py::arg("empty_score"), py::arg("candidates"),
-           py::arg("candidate_count"), py::arg("scores"), py::arg("argmax"), py::arg("token_scores"),
-           py::arg("rows_before"));
+           py::arg("documents_mask"), py::arg("dimensions"), py::arg("longest_query"), py::arg("units"),
+           py::arg("terms"), py::arg("factors"), py::arg("normalize"), py::arg("pad_zero_rows"),
+           py::arg("length_normalize"), py::arg("empty_score"), py::arg("candidates"), py::arg("candidate_count"),
+           py::arg("scores"), py::arg("argmax"), py::arg("token_scores"), py::arg("rows_before"));
   m.def("maxsim_workspace_bytes", &workspace_bytes, py::arg("args"), py::arg("device"));
   m.def("maxsim", &run, py::arg("args"), py::arg("device"), py::arg("stream"), py::arg("workspace"),
         py::arg("workspace_bytes"));

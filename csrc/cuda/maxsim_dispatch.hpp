@@ -18,7 +18,6 @@ namespace maxsim {
 
 constexpr int kFewColumns = 32;
 constexpr int64_t kMostDimensions = int64_t(1) << 24;  // places of fragments are int
-constexpr int64_t kMostCodes = int64_t(1) << 16;       // of a row: fewer bits of queries would be left beyond
 constexpr int64_t kMostRows = int64_t(1) << 31;        // of a run: argmax is int32
 constexpr int64_t kLaunchGroups = 64;
 
@@ -39,14 +38,12 @@ inline void check(const MaxsimArgs& args) {
     if (!holds) throw std::invalid_argument(std::string("maxsim: ") + what);
   };
   const bool is_code = args.documents.kind >= MaxsimKind::int8;
-  require(args.queries.kind <= MaxsimKind::bfloat16 || (is_code && args.queries.kind == MaxsimKind::int8),
-          "queries that are not floats; expected floats, or int8 with documents of codes");
-  require(is_code || !(args.scale || args.offset || args.token_scale || args.query_scale),
-          "scale, offset, token_scale or query_scale without codes");
-  require(!args.token_scale || (args.documents.kind == MaxsimKind::int8 && !args.offset),
-          "token_scale with uint8, bits or offset; expected int8 without offset");
-  require(args.queries.kind != MaxsimKind::int8 || !args.scale, "scale with int8 queries; expected float queries");
-  if (is_code) in_range("dimensions", args.dimensions, 1, kMostCodes);
+  const bool are_whole = args.queries.kind == MaxsimKind::int8 || args.queries.kind == MaxsimKind::int16;
+  require(is_code ? are_whole : args.queries.kind <= MaxsimKind::bfloat16,
+          "the kind of queries; expected floats, or int8 or int16 with documents of codes");
+  require(args.documents.kind != MaxsimKind::int16, "documents of int16; expected floats or codes");
+  require(is_code || !(args.units || args.terms || args.factors), "units, terms or factors without codes");
+  require(!is_code || !(args.normalize || args.pad_zero_rows), "normalize or pad_zero_rows with codes");
   if (!args.candidates && args.candidate_count != args.documents.count)
     throw std::invalid_argument("maxsim: candidate_count without candidates; expected the number of documents");
   if ((args.argmax || args.token_scores) && !args.rows_before)
@@ -109,6 +106,8 @@ inline Shape shape(const MaxsimArgs& args) {
       return shape_of<Bytes>(args.dimensions);
     case MaxsimKind::bits:
       return shape_of<Bits>(args.dimensions);
+    case MaxsimKind::int16:
+      break;
   }
   throw std::invalid_argument("maxsim: an unknown kind");
 }
@@ -198,6 +197,8 @@ inline Kernel scan_kernel(const Plan& plan) {
       return plan.work.planes == 1 ? scan_kernel_of<Bytes, 1>(plan) : scan_kernel_of<Bytes, 2>(plan);
     case MaxsimKind::bits:
       return plan.work.planes == 1 ? scan_kernel_of<Bits, 1>(plan) : scan_kernel_of<Bits, 2>(plan);
+    case MaxsimKind::int16:
+      break;
   }
   throw std::invalid_argument("maxsim: an unknown kind");
 }
@@ -214,6 +215,8 @@ inline Kernel pack_kernel(MaxsimKind kind) {
       return maxsim_pack_codes<Bytes>;
     case MaxsimKind::bits:
       return maxsim_pack_codes<Bits>;
+    case MaxsimKind::int16:
+      break;
   }
   throw std::invalid_argument("maxsim: an unknown kind");
 }

@@ -9,9 +9,10 @@ enum class MaxsimKind {  // of rows
   float32,
   float16,
   bfloat16,
-  int8,   // of documents codes, of queries codes with a scale each, for documents of codes
+  int8,   // codes; of queries whole numbers for documents of codes
   uint8,  // documents only
-  bits,   // documents only: -1 and 1, the highest of a byte first
+  bits,   // documents only: 0 and 1, the highest of a byte first
+  int16,  // queries only: whole numbers, of magnitude 32639 at most
 };
 
 // Matrices of tokens as runs of the rows of one matrix.
@@ -31,16 +32,14 @@ struct MaxsimArgs {
   int64_t dimensions;     // D, at least 1: elements of a row
   int64_t longest_query;  // no run of queries has more rows: all that the host must know of their lengths
 
-  // Codes only; each may be null. A document's token is code * scale + offset or, of int8 alone, code * scale * token_scale.
-  const float* scale;        // [D]
-  const float* offset;       // [D]
-  const float* token_scale;  // of every row
-  const float* query_scale;  // of every row of int8 queries
+  // Codes only; each may be null. The similarity to a token is units ((z . code + terms) factors): the product of whole numbers is exact
+  // and fits int32, every other operation is one of float32, and the maximum is taken before the last.
+  const float* units;    // of every row of queries
+  const float* terms;    // of every row of queries
+  const float* factors;  // of every row of documents
 
-  bool
-      normalize;  // rows are divided by their lengths; of codes those of queries are, and token_scale has the documents'
-  bool
-      pad_zero_rows;  // rows of zeros are no tokens; of codes those of queries are none, and the mask has the documents'
+  bool normalize;         // rows are divided by their lengths; not with codes
+  bool pad_zero_rows;     // rows of zeros are no tokens; not with codes
   bool length_normalize;  // scores are divided by the number of the query's tokens
   float empty_score;      // of documents without tokens
 

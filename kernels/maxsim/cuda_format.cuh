@@ -133,8 +133,11 @@ __host__ __device__ constexpr int64_t row_bytes(int64_t dimensions) {
 // An element of a row whose type is known at run time only.
 __device__ __forceinline__ float element(MaxsimKind kind, const void* row, int64_t k) {
   if (kind == MaxsimKind::float32) return Float32::get(row, k);
-  if (kind == MaxsimKind::int8) return static_cast<const int8_t*>(row)[k];
   return kind == MaxsimKind::float16 ? Float16::get(row, k) : BFloat16::get(row, k);
+}
+
+__device__ __forceinline__ int whole(MaxsimKind kind, const void* row, int64_t k) {
+  return kind == MaxsimKind::int8 ? static_cast<const int8_t*>(row)[k] : static_cast<const int16_t*>(row)[k];
 }
 
 __device__ __forceinline__ const void* row_of(const MaxsimRuns& runs, int64_t row) {

@@ -39,52 +39,20 @@ __device__ inline void set_scale(double squares, Column& column) {
   // Of a float32 row's length, its reciprocal can be as small as a subnormal number.
   const long long inverse = 2046 - exponent < 1023 - 126 ? 1023 - 126 : 2046 - exponent;
   const double scale = __longlong_as_double(inverse << 52);
-  column.scale = scale;
+  column.scale = static_cast<float>(scale);
   column.factor = static_cast<float>(1 / (floor * scale));
 }
 
-// The largest magnitude of integers that stand for a query's elements, two int8 planes of them: no product with codes of 8 bits leaves int32.
-__host__ __device__ constexpr int largest_code(int64_t dimensions) {
-  const int64_t most = 2147483647 / (128 * dimensions);
-  return most < 32639 ? static_cast<int>(most) : 32639;
-}
-
-// A query's row for documents of codes: weights w = q * args.scale become integers rint(w * scale); its factor and level in double, then
-// rounded once. Sums are in the order of lanes: element k is added to lane k % 32, then halves of the lanes.
-__device__ inline void set_codes(const Work& work, double squares, Column& column) {
+// What turns whole products with a query's row into similarities.
+__device__ inline void set_codes(const Work& work, Column& column) {
   const MaxsimArgs& args = work.args;
-  const int lane = threadIdx.x % 32;
-  const void* row = row_of(args.queries, column.row);
-  const bool is_bits = args.documents.kind == MaxsimKind::bits, is_uint8 = args.documents.kind == MaxsimKind::uint8;
-  double largest = 0, level = 0;
-  for (int64_t k = lane; k < args.dimensions; k += 32) {
-    const double x = element(args.queries.kind, row, k), scale = args.scale ? args.scale[k] : 1.0;
-    const double size = fabs(__dmul_rn(x, scale));
-    largest = size > largest ? size : largest;
-    double zero = args.offset ? args.offset[k] : 0.0;  // what code 0 stands for
-    if (is_uint8) zero = __dadd_rn(zero, __dmul_rn(128.0, scale));
-    if (is_bits) zero = -1;
-    level = __dadd_rn(level, __dmul_rn(x, zero));  // NaN if x is not finite
-  }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const double other = __shfl_xor_sync(kAllLanes, largest, distance);
-    largest = other > largest ? other : largest;
-    level = __dadd_rn(level, __shfl_xor_sync(kAllLanes, level, distance));
-  }
-  const bool is_whole = args.queries.kind == MaxsimKind::int8;
-  const double most = largest_code(args.dimensions);
-  double step = is_whole ? 1.0 : __ddiv_rn(largest, most);
-  column.scale = is_whole ? 1.0 : largest > 0 ? __ddiv_rn(most, largest) : 0.0;
-  double unit = is_whole && args.query_scale ? args.query_scale[column.row] : 1.0;
-  if (args.normalize) {
-    const double norm = __dsqrt_rn(squares), floor = is_whole ? kSmallestNorm / unit : kSmallestNorm;
-    unit = __ddiv_rn(1.0, norm < floor ? floor : norm);
-  }
-  if (!(fabs(level) <= 1.7976931348623157e308) || !(largest <= 1.7976931348623157e308)) step = NAN;
-  if (step != step) column.scale = 0;
-  column.factor = __double2float_rn(__dmul_rn(is_bits ? __dmul_rn(2.0, step) : step, unit));
-  column.level = __double2float_rn(__dmul_rn(level, unit));
+  column.factor = args.units ? args.units[column.row] : 1;
+  column.term = args.terms ? args.terms[column.row] : 0;
+  if (args.documents.kind != MaxsimKind::uint8) return;
+  int sum = 0;
+  for (int64_t k = threadIdx.x % 32; k < args.dimensions; k += 32)
+    sum += whole(args.queries.kind, row_of(args.queries, column.row), k);
+  column.shift = 128 * __reduce_add_sync(kAllLanes, sum);
 }
 
 __device__ inline int rows_in_group(const MaxsimRuns& queries, int64_t query, int64_t part) {
@@ -106,19 +74,15 @@ __device__ inline void place_rows(const Work& work, PackState& state) {
     const int64_t begin = queries.starts[q] + part;
     const int count = rows_in_group(queries, q, part);
     for (int i = warp; i < count; i += kWarps) {
-      Column column = {begin + i, 1, 1, 0};
+      Column column = {begin + i, 1, 1, 0, 0};
       bool is_there = !queries.mask || queries.mask[begin + i];
-      if (is_there && (args.normalize || args.pad_zero_rows || is_code)) {
-        bool any = true;
-        double squares = 0;
-        if (args.normalize || args.pad_zero_rows)
-          squares = row_squares(queries.kind, row_of(queries, begin + i), args.dimensions, any);
+      if (is_there && is_code) {
+        set_codes(work, column);
+      } else if (is_there && (args.normalize || args.pad_zero_rows)) {
+        bool any;
+        const double squares = row_squares(queries.kind, row_of(queries, begin + i), args.dimensions, any);
         if (args.pad_zero_rows) is_there = any;
-        if (is_code) {
-          set_codes(work, squares, column);
-        } else if (args.normalize) {
-          set_scale(squares, column);
-        }
+        if (args.normalize) set_scale(squares, column);
       }
       if (lane > 0) continue;
       state.column[rows + i] = column;
@@ -176,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
     if (column >= state->tokens || k >= args.dimensions) return 0.0f;
     const Column& from = state->column[column];
     if (from.factor != from.factor) return NAN;
-    return element(args.queries.kind, row_of(args.queries, from.row), k) * static_cast<float>(from.scale);
+    return element(args.queries.kind, row_of(args.queries, from.row), k) * from.scale;
   };
   for (int at = threadIdx.x; at < fragments; at += kThreads) {
     const int lane = at % 32, tile = at / 32 % tiles, step = at / 32 / tiles;
@@ -204,10 +168,7 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack_codes(const Work work) {
   const int tiles = work.columns / 16, fragments = work.steps * tiles * 32;
   const auto value = [&](int column, int64_t k) {
     if (column >= state->tokens || k >= args.dimensions) return 0;
-    const Column& from = state->column[column];
-    if (from.scale == 0) return 0;
-    const double x = element(args.queries.kind, row_of(args.queries, from.row), k);
-    return __double2int_rn(__dmul_rn(args.scale ? __dmul_rn(x, args.scale[k]) : x, from.scale));
+    return whole(args.queries.kind, row_of(args.queries, state->column[column].row), k);
   };
   for (int at = threadIdx.x; at < fragments; at += kThreads) {
     const int lane = at % 32, tile = at / 32 % tiles, step = at / 32 / tiles;

@@ -49,9 +49,7 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
         if (other > value || matched == kNoRow || (other != other && value == value))
           value = other, matched = other_row;
       }
-      const Column& packed = work.column[(work.first_group + group) * work.columns + column];
-      value = __fmul_rn(value, packed.factor);
-      if (args.documents.kind >= MaxsimKind::int8) value = __fadd_rn(value, packed.level);
+      value = __fmul_rn(value, work.column[(work.first_group + group) * work.columns + column].factor);
     }
     if (row < rows) {
       if (args.argmax) args.argmax[out + row] = matched;

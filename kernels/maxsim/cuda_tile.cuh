@@ -71,8 +71,7 @@ __device__ inline float plain_product(const Work& work, const Column& column, in
   float sum = 0;
 #pragma unroll 1
   for (int64_t k = 0; k < work.args.dimensions; k++)
-    sum = fmaf(element(work.args.queries.kind, query, k) * static_cast<float>(column.scale), Format::get(document, k),
-               sum);
+    sum = fmaf(element(work.args.queries.kind, query, k) * column.scale, Format::get(document, k), sum);
   return sum;
 }
 
@@ -249,8 +248,7 @@ struct Tile {
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           const int row = 8 * n + 2 * (lane % 4) + e;
-          factors[n][e] =
-              work.args.token_scale && (there >> row & 1) ? __ldg(work.args.token_scale + base + row) : 1.0f;
+          factors[n][e] = work.args.factors && (there >> row & 1) ? __ldg(work.args.factors + base + row) : 1.0f;
         }
     } else {
       // Of the squares, the four lanes of a row have shares: one of them finishes that of its tile.
@@ -270,13 +268,13 @@ struct Tile {
     }
   }
 
-  // The product that a sum stands for; whether it may be nothing, where planes are made of numbers that are not finite.
+  // The product that a sum stands for.
   __device__ __forceinline__ float product_of(const Sum (&sums)[kSums][kRowTiles][kTiles][4], int m, int n, int i,
-                                              float factor) const {
+                                              const Column& column, float factor) const {
     if constexpr (Format::kIsCode) {
-      int dot = sums[0][m][n][i];
+      int dot = sums[0][m][n][i] + column.shift;
       if constexpr (kQueryPlanes > 1) dot += 256 * sums[kQueryPlanes - 1][m][n][i];
-      return __fmul_rn(__int2float_rn(dot), factor);
+      return __fmul_rn(__fadd_rn(__int2float_rn(dot), column.term), factor);
     } else {
       return work.args.normalize ? sums[0][m][n][i] * factor : sums[0][m][n][i];
     }
@@ -303,14 +301,24 @@ struct Tile {
 #pragma unroll
     for (int m = 0; m < kRowTiles; m++)
 #pragma unroll
-      for (int n = 0; n < kTiles; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float product = product_of(sums, m, n, i, factors[n][i % 2]);
-          if (!(product > -INFINITY)) rare |= 1u << (2 * m + i / 2);
-          // What is no token is below everything, and nothing above what it is compared with.
-          products[m][n][i] = own >> (8 * n + i % 2) & 1 ? product : -INFINITY;
+      for (int half = 0; half < 2; half++) {
+        const int at = 16 * m + 8 * half + lane / 4;
+        Column column = {};
+        if (Format::kIsCode && at < columns) {
+          column.term = __ldg(&packed[at].term);
+          column.shift = __ldg(&packed[at].shift);
         }
+#pragma unroll
+        for (int n = 0; n < kTiles; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int i = 2 * half + e;
+            const float product = product_of(sums, m, n, i, column, factors[n][e]);
+            if (!(product > -INFINITY)) rare |= 1u << (2 * m + half);
+            // What is no token is below everything, and nothing above what it is compared with.
+            products[m][n][i] = own >> (8 * n + e) & 1 ? product : -INFINITY;
+          }
+      }
 #pragma unroll
     for (int m = 0; m < kRowTiles; m++)
 #pragma unroll

@@ -23,11 +23,11 @@ __host__ __device__ constexpr int rows_of_eight(int most, int row_tiles, bool st
 }
 
 struct Column {
-  int64_t row;  // of the queries
-  // What was packed is the row times this: for floats a power of two; for codes what makes integers of it, after args.scale.
-  double scale;
-  // A similarity is factor * product + level; NaN for a row without a direction. level is 0 for floats.
-  float factor, level;
+  int64_t row;   // of the queries
+  float scale;   // of floats, what was packed is the row times this power of two
+  float factor;  // what makes a similarity of a product; NaN for a row without a direction
+  float term;    // of codes, what is added to a product before
+  int shift;     // and what products with codes that were made signed lack
 };
 
 struct Work {

@@ -17,7 +17,8 @@ namespace {
 
 const std::map<std::string, MaxsimKind> kinds = {{"float32", MaxsimKind::float32},   {"float16", MaxsimKind::float16},
                                                  {"bfloat16", MaxsimKind::bfloat16}, {"int8", MaxsimKind::int8},
-                                                 {"uint8", MaxsimKind::uint8},       {"bits", MaxsimKind::bits}};
+                                                 {"int16", MaxsimKind::int16},       {"uint8", MaxsimKind::uint8},
+                                                 {"bits", MaxsimKind::bits}};
 
 // Memory comes as addresses, 0 for none.
 template <class T>
@@ -45,10 +46,9 @@ MaxsimArgs arguments(const py::dict& given) {
   args.documents = runs(given, "documents");
   args.dimensions = number(given, "dimensions");
   args.longest_query = number(given, "longest_query");
-  args.scale = data<const float>(given, "scale");
-  args.offset = data<const float>(given, "offset");
-  args.token_scale = data<const float>(given, "token_scale");
-  args.query_scale = data<const float>(given, "query_scale");
+  args.units = data<const float>(given, "units");
+  args.terms = data<const float>(given, "terms");
+  args.factors = data<const float>(given, "factors");
   args.normalize = given["normalize"].cast<bool>();
   args.pad_zero_rows = given["pad_zero_rows"].cast<bool>();
   args.length_normalize = given["length_normalize"].cast<bool>();

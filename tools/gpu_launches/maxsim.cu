@@ -10,8 +10,9 @@ void record(const Device& device, const RecordLaunch& launch) {
   static const int64_t candidates[1] = {};
   for (const MaxsimKind kind : {MaxsimKind::float32, MaxsimKind::float16, MaxsimKind::bfloat16, MaxsimKind::int8,
                                 MaxsimKind::uint8, MaxsimKind::bits})
-    for (const MaxsimKind query_kind : {MaxsimKind::float32, MaxsimKind::bfloat16, MaxsimKind::int8}) {
-      if (query_kind == MaxsimKind::int8 && kind < MaxsimKind::int8) continue;
+    for (const MaxsimKind query_kind :
+         {MaxsimKind::float32, MaxsimKind::bfloat16, MaxsimKind::int8, MaxsimKind::int16}) {
+      if ((query_kind >= MaxsimKind::int8) != (kind >= MaxsimKind::int8)) continue;
       for (const int64_t longest : {32, 128, 1024})
         for (const int64_t dimensions : {96, 128, 256, 1024, 4096})
           for (const bool chosen : {false, true}) {
