@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from maxsim_cases import Case, cases
 from maxsim_cuda import Host
 from test_maxsim import near
+from test_maxsim_cuda_codes import Call as CodesCall
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 from simtile import _gpu
@@ -165,3 +166,50 @@ def test_what_the_kernels_do_not_have_is_refused(change, message):
     options = Options(temperature=change.get("temperature", 0.0))
     with pytest.raises(ValueError, match=message):
         maxsim_cuda.forward(queries, documents, None, options)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "bits"])
+def test_codes_reach_the_kernels(kind):
+    call = CodesCall(kind, "int16", (3, 7), (4, 0, 6), 20, 1)
+    starts, ends = (torch.from_numpy(x) for x in ([0, 3], [3, 10]) for x in [np.array(x)])
+    optional = {name: getattr(call, name) for name in ("units", "terms", "factors")}
+    tensors = {
+        name: None if x is None else cuda_tensor(torch.from_numpy(x))
+        for name, x in optional.items()
+    }
+    masks = [cuda_tensor(torch.from_numpy(x)) for x in call.masks]
+    found = maxsim_cuda.forward_codes(
+        maxsim_cuda.WholeQueries(
+            cuda_tensor(torch.from_numpy(call.queries)),
+            tensors["units"],
+            tensors["terms"],
+            cuda_tensor(starts),
+            cuda_tensor(ends),
+            masks[0],
+            7,
+        ),
+        kind,
+        cuda_tensor(torch.from_numpy(call.stored)),
+        20,
+        cuda_tensor(torch.tensor([0, 4, 4, 10])),
+        masks[1],
+        tensors["factors"],
+        None,
+        empty_score=-3.0,
+        argmax=True,
+        token_scores=True,
+    )
+    scores, argmax, values = call.expected()
+    np.testing.assert_array_equal(plain(found.scores), scores)
+    np.testing.assert_array_equal(plain(found.argmax), np.concatenate([x.ravel() for x in argmax]))
+    np.testing.assert_array_equal(
+        plain(found.token_scores), np.concatenate([x.ravel() for x in values])
+    )
+
+
+def test_codes_of_another_type_are_refused():
+    x = cuda_tensor(torch.zeros((3, 4), dtype=torch.int8))
+    one = cuda_tensor(torch.zeros(1, dtype=torch.int64))
+    queries = maxsim_cuda.WholeQueries(x, x.float()[:, 0], None, one, one + 3, None, 3)
+    with pytest.raises(ValueError, match=r"found codes of kind 'bits' as torch\.int8, expected"):
+        maxsim_cuda.forward_codes(queries, "bits", x, 32, one, None, None, None)
