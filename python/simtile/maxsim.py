@@ -111,7 +111,9 @@ def maxsim(
     Notes
     -----
     A maximum passes its gradient to the first token that attains it. Gradients are computed in
-    float32 (float64 for float64) without atomics, and the same inputs give the same bits.
+    float32 (float64 for float64) without atomics, and the same inputs give the same bits. In one
+    call equal pairs have equal scores. Two calls may differ in the last bits for the same pair: on
+    processors with AMX float32 is multiplied in another way where there are many query tokens.
 
     Examples
     --------
