@@ -99,13 +99,14 @@ def test_long_ones_are_the_oracle(level, dtype, case):
         check(call, call.run(threads=2), call.oracle(), everything)
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_pair_scores_the_same_wherever_it_stands(level):
+def test_a_pair_scores_the_same_wherever_it_stands(level, temperature):
     """In any tile, panel, group, thread: so equal documents tie."""
     rng = np.random.default_rng(0)
     document, query = rng.normal(size=(50, 96)), rng.normal(size=(20, 96))
     others = [rng.normal(size=(n, 96)) for n in (1, 13, 200, 7)]
-    case = Case((1,), (1,), 96)
+    case = Case((1,), (1,), 96, options={"temperature": temperature})
     case.arrays["documents"] = [document, *others, document, others[2], document]
     case.arrays["queries"] = [others[1], query, others[2], others[0], query]
     with cpu_level(level):
