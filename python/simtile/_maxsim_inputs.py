@@ -59,6 +59,11 @@ class Given(NamedTuple):
     def of_tensors(self) -> bool:
         return _tensors.is_tensor(self.x.items[0] if isinstance(self.x, Parts) else self.x)
 
+    @property
+    def device(self) -> Any:
+        """Of tensors."""
+        return (self.x.items[0] if isinstance(self.x, Parts) else self.x).device
+
     def together(self) -> Given:
         """Parts as one matrix."""
         return self._replace(x=self.x.together()) if isinstance(self.x, Parts) else self

@@ -179,8 +179,16 @@ return_argmax, return_token_scores, backend, threads
             f"documents: found {right.batch} for {left.batch} queries, expected {left.batch} "
             "because document i belongs to query i; simtile.maxsim scores all with all"
         )
-    own = np.arange(left.batch, dtype=np.int64)[:, None]
-    found = _run(left, right, own, options, return_argmax, return_token_scores, backend, threads)
+    found = _run(
+        left,
+        right,
+        _each_its_own(left, right),
+        options,
+        return_argmax,
+        return_token_scores,
+        backend,
+        threads,
+    )
     results = [found.scores[:, 0]]
     for x in found[1:]:
         if x is not None and left.width is not None:
@@ -282,6 +290,16 @@ return_token_scores, backend, threads
     found = _run(left, right, best, options, *details, backend, threads)
     again, *rest = _as_list(_results(left, _without_none(found, best), count))
     return (again if differentiable else scores, best, *rest)
+
+
+def _each_its_own(left: Given, right: Given) -> Any:
+    """int64 [B, 1] where the inputs are; on a GPU it is made there, which nothing waits for."""
+    if not (left.of_tensors or right.of_tensors):
+        return np.arange(left.batch, dtype=np.int64)[:, None]
+    import torch
+
+    side = left if left.of_tensors else right
+    return torch.arange(side.batch, device=side.device)[:, None]
 
 
 def _options(

@@ -71,7 +71,7 @@ def maxsim_tensors(
             arrays = _maxsim_run.forward(
                 queries,
                 documents,
-                candidates,
+                None if candidates is None else _tensors.as_array(candidates),
                 options,
                 argmax=return_argmax,
                 token_scores=return_token_scores,
