@@ -72,6 +72,23 @@ def test_results_are_those_of_arrays(case, forms, dtypes, empty):
         assert_same(result, expected)
 
 
+@pytest.mark.parametrize("forms", [("list", "list"), ("wider", "list"), ("list", "strided")])
+@pytest.mark.parametrize("k", [None, 2])
+def test_other_calls_are_those_of_arrays(forms, k):
+    case = Case((3, 0, 5), (4, 7, 2), 6, masks=("holes", "prefix"), seed=3)
+    form = Form(case, *forms)
+    tensors = [as_tensors(x) for x in form.arguments]
+    expected = simtile.maxsim_pairwise(*form.arguments, **BOTH)
+    assert_same(simtile.maxsim_pairwise(*tensors, **BOTH), expected)
+    tokens = np.concatenate(case["documents"]).astype(np.float32)
+    offsets, mask = np.array([0, 4, 11, 13]), np.arange(13) % 3 > 0
+    arguments = (form.queries, tokens, offsets, form.query_mask, mask)
+    options = {"ids": np.array([[0, 2], [1, -1], [2, 2]]), "k": k, **BOTH}
+    expected = simtile.maxsim_packed(*arguments, **options)
+    options["ids"] = torch.from_numpy(options["ids"])
+    assert_same(simtile.maxsim_packed(*map(as_tensors, arguments), **options), expected)
+
+
 def weighted(form, weights, **options):
     """Leaves, and the gradients of Σ weights · scores."""
     inputs = [leaves(x) for x in form.arguments[:2]]
