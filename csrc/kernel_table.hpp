@@ -17,6 +17,7 @@ struct KernelTable {
   const QuantizeKernel& (*quantize)();
   const TopkKernel& (*topk)();
   const MaxsimKernel& (*maxsim)();
+  const MaxsimCodesKernel& (*maxsim_codes)();
   const MaxsimBackwardKernel& (*maxsim_backward)();
 };
 
@@ -27,6 +28,7 @@ struct KernelTable {
   const QuantizeKernel& quantize_table();              \
   const TopkKernel& topk_table();                      \
   const MaxsimKernel& maxsim_table();                  \
+  const MaxsimCodesKernel& maxsim_codes_table();       \
   const MaxsimBackwardKernel& maxsim_backward_table(); \
   }
 #if defined(__x86_64__)

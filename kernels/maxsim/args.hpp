@@ -19,17 +19,39 @@ struct MaxsimSide {
   const uint8_t* mask;  // of every row: 0 is no token; or null: all are
 };
 
+// Tokens of documents as codes. Rows of `queries` are then int16, the whole numbers that queries were rounded to, and a similarity is
+//   unit · ((weight · dot + centroid's product) · factor), or without centroids unit · ((dot + addend) · factor)
+// where dot is an exact whole number and everything else float32, rounded after each operation; a centroid's product is a
+// sum in order.
+enum class MaxsimKind { int8, uint8, bits, residual1, residual2, residual4 };
+
+struct MaxsimCodes {
+  MaxsimKind kind;
+  const float* factors;  // [rows of documents], or null: 1
+  const float* units;    // [rows of queries]
+  const float* terms;    // [rows of queries] addends, or weights with residuals
+  // Residuals.
+  const int32_t* centroids;  // [rows of documents]
+  int64_t centroid_count;
+  const float* centroid_rows;  // [centroids][D]
+  const float* query_values;   // [rows of queries][D] what centroids are multiplied with
+  const int16_t* weights;      // [2^bits] of the value of a residual, up to 2^15 - 129 in magnitude
+};
+
 struct MaxsimArgs {
   Element element;     // of the documents; queries are float64 with float64 documents, otherwise float32
   MaxsimSide queries;  // Q
   MaxsimSide documents;
   int64_t dimensions;  // D, at least 1
+  int64_t query_rows;  // of the matrix that queries are runs of
 
   bool normalize;         // rows are divided by their lengths
   bool pad_zero_rows;     // rows of zeros are no tokens
   bool length_normalize;  // scores are divided by the number of the query's tokens
   double empty_score;     // of documents without tokens
   double temperature;     // t log Σ exp(x / t) instead of the maximum; 0: the maximum
+
+  MaxsimCodes codes;  // only of codes
 
   const int64_t* candidates;  // [Q, C] documents; or null: all of them
   int64_t candidate_count;    // C; without candidates the number of documents
@@ -48,6 +70,10 @@ struct MaxsimVariant {
 
 struct MaxsimKernel {
   MaxsimVariant by_element[4];
+};
+
+struct MaxsimCodesKernel {
+  MaxsimVariant by_kind[6];
 };
 
 // Gradients of Σ grad_scores · scores. No row belongs to two runs.

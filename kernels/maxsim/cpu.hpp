@@ -6,7 +6,6 @@
 #pragma once
 
 #include "maxsim/products.hpp"
-#include "maxsim/products_amx.hpp"
 #include "maxsim/tokens.hpp"
 #include "tile/pieces.hpp"
 
@@ -20,7 +19,8 @@ constexpr int64_t kTasksPerThread = 8;             // ragged documents, even end
 
 template <typename Compute, typename Document, class Products>
 struct Maxsim {
-  typedef FusedProducts<Compute, Document> Plain;  // what multiplies where Products cannot
+  typedef typename Products::Plain Plain;
+  typedef typename Products::Query Query;
   typedef typename Products::Row Row;
   static constexpr int kColumns = Tile<Compute>::kColumns;
 
@@ -38,15 +38,25 @@ struct Maxsim {
   int32_t* column_row;    // [columns] of its query, from the start
   char* panels;           // [columns / kColumns], as Products and, where they are checked, as Plain have them
   char* plain_panels;
-  Compute* units;       // [columns] what products are multiplied with
-  int* group_planes;    // [groups]
+  Compute* units;     // [columns] what products are multiplied with
+  int* group_planes;  // [groups]
+  float* terms;       // [columns] of codes
+  // Of residuals: products of centroids, of those that documents' tokens have.
+  int32_t* centroid_slot;  // [centroids] where one is in a table, -1: nowhere
+  int32_t* slot_centroid;  // [slot_capacity]
+  int64_t slots = 0;
+  int64_t slot_capacity = 0;
+  float* values;        // [columns / kColumns][D][kColumns] of query tokens
+  float* tables;        // [columns / kColumns][slot_capacity][kColumns]
   Best<Compute>* best;  // [threads][columns / kColumns]
   Compute* products;    // [threads][most rows of a tile][kColumns]
   char* copies;         // [threads][copy_bytes]
   int32_t* indices;     // [threads][kChunkTokens]
   int64_t documents_per_task;
 
-  Maxsim(const MaxsimArgs& given, int workers) : args(given), threads(workers) {}
+  const typename Products::Values code_values;
+
+  Maxsim(const MaxsimArgs& given, int workers) : args(given), threads(workers), code_values(given.codes) {}
 
   static constexpr int64_t kProductRows = Products::kRows > Plain::kRows ? Products::kRows : Plain::kRows;
   // A chunk as Products or Plain want it.
@@ -71,6 +81,12 @@ struct Maxsim {
         Products::kChecked ? pieces.take<char>(columns / kColumns * Plain::panel_bytes(args.dimensions)) : panels;
     units = pieces.take<Compute>(columns);
     group_planes = pieces.take<int>(queries + 1);
+    terms = pieces.take<float>(Products::kCodes ? columns : 0);
+    slot_capacity = least(args.codes.centroid_count, rows_of(args.documents));
+    centroid_slot = pieces.take<int32_t>(args.codes.centroid_count);
+    slot_centroid = pieces.take<int32_t>(slot_capacity);
+    values = pieces.take<float>(slot_capacity ? columns * args.dimensions : 0);
+    tables = pieces.take<float>(columns * slot_capacity);
     best = pieces.take<Best<Compute>>(threads * (columns / kColumns));
     products = pieces.take<Compute>(threads * kProductRows * kColumns);
     copies = pieces.take<char>(threads * round_to(copy_bytes(), 64));
@@ -80,7 +96,7 @@ struct Maxsim {
 
   // Columns and groups. Without candidates a group takes queries until its panels fill kGroupBytes.
   void plan() {
-    const TokenRows<Compute> rows{args.queries, args.dimensions, args.pad_zero_rows};
+    const TokenRows<Query> rows{args.queries, args.dimensions, args.pad_zero_rows};
     const int64_t group_columns = most<int64_t>(
         kGroupBytes / (args.dimensions * static_cast<int64_t>(sizeof(Compute))) / kColumns * kColumns, kColumns);
     int64_t column = 0, before = 0;
@@ -110,7 +126,7 @@ struct Maxsim {
 
   template <class P>
   int pack(int64_t group, char* all) {
-    const TokenRows<Compute> rows{args.queries, args.dimensions, false};
+    const TokenRows<Query> rows{args.queries, args.dimensions, false};
     const int64_t bytes = P::panel_bytes(args.dimensions);
     __builtin_memset(all + group_column[group] / kColumns * bytes, 0,
                      static_cast<size_t>((group_column[group + 1] - group_column[group]) / kColumns * bytes));
@@ -118,16 +134,67 @@ struct Maxsim {
     for (int64_t q = group_query[group]; q < group_query[group + 1]; q++) {
       for (int64_t t = 0; t < query_tokens[q]; t++) {
         const int64_t column = query_column[q] + t;
-        const Compute* row = rows.row(args.queries.starts[q] + column_row[column]);
+        const int64_t row = args.queries.starts[q] + column_row[column];
         double scale = 1;
-        if (args.normalize) scale = inverse_norm(squared_norm<Compute>(row, args.dimensions));
+        if constexpr (!P::kCodes)
+          if (args.normalize) scale = inverse_norm(squared_norm<Compute>(rows.row(row), args.dimensions));
         const PackedToken token =
-            P::put(all + column / kColumns * bytes, args.dimensions, column % kColumns, row, scale);
+            P::put(all + column / kColumns * bytes, args.dimensions, column % kColumns, rows.row(row), scale);
         planes = most(planes, token.planes);
         units[column] = static_cast<Compute>(token.unit);
+        if (P::kCodes) take_terms(column, row);
       }
     }
     return planes;
+  }
+
+  void take_terms(int64_t column, int64_t row) {
+    const MaxsimCodes& codes = args.codes;
+    units[column] = codes.units[row];
+    terms[column] = codes.terms ? codes.terms[row] : 0;
+    if (slots == 0) return;
+    float* const to = values + column / kColumns * args.dimensions * kColumns + column % kColumns;
+    const float* const from = codes.query_values + row * args.dimensions;
+    for (int64_t k = 0; k < args.dimensions; k++) to[k * kColumns] = from[k];
+  }
+
+  void find_centroids() {
+    for (int64_t c = 0; c < args.codes.centroid_count; c++) centroid_slot[c] = -1;
+    if (slot_capacity == 0) return;
+    const int64_t* const chosen = args.candidates;
+    const int64_t count = chosen ? args.queries.count * args.candidate_count : args.documents.count;
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t document = chosen ? chosen[i] : i;
+      if (document < 0) continue;
+      for (int64_t r = args.documents.starts[document]; r < args.documents.ends[document]; r++) {
+        const int32_t centroid = args.codes.centroids[r];
+        if (centroid_slot[centroid] >= 0) continue;
+        centroid_slot[centroid] = static_cast<int32_t>(slots);
+        slot_centroid[slots++] = centroid;
+      }
+    }
+  }
+
+  static constexpr int64_t kSlotsPerTask = 16 * Tile<float>::kRows;
+  int64_t tasks_of_table() const { return (slots + kSlotsPerTask - 1) / kSlotsPerTask; }
+
+  // Some rows of a panel's table.
+  static void table_task(void* context, int64_t task, int worker) {
+    Maxsim& self = *static_cast<Maxsim*>(context);
+    const int64_t d = self.args.dimensions, panel = task / self.tasks_of_table();
+    float* const rows = reinterpret_cast<float*>(self.copies + worker * round_to(self.copy_bytes(), 64));
+    const float* const values = self.values + panel * d * kColumns;
+    float* const table = self.tables + panel * self.slot_capacity * kColumns;
+    int64_t slot = task % self.tasks_of_table() * kSlotsPerTask;
+    const int64_t end = least(slot + kSlotsPerTask, self.slots);
+    while (slot < end) {
+      const int64_t count = least<int64_t>(Tile<float>::kRows, end - slot);
+      for (int64_t i = 0; i < count; i++)
+        __builtin_memcpy(rows + i * d, self.args.codes.centroid_rows + self.slot_centroid[slot + i] * d,
+                         static_cast<size_t>(d) * sizeof(float));
+      multiply_some_tokens<float>(static_cast<int>(count), rows, d, values, d, false, table + slot * kColumns);
+      slot += count;
+    }
   }
 
   // The document's rows from `r` on that are tokens, at most kChunkTokens: as they lie, or copied.
@@ -163,8 +230,12 @@ struct Maxsim {
     Stored* const copy = reinterpret_cast<Stored*>(copies + worker * round_to(copy_bytes(), 64));
     for (int64_t i = 0; i < count; i++) {
       const Document* row = rows.row(start + index[i]);
-      const double scale = args.normalize ? inverse_norm(squared_norm<Compute>(row, args.dimensions)) : 1;
-      P::copy(row, args.dimensions, scale, copy + i * pitch);
+      if constexpr (P::kCodes) {
+        P::copy(row, args.dimensions, code_values, copy + i * pitch);
+      } else {
+        const double scale = args.normalize ? inverse_norm(squared_norm<Compute>(row, args.dimensions)) : 1;
+        P::copy(row, args.dimensions, scale, copy + i * pitch);
+      }
     }
     return {copy, pitch, count, index};
   }
@@ -194,8 +265,11 @@ struct Maxsim {
           // Tiles of nearly one height.
           const int64_t next = least(units * (tile + 1) / tiles * P::kRowUnit, chunk.count);
           const int height = static_cast<int>(next - row);
-          P::multiply(chunk.rows + row * chunk.stride, chunk.stride, height, group_panels + p * bytes,
-                      group_planes[group], args.dimensions, out);
+          P::multiply(
+              {chunk.rows + row * chunk.stride, chunk.stride, height, group_panels + p * bytes, group_planes[group],
+               args.dimensions, &args.codes, start, chunk.index + row, terms + group_column[group] + p * kColumns,
+               centroid_slot, tables + (group_column[group] + p * kColumns) * slot_capacity},
+              out);
           own[p].template take<keep>(out, height, chunk.index + row, inverse_temperature);
           row = next;
         }
@@ -208,10 +282,10 @@ struct Maxsim {
   int64_t meet_all(int64_t group, int64_t document, int worker) {
     const int64_t count = (group_column[group + 1] - group_column[group]) / kColumns;
     const int64_t met = meet<keep, Products>(group, panels, 0, count, document, worker);
-    if constexpr (Products::kChecked) {
+    if constexpr (Products::kChecked || Products::kCodes) {
       Best<Compute>* const own = best + worker * (columns / kColumns);
       for (int64_t p = 0; p < count; p++)
-        if (own[p].has_nan())
+        if (Products::kChecked && own[p].has_nan())
           meet<keep, Plain>(group, plain_panels, p, p + 1, document, worker);
         else
           own[p].multiply(units + group_column[group] + p * kColumns);
@@ -290,45 +364,19 @@ struct Maxsim {
     Maxsim self(args, executor.threads);
     self.lay_out(workspace);
     self.plan();
+    if constexpr (Products::kCodes) {
+      __builtin_memset(self.units, 0, static_cast<size_t>(self.columns) * sizeof(Compute));
+      __builtin_memset(self.terms, 0, static_cast<size_t>(self.columns) * sizeof(float));
+      if (self.slot_capacity)
+        __builtin_memset(self.values, 0, static_cast<size_t>(self.columns * args.dimensions) * sizeof(float));
+      self.find_centroids();
+    }
     executor.run(self.groups, pack_task, &self);
+    if constexpr (Products::kCodes)
+      executor.run(self.group_column[self.groups] / kColumns * self.tasks_of_table(), table_task, &self);
     executor.run(self.groups * self.tasks_of_group(), score_task, &self);
   }
 };
-
-template <typename Compute, typename Document>
-struct MaxsimOf {
-  typedef Maxsim<Compute, Document, FusedProducts<Compute, Document>> Plain;
-#if defined(__AMX_BF16__)
-  typedef Maxsim<Compute, Document, TileProducts<Document>> Fast;
-  // The smooth maximum is of products in their own unit; rows divided by their lengths have more bits than a half type's planes. To split
-  // float32 rows takes as long as multiplying them with two panels.
-  static bool is_fast(const MaxsimArgs& args) {
-    if (args.temperature > 0) return false;
-    if (sizeof(Document) == sizeof(Compute)) return !args.candidates && rows_of(args.queries) > 2 * Fast::kColumns;
-    return !args.normalize;
-  }
-#else
-  typedef Plain Fast;
-  static bool is_fast(const MaxsimArgs&) { return false; }
-#endif
-
-  static int64_t workspace_bytes(const MaxsimArgs& args, int threads) {
-    return is_fast(args) ? Fast::workspace_bytes(args, threads) : Plain::workspace_bytes(args, threads);
-  }
-  static void run(const MaxsimArgs& args, const Executor& executor, void* workspace) {
-    is_fast(args) ? Fast::run(args, executor, workspace) : Plain::run(args, executor, workspace);
-  }
-};
-
-template <typename Document>
-struct MaxsimOf<double, Document> : Maxsim<double, Document, FusedProducts<double, Document>> {};
-
-template <typename Compute, typename Document>
-constexpr MaxsimVariant maxsim_variant = {MaxsimOf<Compute, Document>::workspace_bytes,
-                                          MaxsimOf<Compute, Document>::run};
-
-constexpr MaxsimKernel maxsim_kernel = {{maxsim_variant<float, float>, maxsim_variant<double, double>,
-                                         maxsim_variant<float, bf16>, maxsim_variant<float, f16>}};
 
 }  // namespace
 }  // namespace SIMTILE_ISA

@@ -1,12 +1,14 @@
 // What multiplies rows of a document with a panel of query tokens: out[row][kColumns] = row · token.
 //
 // A `Products` says how a panel and a row are stored, and multiplies up to kRows rows with a panel:
-//   Row, kRows, kRowUnit    a chunk that is read where it lies has a multiple of kRowUnit rows
-//   kChecked                where it meets what it cannot multiply a product is NaN, and is computed again by multiply-adds
+//   Query, Row              elements of the queries as they are given, and of stored rows
+//   kRowUnit                a chunk that is read where it lies has a multiple of so many rows
+//   kChecked                where it meets what it cannot multiply a product is NaN, and Plain computes it again
 //   in_place(dimensions)    rows may be read where they lie
 //   put(panel, column, row) a query's token into a panel that was zeros
 #pragma once
 
+#include "maxsim/args.hpp"
 #include "maxsim/tile.hpp"
 #include "tile/pieces.hpp"
 
@@ -20,15 +22,39 @@ struct PackedToken {
   int planes;   // that are not zeros
 };
 
+// Some rows of a chunk and a panel.
+template <typename Row>
+struct Operands {
+  const Row* rows;
+  int64_t stride;  // elements
+  int height;
+  const void* panel;
+  int planes;  // of the panel's group
+  int64_t dimensions;
+  // Only of codes.
+  const MaxsimCodes* codes;
+  int64_t first;         // row of the document's first token
+  const int32_t* index;  // of the rows, from there
+  const float* terms;    // of the panel's columns
+  const int32_t* slots;  // of centroids
+  const float* table;    // [slots][kColumns]
+};
+
 template <typename Compute, typename Document>
 struct FusedProducts {
+  typedef FusedProducts Plain;
+  typedef Compute Query;
   typedef Compute Row;
+  static constexpr bool kCodes = false;
   static constexpr int kRows = Tile<Compute>::kRows;
   static constexpr int kRowUnit = 1;
   static constexpr int kColumns = Tile<Compute>::kColumns;
   static constexpr bool kChecked = false;
   struct Scope {
     Scope() {}
+  };
+  struct Values {
+    explicit Values(const MaxsimCodes&) {}
   };
 
   static bool in_place(int64_t) { return sizeof(Document) == sizeof(Compute); }
@@ -54,13 +80,12 @@ struct FusedProducts {
     for (; k < dimensions; k++) to[k] = static_cast<Compute>(widen(row[k]));
   }
 
-  static void multiply(const Row* rows, int64_t stride, int height, const void* panel, int, int64_t dimensions,
-                       Compute* out) {
+  static void multiply(const Operands<Row>& o, Compute* out) {
     constexpr int64_t kDepth = Tile<Compute>::kDepth;
-    const Compute* const b = static_cast<const Compute*>(panel);
-    for (int64_t k = 0; k < dimensions; k += kDepth)
-      multiply_some_tokens<Compute>(height, rows + k, stride, b + k * kColumns, least(kDepth, dimensions - k), k > 0,
-                                    out);
+    const Compute* const b = static_cast<const Compute*>(o.panel);
+    for (int64_t k = 0; k < o.dimensions; k += kDepth)
+      multiply_some_tokens<Compute>(o.height, o.rows + k, o.stride, b + k * kColumns, least(kDepth, o.dimensions - k),
+                                    k > 0, out);
   }
 };
 

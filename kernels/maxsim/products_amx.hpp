@@ -33,13 +33,17 @@ struct PlanesOf<float> {
 
 template <typename Document>
 struct TileProducts {
+  typedef FusedProducts<float, Document> Plain;
+  typedef float Query;
   typedef bf16 Row;
+  static constexpr bool kCodes = false;
   static constexpr int kRows = 2 * kTileRows;
   static constexpr int kRowUnit = kTileRows;
   static constexpr int kColumns = Tile<float>::kColumns;
   static constexpr bool kChecked = true;
   static constexpr int kPlanes = PlanesOf<Document>::kCount;
   typedef TileScope Scope;
+  typedef typename Plain::Values Values;
   static_assert(kColumns == 2 * kTileRows, "a panel is two tiles wide");
 
   static int64_t tiles(int64_t dimensions) { return (dimensions + kTileDepth - 1) / kTileDepth; }
@@ -84,12 +88,12 @@ struct TileProducts {
   }
 
   // Reads all 16 rows of each tile that it begins.
-  static void multiply(const Row* rows, int64_t stride, int height, const void* panel, int planes, int64_t dimensions,
-                       float* out) {
-    if (planes == 1)
-      multiply_tiles<1>(rows, stride, height, static_cast<const char*>(panel), dimensions, out);
+  static void multiply(const Operands<Row>& o, float* out) {
+    const char* const panel = static_cast<const char*>(o.panel);
+    if (o.planes == 1)
+      multiply_tiles<1>(o.rows, o.stride, o.height, panel, o.dimensions, out);
     else
-      multiply_tiles<kQueryPlanes>(rows, stride, height, static_cast<const char*>(panel), dimensions, out);
+      multiply_tiles<kQueryPlanes>(o.rows, o.stride, o.height, panel, o.dimensions, out);
   }
 
  private:

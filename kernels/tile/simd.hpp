@@ -198,6 +198,8 @@ SIMTILE_INLINE Vector<double> exp_nonpositive(Vector<double> x) {
 
 SIMTILE_INLINE float widen(float x) { return x; }
 SIMTILE_INLINE double widen(double x) { return x; }
+SIMTILE_INLINE int32_t widen(int16_t x) { return x; }
+SIMTILE_INLINE int32_t widen(uint8_t x) { return x; }
 SIMTILE_INLINE float widen(bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float out;

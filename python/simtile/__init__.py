@@ -13,6 +13,7 @@ from simtile.info_nce import info_nce, info_nce_grad
 from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
+from simtile.residual import ResidualCodec, ResidualTokens
 from simtile.search import merge_topk, range_search, topk
 from simtile.xtr import xtr_scores
 
@@ -24,6 +25,8 @@ __all__ = [
     "CascadeIndex",
     "FlatIndex",
     "Quantized",
+    "ResidualCodec",
+    "ResidualTokens",
     "__version__",
     "cpu_info",
     "info_nce",

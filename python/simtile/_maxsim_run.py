@@ -49,7 +49,7 @@ def forward(
     if backend == "reference":
         documents = documents.together()
     left, right = _maxsim_inputs.pair_of_sides(queries, documents)
-    count = _check_candidates(candidates, len(right))
+    count = check_candidates(candidates, len(right))
     compute = left.rows.array.dtype
     rows = detail_shape(queries, count)
     found = Found(
@@ -143,7 +143,7 @@ def split(queries: Given, candidates: int, found: Any) -> Any:
     ]
 
 
-def _check_candidates(candidates: Int64s | None, documents: int) -> int:
+def check_candidates(candidates: Int64s | None, documents: int) -> int:
     if candidates is None:
         return documents
     beyond = candidates >= documents

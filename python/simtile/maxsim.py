@@ -14,14 +14,18 @@ import numpy.typing as npt
 from simtile import (
     _allow,
     _inputs,
+    _maxsim_codes,
     _maxsim_inputs,
     _maxsim_run,
     _maxsim_select,
     _search_call,
     _tensors,
 )
+from simtile._maxsim_codes import Coded
 from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Found, Options
+from simtile.quantized import Quantized
+from simtile.residual import ResidualTokens
 
 if TYPE_CHECKING:
     import torch
@@ -223,8 +227,10 @@ def maxsim_packed(
     Parameters
     ----------
     queries : array or Tensor [Q, Lq, D], or list of [L, D]
-    tokens : array or Tensor [T, D]
-        Of all documents, without padding.
+        With tokens that are codes also a list of int8_vector `Quantized`.
+    tokens : array or Tensor [T, D], Quantized or ResidualTokens
+        Of all documents, without padding. Codes are scored as they are, on the CPU and without
+        gradients: `Quantized` of int8, uint8, int8_vector or binary, and `ResidualTokens`.
     offsets : int [N + 1]
         Document n is ``tokens[offsets[n] : offsets[n + 1]]``: ascending, from 0 to T.
     query_mask : bool [Q, Lq], or list of [L], optional
@@ -263,9 +269,14 @@ return_token_scores, backend, threads
     >>> scores = simtile.maxsim_packed(queries, tokens, offsets, ids=candidates)  # rerank
     """
     options = _options(normalize, length_normalize, empty_score, zero_rows, temperature)
-    left = _maxsim_inputs.given("queries", queries, query_mask, "query_mask")
-    right = _maxsim_inputs.given_packed("tokens", tokens, offsets, document_mask, "document_mask")
-    left, right = _maxsim_inputs.check_together(left, right)
+    right: Given | Coded
+    if isinstance(tokens, (Quantized, ResidualTokens)):
+        left, right = _maxsim_codes.given(queries, tokens, offsets, query_mask, document_mask)
+    else:
+        left, right = _maxsim_inputs.check_together(
+            _maxsim_inputs.given("queries", queries, query_mask, "query_mask"),
+            _maxsim_inputs.given_packed("tokens", tokens, offsets, document_mask, "document_mask"),
+        )
     candidates = None if ids is None else _check_ids(ids, left.batch)
     if candidates is not None and right.of_tensors and right.x.is_cuda:
         candidates = _tensors.as_tensor(candidates, right.x.device)
@@ -284,7 +295,7 @@ return_token_scores, backend, threads
     mask = _allow.resolve(allow, left.batch, right.batch)
     found = _run(left, right, candidates, options, False, False, backend, threads, grad=False)
     scores, best = _maxsim_select.best(found.scores, candidates, mask, count)
-    differentiable = _needs_grad(left, right)
+    differentiable = isinstance(right, Given) and _needs_grad(left, right)
     if not (any(details) or differentiable):
         return scores, best
     found = _run(left, right, best, options, *details, backend, threads)
@@ -337,7 +348,7 @@ def _check_ids(ids: Any, queries: int) -> Any:
 
 def _run(
     left: Given,
-    right: Given,
+    right: Given | Coded,
     candidates: Any,
     options: Options,
     return_argmax: bool,
@@ -348,6 +359,17 @@ def _run(
     grad: bool = True,
 ) -> Found:
     thread_count = _inputs.check_threads(threads)
+    if isinstance(right, Coded):
+        return _maxsim_codes.run(
+            left,
+            right,
+            None if candidates is None else _tensors.as_array(candidates),
+            options,
+            argmax=bool(return_argmax),
+            token_scores=bool(return_token_scores),
+            backend=backend,
+            threads=thread_count,
+        )
     if left.of_tensors or right.of_tensors:
         from simtile.ops.maxsim import maxsim_tensors
 

@@ -1,0 +1,206 @@
+// Products of codes with queries of whole numbers: exact, and so the same at every level. What a token of a document is multiplied with
+// is int16; a residual's value has 16 bits and is two of them, high * 256 + low.
+#pragma once
+
+#include "maxsim/products.hpp"
+#include "tile/i8.hpp"
+
+namespace simtile {
+namespace SIMTILE_ISA {
+namespace {
+
+SIMTILE_INLINE int32_t low_byte(int32_t x) { return ((x + 128) & 255) - 128; }
+SIMTILE_INLINE int32_t high_byte(int32_t x) { return (x - low_byte(x)) / 256; }
+
+// The values of a residual by its bits as they lie in a byte, first bit highest: the lowest bit of a code comes first.
+template <int bits>
+struct ResidualValues {
+  int8_t high[1 << bits], low[1 << bits];
+  explicit ResidualValues(const MaxsimCodes& codes) {
+    const int16_t* const weights = codes.weights;
+    for (int stored = 0; stored < 1 << bits; stored++) {
+      int code = 0;
+      for (int b = 0; b < bits; b++) code |= (stored >> (bits - 1 - b) & 1) << b;
+      high[stored] = static_cast<int8_t>(high_byte(weights[code]));
+      low[stored] = static_cast<int8_t>(low_byte(weights[code]));
+    }
+  }
+};
+
+struct NoValues {
+  explicit NoValues(const MaxsimCodes&) {}
+};
+template <int bits, bool residual>
+struct ValuesOf {
+  typedef NoValues Type;
+};
+template <int bits>
+struct ValuesOf<bits, true> {
+  typedef ResidualValues<bits> Type;
+};
+
+// Bits of a code, and how many planes its value takes.
+template <MaxsimKind kind>
+struct CodeTraits {
+  static constexpr int kBits = kind == MaxsimKind::int8 || kind == MaxsimKind::uint8       ? 8
+                               : kind == MaxsimKind::bits || kind == MaxsimKind::residual1 ? 1
+                               : kind == MaxsimKind::residual2                             ? 2
+                                                                                           : 4;
+  static constexpr bool kResidual = kind >= MaxsimKind::residual1;
+  static constexpr int kPlanes = kResidual ? 2 : 1;
+  static constexpr bool kSigned = kind == MaxsimKind::int8 || kResidual;
+  typedef typename ValuesOf<kBits, kResidual>::Type Values;
+};
+
+// sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] of int16.
+SIMTILE_INLINE Ints dot_shorts(Ints sum, Ints a, Ints b) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__)
+  return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return sum + (Ints)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#endif
+}
+
+// out[rows][kColumns] = rows of pairs times a panel of pairs; as multiply() of tile/f32.hpp.
+template <int rows>
+__attribute__((noinline)) void multiply_shorts(const int16_t* a, int64_t stride, const int32_t* b, int64_t pairs,
+                                               int32_t* out) {
+  constexpr int kVectors = Tile<float>::kColumnVectors;
+  constexpr int kLanes = Simd<float>::kLanes;
+  Ints acc[rows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) acc[i][v] = Ints{};
+  for (int64_t k = 0; k < pairs; k++) {
+    Ints column[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) column[v] = load_ints(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      int32_t two;
+      __builtin_memcpy(&two, a + i * stride + 2 * k, 4);
+      const Ints x = broadcast_int(two);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) acc[i][v] = dot_shorts(acc[i][v], x, column[v]);
+    }
+    b += Tile<float>::kColumns;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) store_ints(out + i * Tile<float>::kColumns + v * kLanes, acc[i][v]);
+}
+
+template <int rows = Tile<float>::kRows>
+SIMTILE_INLINE void multiply_some_shorts(int count, const int16_t* a, int64_t stride, const int32_t* b, int64_t pairs,
+                                         int32_t* out) {
+  if constexpr (rows > 1) {
+    if (count < rows) return multiply_some_shorts<rows - 1>(count, a, stride, b, pairs, out);
+  }
+  multiply_shorts<rows>(a, stride, b, pairs, out);
+}
+
+// From dot products to similarities in units of the query's token; MaxsimCodes says how. `Dots` gives the dot products of a row.
+template <bool residual, typename Row, class Dots>
+SIMTILE_INLINE void similarities(const Operands<Row>& o, const Dots& dots, float* out) {
+  constexpr int kLanes = Simd<float>::kLanes, kColumns = Tile<float>::kColumns;
+  for (int i = 0; i < o.height; i++) {
+    const int64_t row = o.first + o.index[i];
+    const Vector<float> factor = broadcast<float>(o.codes->factors ? o.codes->factors[row] : 1.0f);
+    const float* const table = residual ? o.table + o.slots[o.codes->centroids[row]] * int64_t{kColumns} : nullptr;
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; c += kLanes) {
+      const Vector<float> dot = dots(i, c), term = load<float>(o.terms + c);
+      const Vector<float> sum = residual ? dot * term + load<float>(table + c) : dot + term;
+      store<float>(out + i * kColumns + c, sum * factor);
+    }
+  }
+}
+
+// high * 256 + low, exact, rounded once.
+SIMTILE_INLINE Vector<float> rounded_sum(const int32_t* high, const int32_t* low) {
+  float out[Simd<float>::kLanes];
+  for (int l = 0; l < Simd<float>::kLanes; l++)
+    out[l] = static_cast<float>(static_cast<double>(high[l]) * 256 + static_cast<double>(low[l]));
+  return load<float>(out);
+}
+
+template <MaxsimKind kind>
+struct ShortProducts {
+  typedef ShortProducts Plain;
+  typedef CodeTraits<kind> Traits;
+  typedef int16_t Query;
+  typedef int16_t Row;
+  typedef typename Traits::Values Values;
+  static constexpr bool kCodes = true;
+  static constexpr bool kChecked = false;
+  static constexpr int kRows = Tile<float>::kRows;
+  static constexpr int kRowUnit = 1;
+  static constexpr int kColumns = Tile<float>::kColumns;
+  struct Scope {
+    Scope() {}
+  };
+
+  static bool in_place(int64_t) { return false; }
+  static int64_t pairs(int64_t dimensions) { return (dimensions + 1) / 2; }
+  static int64_t panel_bytes(int64_t dimensions) { return pairs(dimensions) * kColumns * 4; }
+  // Whole bytes of codes are written.
+  static int64_t plane_pitch(int64_t dimensions) { return round_to(dimensions, 32); }
+  static int64_t row_pitch(int64_t dimensions) { return Traits::kPlanes * plane_pitch(dimensions); }
+
+  static PackedToken put(void* panel, int64_t dimensions, int64_t column, const int16_t* row, double) {
+    int16_t* const to = static_cast<int16_t*>(panel) + 2 * column;
+    for (int64_t k = 0; k < dimensions; k++) to[k / 2 * 2 * kColumns + k % 2] = row[k];
+    return {1, 1};
+  }
+
+  static void copy(const uint8_t* row, int64_t dimensions, [[maybe_unused]] const Values& values, Row* to) {
+    if constexpr (Traits::kBits == 8) {
+      for (int64_t k = 0; k < dimensions; k++)
+        to[k] = Traits::kSigned ? static_cast<int8_t>(row[k]) : static_cast<int16_t>(row[k]);
+      if (dimensions % 2) to[dimensions] = 0;
+    } else if constexpr (!Traits::kResidual) {
+      for (int64_t k = 0; k < dimensions; k += 8)
+        for (int b = 0; b < 8; b++) to[k + b] = row[k / 8] >> (7 - b) & 1;
+    } else {
+      constexpr int kBits = Traits::kBits, kPerByte = 8 / kBits;
+      int16_t* const low = to + plane_pitch(dimensions);
+      for (int64_t k = 0; k < dimensions; k += kPerByte)
+        for (int b = 0; b < kPerByte; b++) {
+          const int stored = row[k / kPerByte] >> (8 - kBits * (b + 1)) & ((1 << kBits) - 1);
+          to[k + b] = values.high[stored];
+          low[k + b] = values.low[stored];
+        }
+    }
+  }
+
+  static void multiply(const Operands<Row>& o, float* out) {
+    int32_t dots[Traits::kPlanes][kRows * kColumns];
+    const int32_t* const panel = static_cast<const int32_t*>(o.panel);
+    for (int p = 0; p < Traits::kPlanes; p++)
+      multiply_some_shorts(o.height, o.rows + p * plane_pitch(o.dimensions), o.stride, panel, pairs(o.dimensions),
+                           dots[p]);
+    similarities<Traits::kResidual>(
+        o,
+        [&](int i, int c) __attribute__((always_inline)) {
+          const int32_t* const first = dots[0] + i * kColumns + c;
+          if constexpr (Traits::kPlanes == 2)
+            return rounded_sum(first, dots[1] + i * kColumns + c);
+          else
+            return __builtin_convertvector(load_ints(first), Vector<float>);
+        },
+        out);
+  }
+};
+
+}  // namespace
+}  // namespace SIMTILE_ISA
+}  // namespace simtile

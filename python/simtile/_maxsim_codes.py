@@ -1,0 +1,338 @@
+"""MaxSim of tokens that are stored as codes: queries become whole numbers, products are exact.
+
+A query's token q, times the codes' steps, is rounded to z = rint(w · L / max|w|), with L = 32639 or
+what keeps sums of D products within 32 bits. A similarity is then
+
+    unit · ((dot + addend) · factor)                   dot = Σ z_i code_i
+    unit · ((weight · dot + q · centroid) · factor)    of residuals, unit = 1
+
+with dot exact and every other operation in float32: the same numbers at every ISA level.
+`simtile.reference.maxsim_codes` says so in plain Python; `kernels/maxsim/README.md` has more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _core, _maxsim_inputs, _maxsim_run, _tensors
+from simtile._maxsim_inputs import Given, Int64s
+from simtile._maxsim_run import Found, Options
+from simtile.quantized import CODE_KINDS, PER_VECTOR, Quantized
+from simtile.residual import ResidualTokens
+
+Array = npt.NDArray[Any]
+Codes = Quantized | ResidualTokens
+
+LARGEST_WHOLE = 32639  # 127 · 256 + 127: both bytes are int8
+LARGEST_CODE = {"int8": 128, "int8_vector": 128, "uint8": 255, "binary": 1, "residual": 128}
+SMALLEST_NORM = 1e-12
+# Products of centroids with the tokens of queries that are kept at a time.
+_MOST_PRODUCTS = 1 << 26
+
+
+class Coded(NamedTuple):
+    """Documents whose tokens are codes, where functions of MaxSim have a `Given`."""
+
+    tokens: Codes
+    kind: str  # of Quantized, or "residual"
+    offsets: Int64s  # [N + 1]
+    mask: Array | None  # bool [T]
+    query_steps: Array | None  # float32 [R], of queries that are codes themselves
+
+    @property
+    def batch(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def x(self) -> Any:
+        return _data_of(self.tokens)
+
+    @property
+    def of_tensors(self) -> bool:
+        return _tensors.is_tensor(self.x)
+
+
+class Folded(NamedTuple):
+    """Queries as `_core.maxsim_codes` takes them."""
+
+    whole: npt.NDArray[np.int16]  # [R, D]
+    units: npt.NDArray[np.float32]  # [R]
+    terms: npt.NDArray[np.float32] | None  # [R]
+
+
+def is_codes(tokens: object) -> bool:
+    return isinstance(tokens, (Quantized, ResidualTokens))
+
+
+def given(
+    queries: Any, tokens: Codes, offsets: Any, query_mask: Any, document_mask: Any
+) -> tuple[Given, Coded]:
+    """Floats in every form that `simtile.maxsim` takes, or a list of int8_vector `Quantized`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Codes of a kind that is not scored, or not on the CPU; shapes do not fit; a gradient is
+        wanted.
+    """
+    kind = _check_kind(tokens)
+    bounds = _maxsim_inputs.check_offsets("offsets", offsets, len(tokens), "tokens")
+    mask = None
+    if document_mask is not None:
+        stand_in = np.zeros((len(tokens), 1), np.float32)
+        mask = _tensors.as_array(
+            _maxsim_inputs.given_packed(
+                "tokens", stand_in, bounds, document_mask, "document_mask"
+            ).mask
+        )
+    steps = None
+    if isinstance(queries, Quantized):
+        raise ValueError(
+            f"queries: found one {queries!r}, expected a list of them, one for each query"
+        )
+    if isinstance(queries, (list, tuple)) and any(is_codes(x) for x in queries):
+        left, steps = _coded_queries(queries, query_mask)
+    else:
+        left = _maxsim_inputs.given("queries", queries, query_mask, "query_mask").together()
+    if left.dim == 0:
+        left = left._replace(x=left.x.reshape(0, tokens.dim))
+    if left.dim != tokens.dim:
+        raise ValueError(
+            f"queries: found tokens of {left.dim} dimensions, expected {tokens.dim} as {tokens!r} "
+            "has"
+        )
+    for name, x in (("queries", left.x), ("tokens", _data_of(tokens))):
+        if _tensors.is_tensor(x):
+            _check_tensor(name, x)
+    return left, Coded(tokens, kind, bounds, mask, steps)
+
+
+def run(
+    queries: Given,
+    documents: Coded,
+    candidates: Int64s | None,
+    options: Options,
+    *,
+    argmax: bool,
+    token_scores: bool,
+    backend: str,
+    threads: int,
+) -> Found:
+    """float32 scores [Q, C] and details; tensors if there are tensors among the inputs."""
+    if backend not in ("auto", "cpu"):
+        raise ValueError(
+            f"backend: found {backend!r} with tokens that are codes, expected 'auto' or 'cpu': "
+            "codes are scored on the CPU"
+        )
+    if options.temperature:
+        raise ValueError(
+            "temperature: found one with tokens that are codes, expected None: the smooth maximum "
+            "is for training, on floats"
+        )
+    count = _maxsim_run.check_candidates(candidates, documents.batch)
+    shape = _maxsim_run.detail_shape(queries, count)
+    found = Found(
+        np.empty((queries.batch, count), np.float32),
+        np.empty(shape, np.int32) if argmax else None,
+        np.empty(shape, np.float32) if token_scores else None,
+    )
+    _forward(queries, documents, candidates, options, found, threads)
+    if queries.of_tensors or documents.of_tensors:
+        return Found(*(None if x is None else _tensors.as_tensor(x, "cpu") for x in found))
+    return found
+
+
+def _forward(
+    queries: Given,
+    documents: Coded,
+    candidates: Int64s | None,
+    options: Options,
+    found: Found,
+    threads: int,
+) -> None:
+    tokens, kind = documents.tokens, documents.kind
+    steps = documents.query_steps
+    if steps is None:
+        side = _maxsim_inputs.side_of(queries)
+        values = _maxsim_inputs.widen(side.rows.array, side.rows.kind, "float64")
+        starts, ends, query_mask = side.starts, side.ends, side.mask
+    else:
+        values, query_mask = queries.x, queries.mask
+        starts, ends = queries.offsets[:-1].copy(), queries.offsets[1:].copy()
+    document_mask = documents.mask
+    if options.pad_zero_rows:
+        there = (values != 0).any(axis=1)
+        query_mask = there if query_mask is None else query_mask & there
+        document_mask = _without_zeros(tokens, document_mask)
+    if options.normalize:
+        values, steps = _normalized(values, steps)
+    folded = fold(values, steps, tokens, kind, options.normalize)
+    operands: list[Any] = [_factors(tokens, options.normalize), None, None, None, None]
+    block = max(len(starts), 1)
+    name = "" if isinstance(tokens, ResidualTokens) else CODE_KINDS[tokens.kind]
+    if isinstance(tokens, ResidualTokens):
+        codec = tokens.codec
+        name = f"residual{codec.bits}"
+        weights = (folded.units.astype(np.float64) * codec.weight_unit).astype(np.float32)
+        folded = Folded(folded.whole, np.ones_like(folded.units), weights)
+        floats = values if steps is None else values * steps[:, None]
+        floats = np.ascontiguousarray(floats, np.float32)
+        operands[1:] = tokens.centroid_ids, codec.centroids, floats, codec.whole_weights
+        each = min(len(tokens), len(codec.centroids)) * int((ends - starts).max(initial=0))
+        block = max(_MOST_PRODUCTS // max(each, 1), 1)
+    before = np.cumsum([0, *(ends - starts)])
+    count = found.scores.shape[1]
+    details = [None if x is None else x.reshape(-1) for x in found[1:]]
+    for begin in range(0, len(starts), block):
+        rows = slice(begin, min(begin + block, len(starts)))
+        part = slice(count * before[rows.start], count * before[rows.stop])
+        arguments: list[Any] = [
+            name,
+            folded.whole,
+            starts[rows],
+            ends[rows],
+            query_mask,
+            folded.units,
+            folded.terms,
+            _tensors.as_array(documents.x),
+            tokens.dim,
+            documents.offsets[:-1].copy(),
+            documents.offsets[1:].copy(),
+            document_mask,
+            *operands,
+            options.length_normalize,
+            options.empty_score,
+            None if candidates is None else candidates[rows],
+            found.scores[rows],
+            *(None if x is None else x[part] for x in details),
+            threads,
+        ]
+        _core.maxsim_codes(*arguments)
+
+
+def fold(
+    queries: Array, steps: Array | None, tokens: Codes, kind: str, normalize: bool = False
+) -> Folded:
+    """Queries as whole numbers, for codes of this kind."""
+    dim = tokens.dim
+    if steps is not None and kind in ("int8_vector", "binary"):
+        whole = queries.astype(np.int16)
+        return _of_bits(whole, steps.astype(np.float64), whole.sum(1), dim, kind, normalize)
+    values = queries.astype(np.float64)
+    if steps is not None:
+        values = values * steps[:, None].astype(np.float64)
+    weights, constant = values, None
+    with np.errstate(all="ignore"):
+        if isinstance(tokens, Quantized) and kind in ("int8", "uint8"):
+            weights = values * _tensors.as_array(tokens.scale).astype(np.float64)
+            constant = _sums(values * _tensors.as_array(tokens.offset).astype(np.float64))
+        most = min(LARGEST_WHOLE, (2**31 - 1) // (LARGEST_CODE[kind] * dim))
+        size = np.abs(weights).max(axis=1, initial=0)
+        usable = np.isfinite(size) & (size > 0)
+        scaled = weights * (most / np.where(usable, size, 1))[:, None]
+        whole = np.where(usable[:, None], np.rint(scaled), 0).astype(np.int16)
+        unit = np.where(usable, size / most, np.where(size == 0, 1.0, np.nan))
+        if kind == "binary":
+            return _of_bits(whole, unit, _sums(values) / unit, dim, kind, normalize)
+        terms = None if constant is None else (constant / unit).astype(np.float32)
+        return Folded(whole, unit.astype(np.float32), terms)
+
+
+def _of_bits(
+    whole: npt.NDArray[np.int16], unit: Array, total: Array, dim: int, kind: str, normalize: bool
+) -> Folded:
+    """Bits are 0 and 1 and stand for -1 and 1: q · (2b - 1) = 2 (q · b - Σq / 2)."""
+    if kind != "binary":
+        return Folded(whole, unit.astype(np.float32), None)
+    unit = 2 * unit / (np.sqrt(dim) if normalize else 1)
+    return Folded(whole, unit.astype(np.float32), (-total / 2).astype(np.float32))
+
+
+def _sums(rows: Array) -> Array:
+    """Of each row in order, so that they are the same on every computer."""
+    sums: Array = np.cumsum(rows, axis=1)[:, -1]
+    return sums
+
+
+def _normalized(values: Array, steps: Array | None) -> tuple[Array, Array | None]:
+    with np.errstate(all="ignore"):
+        norms = np.sqrt(_sums(values.astype(np.float64) ** 2))
+        if steps is None:
+            return values / np.maximum(norms, SMALLEST_NORM)[:, None], None
+        # The step cancels, but for rows that are next to nothing.
+        return values, (steps / np.maximum(norms * steps, SMALLEST_NORM)).astype(np.float32)
+
+
+def _factors(tokens: Codes, normalize: bool) -> Array | None:
+    """What each document token's similarities are multiplied with."""
+    if isinstance(tokens, ResidualTokens):
+        return tokens.inverse_norms
+    if tokens.kind == "binary":
+        return None
+    own = _tensors.as_array(tokens.scale) if tokens.kind in PER_VECTOR else None
+    if not normalize:
+        return None if own is None else np.ascontiguousarray(own, np.float32)
+    # Of next to nothing: 1e-12 instead of the norm. The norms of int8_vector are those of codes.
+    longest = np.float32(1 / SMALLEST_NORM) * (1 if own is None else own)
+    return np.ascontiguousarray(
+        np.minimum(_tensors.as_array(tokens.inverse_norms), longest), np.float32
+    )
+
+
+def _without_zeros(tokens: Codes, mask: Array | None) -> Array | None:
+    """Tokens that are zeros left out; bits and residuals are never zeros."""
+    if isinstance(tokens, ResidualTokens) or tokens.kind == "binary":
+        return mask
+    there: Array = _tensors.as_array(tokens.inverse_norms) != 0
+    if tokens.kind in PER_VECTOR:
+        there &= _tensors.as_array(tokens.scale) != 0
+    return there if mask is None else mask & there
+
+
+def _check_kind(tokens: Codes) -> str:
+    if isinstance(tokens, ResidualTokens):
+        return "residual"
+    if tokens.kind not in LARGEST_CODE:
+        raise ValueError(
+            f"tokens: found {tokens!r}, expected a Quantized of int8, uint8, int8_vector or "
+            "binary, or ResidualTokens"
+        )
+    return tokens.kind
+
+
+def _data_of(tokens: Codes) -> Any:
+    return tokens.codes if isinstance(tokens, Quantized) else tokens.residuals
+
+
+def _check_tensor(name: str, x: Any) -> None:
+    import torch
+
+    found = f"{name}: found {_tensors.dtype_name(x)} {list(x.shape)}"
+    if x.device.type != "cpu":
+        raise ValueError(
+            f"{found} on {x.device} with tokens that are codes, expected the CPU; x.cpu() moves it "
+            "(and .numpy() codes)"
+        )
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{found} that requires grad with tokens that are codes, expected one that does not: "
+            "rounding has no gradient; detach it or use torch.no_grad()"
+        )
+
+
+def _coded_queries(queries: Any, query_mask: Any) -> tuple[Given, Array]:
+    dim = getattr(queries[0], "dim", "D")
+    for i, x in enumerate(queries):
+        if not isinstance(x, Quantized) or x.kind != "int8_vector" or x.dim != dim:
+            raise ValueError(
+                f"queries[{i}]: found {x!r:.80}, expected a Quantized of kind 'int8_vector' "
+                f"[L, {dim}] like the others"
+            )
+    stand_ins = [np.zeros((len(x), 1), np.float32) for x in queries]
+    left = _maxsim_inputs.given("queries", stand_ins, query_mask, "query_mask").together()
+    codes = np.concatenate([_tensors.as_array(x.codes) for x in queries])
+    steps = np.concatenate([_tensors.as_array(x.scale) for x in queries])
+    return left._replace(x=codes), steps

@@ -1,0 +1,296 @@
+"""ColBERT's compression of tokens: a centroid, and 1, 2 or 4 bits for each dimension of the rest.
+
+Santhanam et al. 2022, "ColBERTv2: Effective and Efficient Retrieval via Lightweight Late
+Interaction", arXiv:2112.01488, section 3.3. The bytes are those of colbert-ai: the lowest bit of a
+code first, eight bits a byte with the first one highest.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simtile import _kmeans, _tensors
+from simtile.search import topk
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+BITS = (1, 2, 4)
+# As int16, of which both bytes are int8.
+LARGEST_WEIGHT = 32639
+_BLOCK = 1 << 16  # tokens that are widened at a time
+
+
+class ResidualCodec:
+    """What turns tokens into residual codes and back.
+
+    A token x of length 1 is stored as the number of its nearest centroid c (by dot product) and for
+    each dimension the bucket that x - c lies in; x̂ = (c + weight of the bucket) / ‖…‖.
+
+    Parameters
+    ----------
+    centroids : float32 [K, D]
+    bucket_weights : float32 [2^bits]
+        What a bucket stands for; ascending.
+    bucket_cutoffs : float32 [2^bits - 1]
+        Where one bucket ends and the next begins, ascending. A value at a cutoff is in the lower.
+    bits : 1, 2 or 4
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes do not fit each other, or values are not finite.
+
+    Examples
+    --------
+    >>> codec = simtile.ResidualCodec.train(tokens, bits=2)
+    >>> stored = codec.encode(tokens)
+    >>> scores = simtile.maxsim_packed(queries, stored, offsets)
+
+    One of colbert-ai's indexes:
+
+    >>> codec = simtile.ResidualCodec(centroids, bucket_weights, bucket_cutoffs, bits=2)
+    >>> stored = simtile.ResidualTokens(codec, codes, residuals)
+    """
+
+    def __init__(self, centroids: Any, bucket_weights: Any, bucket_cutoffs: Any, bits: int) -> None:
+        bits = operator.index(bits)
+        if bits not in BITS:
+            raise ValueError(f"bits: found {bits}, expected 1, 2 or 4")
+        self.bits = bits
+        self.centroids = _floats("centroids", centroids, 2)
+        self.bucket_weights = _floats("bucket_weights", bucket_weights, 1)
+        self.bucket_cutoffs = _floats("bucket_cutoffs", bucket_cutoffs, 1)
+        for name, array, size in (
+            ("bucket_weights", self.bucket_weights, 1 << bits),
+            ("bucket_cutoffs", self.bucket_cutoffs, (1 << bits) - 1),
+        ):
+            if len(array) != size:
+                raise ValueError(
+                    f"{name}: found float32 [{len(array)}], expected [{size}] for {bits} bits"
+                )
+        if (np.diff(self.bucket_cutoffs) < 0).any():
+            raise ValueError("bucket_cutoffs: found descending ones, expected ascending ones")
+        if 0 in self.centroids.shape:
+            raise ValueError(
+                f"centroids: found float32 {list(self.centroids.shape)}, expected [K, D] with at "
+                "least one of each"
+            )
+        largest = float(np.abs(self.bucket_weights).max())
+        # A weight is weight_unit · whole_weights, to within half a unit.
+        self.weight_unit = largest / LARGEST_WEIGHT if largest > 0 else 1.0
+        self.whole_weights = np.rint(self.bucket_weights / self.weight_unit).astype(np.int16)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.centroids.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Bytes of a token's residual."""
+        return (self.dim * self.bits + 7) // 8
+
+    def __repr__(self) -> str:
+        return f"ResidualCodec({len(self.centroids)} centroids, dim={self.dim}, bits={self.bits})"
+
+    @classmethod
+    def train(
+        cls,
+        tokens: Any,
+        bits: int = 2,
+        *,
+        centroids: int | Any = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> ResidualCodec:
+        """Centroids by k-means and buckets by quantiles, as ColBERTv2 finds them.
+
+        Parameters
+        ----------
+        tokens : float [T, D]
+            A sample of tokens; they are divided by their lengths.
+        bits : 1, 2 or 4
+        centroids : int or float32 [K, D], optional
+            How many, or which. Without it the power of two at or below 16 √T.
+        seed : int
+            Of the tokens that k-means begins with.
+        threads : int, optional
+        """
+        unit = unit_rows(_floats("tokens", tokens, 2))
+        if len(unit) == 0:
+            raise ValueError("tokens: found none, expected at least one to learn from")
+        if centroids is None:
+            centroids = _kmeans.default_count(len(unit))
+        if isinstance(centroids, (int, np.integer)):
+            if centroids < 1:
+                raise ValueError(f"centroids: found {centroids}, expected at least 1")
+            centroids = _kmeans.train(unit, int(centroids), seed=seed, threads=threads)
+        chosen = _floats("centroids", centroids, 2)
+        nearest = topk(unit, chosen, 1, metric="dot", threads=threads)[1][:, 0]
+        residuals = unit - chosen[nearest]
+        steps = 1 << operator.index(bits)
+        cutoffs = np.quantile(residuals, np.arange(1, steps) / steps).astype(np.float32)
+        weights = np.quantile(residuals, (np.arange(steps) + 0.5) / steps).astype(np.float32)
+        return cls(chosen, weights, cutoffs, bits)
+
+    def encode(self, tokens: Any, *, threads: int | None = None) -> ResidualTokens:
+        """Store tokens, float [T, D], each divided by its length.
+
+        Raises
+        ------
+        ValueError
+            Another number of dimensions than the centroids'; a token that is not finite.
+        """
+        unit = unit_rows(_floats("tokens", tokens, 2))
+        if unit.shape[1] != self.dim:
+            raise ValueError(
+                f"tokens: found float32 {list(unit.shape)}, expected [T, {self.dim}] as the "
+                "centroids have"
+            )
+        ids = np.empty(len(unit), np.int32)
+        residuals = np.empty((len(unit), self.width), np.uint8)
+        for begin in range(0, len(unit), _BLOCK):
+            rows = slice(begin, begin + _BLOCK)
+            block = unit[rows]
+            ids[rows] = topk(block, self.centroids, 1, metric="dot", threads=threads)[1][:, 0]
+            rest = block - self.centroids[ids[rows]]
+            codes = np.searchsorted(self.bucket_cutoffs, rest.ravel(), side="left")
+            bits = codes.astype(np.uint8)[:, None] >> np.arange(self.bits, dtype=np.uint8) & 1
+            residuals[rows] = np.packbits(bits.reshape(len(block), -1), axis=1)
+        return ResidualTokens(self, ids, residuals)
+
+
+class ResidualTokens:
+    """T tokens as a `ResidualCodec` stores them.
+
+    Parameters
+    ----------
+    codec : ResidualCodec
+    centroid_ids : int32 [T]
+    residuals : uint8 [T, ⌈D · bits / 8⌉]
+    inverse_norms : float32 [T], optional
+        1 / ‖centroid + weights‖; computed where they are not given.
+    """
+
+    def __init__(
+        self,
+        codec: ResidualCodec,
+        centroid_ids: Any,
+        residuals: Any,
+        inverse_norms: Any = None,
+    ) -> None:
+        if not isinstance(codec, ResidualCodec):
+            raise TypeError(f"codec: found {type(codec).__name__}, expected a ResidualCodec")
+        ids = _tensors.as_array(centroid_ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(
+                f"centroid_ids: found {ids.dtype} {list(ids.shape)}, expected integers [T]"
+            )
+        count = len(codec.centroids)
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < count):
+            raise ValueError(
+                f"centroid_ids: found {ids.min()} to {ids.max()}, expected 0 to {count - 1}"
+            )
+        bytes_ = _tensors.as_array(residuals)
+        if bytes_.dtype != np.uint8 or bytes_.shape != (len(ids), codec.width):
+            raise ValueError(
+                f"residuals: found {bytes_.dtype} {list(bytes_.shape)}, expected uint8 "
+                f"[{len(ids)}, {codec.width}] for {codec.dim} dimensions of {codec.bits} bits"
+            )
+        self.codec = codec
+        self.centroid_ids = np.ascontiguousarray(ids, np.int32)
+        self.residuals = bytes_ if bytes_.strides[1:] == (1,) else np.ascontiguousarray(bytes_)
+        if inverse_norms is None:
+            inverse_norms = self._compute_norms()
+        norms = _tensors.as_array(inverse_norms)
+        if norms.dtype != np.float32 or norms.shape != ids.shape:
+            raise ValueError(
+                f"inverse_norms: found {norms.dtype} {list(norms.shape)}, expected float32 "
+                f"[{len(ids)}]"
+            )
+        self.inverse_norms = np.ascontiguousarray(norms)
+
+    def __len__(self) -> int:
+        return len(self.centroid_ids)
+
+    @property
+    def dim(self) -> int:
+        return self.codec.dim
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.dim
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tokens, without the codec."""
+        return self.centroid_ids.nbytes + self.residuals.nbytes + self.inverse_norms.nbytes
+
+    def __repr__(self) -> str:
+        return f"ResidualTokens({len(self)} tokens, dim={self.dim}, bits={self.codec.bits})"
+
+    def __getitem__(self, rows: slice) -> ResidualTokens:
+        if not isinstance(rows, slice):
+            raise TypeError(f"found {type(rows).__name__}, expected a slice of tokens")
+        return ResidualTokens(
+            self.codec, self.centroid_ids[rows], self.residuals[rows], self.inverse_norms[rows]
+        )
+
+    def decode(self) -> FloatArray:
+        """The tokens that are scored, float32 [T, D]: centroid and weights, of length 1."""
+        out = np.empty(self.shape, np.float32)
+        for begin in range(0, len(self), _BLOCK):
+            rows = slice(begin, begin + _BLOCK)
+            sums = self._sums(rows)
+            out[rows] = sums * self.inverse_norms[rows, None].astype(np.float64)
+        return out
+
+    def codes(self) -> npt.NDArray[np.uint8]:
+        """The bucket of each dimension, uint8 [T, D]."""
+        return self._codes(slice(None))
+
+    def _codes(self, rows: slice) -> npt.NDArray[np.uint8]:
+        bits = self.codec.bits
+        stored = np.unpackbits(self.residuals[rows], axis=1, count=self.dim * bits)
+        powers = (1 << np.arange(bits)).astype(np.uint8)
+        codes: npt.NDArray[np.uint8] = (stored.reshape(len(stored), self.dim, bits) * powers).sum(
+            2, dtype=np.uint8
+        )
+        return codes
+
+    def _sums(self, rows: slice) -> npt.NDArray[np.float64]:
+        weights = self.codec.bucket_weights.astype(np.float64)
+        return self.codec.centroids[self.centroid_ids[rows]] + weights[self._codes(rows)]
+
+    def _compute_norms(self) -> FloatArray:
+        out = np.empty(len(self), np.float32)
+        for begin in range(0, len(self), _BLOCK):
+            rows = slice(begin, begin + _BLOCK)
+            norms = np.linalg.norm(self._sums(rows), axis=1)
+            out[rows] = 1 / np.maximum(norms, 1e-12)
+        return out
+
+
+def unit_rows(x: FloatArray) -> FloatArray:
+    """Rows of length 1; zeros stay zeros."""
+    norms = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    unit: FloatArray = (x / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit
+
+
+def _floats(name: str, x: Any, ndim: int) -> FloatArray:
+    array = _tensors.as_array(x.float() if _tensors.is_tensor(x) else x)
+    if array.ndim != ndim or array.dtype.kind != "f":
+        shape = "[T, D]" if ndim == 2 else "[N]"
+        raise ValueError(
+            f"{name}: found {array.dtype} {list(array.shape)}, expected floats {shape}"
+        )
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: found values that are not finite, expected finite ones")
+    return array

@@ -1,0 +1,111 @@
+"""ColBERT's residual codes: the bytes, the codec and its tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import simtile
+from simtile import ResidualCodec, ResidualTokens
+
+RNG = np.random.default_rng(0)
+BITS = (1, 2, 4)
+
+
+def codec_of(bits, dim=16, count=5):
+    steps = 1 << bits
+    return ResidualCodec(
+        RNG.normal(size=(count, dim)),
+        np.linspace(-1, 1, steps),
+        np.linspace(-1, 1, steps + 1)[1:-1],
+        bits,
+    )
+
+
+def test_bytes_of_two_bits_by_hand():
+    # The lowest bit of a code comes first, and a byte begins with its highest bit:
+    # codes 1, 2, 3, 0 are 10 01 11 00.
+    codec = ResidualCodec(np.zeros((1, 4)), [-1.5, -0.5, 0.5, 1.5], [-1.0, 0.0, 1.0], 2)
+    tokens = ResidualTokens(codec, [0], np.array([[0b10011100]], np.uint8))
+    np.testing.assert_array_equal(tokens.codes(), [[1, 2, 3, 0]])
+    x = np.array([-0.5, 0.5, 1.5, -1.5], np.float32)
+    np.testing.assert_allclose(tokens.decode(), [x / np.linalg.norm(x)], rtol=1e-6)
+    length = np.float32(1 / np.linalg.norm(x.astype(float)))
+    np.testing.assert_array_equal(tokens.inverse_norms, [length])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dim", [1, 7, 16, 111])
+def test_encode_stores_the_nearest_centroid_and_the_bucket(bits, dim):
+    codec = codec_of(bits, dim)
+    tokens = RNG.normal(size=(37, dim)).astype(np.float32)
+    stored = codec.encode(tokens)
+    assert stored.residuals.shape == (37, (dim * bits + 7) // 8)
+    unit = (tokens / np.linalg.norm(tokens.astype(float), axis=1)[:, None]).astype(np.float32)
+    ids = (unit.astype(float) @ codec.centroids.T.astype(float)).argmax(1)
+    np.testing.assert_array_equal(stored.centroid_ids, ids)
+    rest = unit - codec.centroids[ids]
+    # colbert-ai: torch.bucketize(residuals, cutoffs), a value at a cutoff is in the lower bucket
+    buckets = (rest[:, :, None] > codec.bucket_cutoffs).sum(2)
+    np.testing.assert_array_equal(stored.codes(), buckets)
+    expected = codec.centroids[ids].astype(float) + codec.bucket_weights[buckets]
+    expected /= np.linalg.norm(expected, axis=1)[:, None]
+    np.testing.assert_allclose(stored.decode(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_training_approaches_the_tokens_with_more_bits(bits):
+    rng = np.random.default_rng(1)
+    centers = rng.normal(size=(8, 32))
+    tokens = centers[rng.integers(8, size=400)] + 0.3 * rng.normal(size=(400, 32))
+    tokens /= np.linalg.norm(tokens, axis=1)[:, None]
+    codec = ResidualCodec.train(tokens, bits, centroids=8, seed=3)
+    again = ResidualCodec.train(tokens, bits, centroids=8, seed=3)
+    np.testing.assert_array_equal(codec.centroids, again.centroids)
+    cosine = (codec.encode(tokens).decode() * tokens).sum(1)
+    assert cosine.mean() > {1: 0.93, 2: 0.96, 4: 0.98}[bits]
+
+
+def test_given_centroids_are_kept_and_the_default_number_is_colberts():
+    tokens = RNG.normal(size=(300, 8))
+    own = RNG.normal(size=(3, 8)).astype(np.float32)
+    np.testing.assert_array_equal(ResidualCodec.train(tokens, 1, centroids=own).centroids, own)
+    assert len(ResidualCodec.train(tokens, 1).centroids) == 256  # 2^⌊log2(16 √300)⌋
+
+
+def test_slices_share_memory_and_score_the_same():
+    codec = codec_of(4)
+    stored = codec.encode(RNG.normal(size=(20, 16)))
+    part = stored[5:15]
+    assert len(part) == 10
+    assert np.shares_memory(part.residuals, stored.residuals)
+    queries = RNG.normal(size=(1, 3, 16)).astype(np.float32)
+    np.testing.assert_array_equal(
+        simtile.maxsim_packed(queries, part, [0, 10])[0, 0],
+        simtile.maxsim_packed(queries, stored, [0, 5, 15, 20])[0, 1],
+    )
+    assert stored.nbytes == 20 * (4 + 4 + 8)
+
+
+def test_what_is_refused():
+    codec = codec_of(2)
+    good = np.zeros((3, 4), np.uint8)
+    for call, message in [
+        (lambda: ResidualCodec(np.zeros((2, 4)), [0.0] * 4, [0.0] * 3, 3), "bits: found 3"),
+        (
+            lambda: ResidualCodec(np.zeros((2, 4)), [0.0] * 3, [0.0] * 3, 2),
+            r"bucket_weights: .* \[4\]",
+        ),
+        (lambda: ResidualCodec(np.zeros((2, 4)), [0.0] * 4, [1.0, 0.0, 2.0], 2), "descending"),
+        (lambda: ResidualCodec(np.full((2, 4), np.nan), [0.0] * 4, [0.0] * 3, 2), "not finite"),
+        (lambda: ResidualTokens(codec, [0, 1, 5], good), "centroid_ids: found 0 to 5"),
+        (lambda: ResidualTokens(codec, [0.0, 1, 2], good), "centroid_ids: found float64"),
+        (lambda: ResidualTokens(codec, [0, 1, 2], good[:, :3]), r"residuals: found uint8 \[3, 3\]"),
+        (lambda: ResidualTokens(codec, [0, 1, 2], good, np.ones(2, np.float32)), "inverse_norms"),
+        (lambda: codec.encode(np.ones((2, 7))), r"tokens: found float32 \[2, 7\]"),
+        (lambda: ResidualCodec.train(np.ones((0, 7)), 2), "tokens: found none"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="codec: found int"):
+        ResidualTokens(1, [0], good)
