@@ -18,7 +18,7 @@ if ((${#missing[@]})); then
 fi
 PATH=$PWD/.venv/bin:$PATH
 
-kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_quantize.py)
+kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py tests/test_quantize.py)
 
 # pytest runs on two workers (-n 2): most tests are one thread's work, compiling mutants or the oracle's.
 names=() seconds=() results=()
@@ -69,9 +69,11 @@ drivers() {
   "$build/release/tests/cpp/test_info_nce"
   "$build/release/tests/cpp/test_maxsim"
   "$build/release/tests/cpp/test_maxsim_backward"
+  "$build/release/tests/cpp/test_maxsim_codes"
   "$build/debug/tests/cpp/test_info_nce"
   "$build/debug/tests/cpp/test_maxsim"
   "$build/debug/tests/cpp/test_maxsim_backward"
+  "$build/debug/tests/cpp/test_maxsim_codes"
   "$build/release/tests/cpp/test_quantize"
   "$build/debug/tests/cpp/test_quantize"
   "$build/release/tests/cpp/test_topk"
@@ -99,6 +101,7 @@ address_sanitizer() {
   "$build/sanitized-build/tests/cpp/test_info_nce"
   "$build/sanitized-build/tests/cpp/test_maxsim"
   "$build/sanitized-build/tests/cpp/test_maxsim_backward"
+  "$build/sanitized-build/tests/cpp/test_maxsim_codes"
   "$build/sanitized-build/tests/cpp/test_quantize"
   "$build/sanitized-build/tests/cpp/test_topk"
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
@@ -118,6 +121,7 @@ thread_sanitizer() {
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_info_nce"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_maxsim"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_maxsim_backward"
+  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_maxsim_codes"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_quantize"
   TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_topk"
 }
@@ -146,7 +150,7 @@ aarch64() {
   local emulate="qemu-aarch64 -L /usr/aarch64-linux-gnu"
   $emulate "$build/aarch64/tests/cpp/test_threads" --no-fork
   local driver level
-  for driver in test_info_nce test_maxsim test_maxsim_backward test_quantize test_topk; do
+  for driver in test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_topk; do
     $emulate "$build/aarch64/tests/cpp/$driver" | tee "$build/aarch64.out"
     for level in neon neon_dot neon_mm; do
       grep -qx "$level" "$build/aarch64.out" || { echo "$driver: level $level was not run"; return 1; }
@@ -184,6 +188,7 @@ wheel() {
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_info_nce"
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_maxsim"
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_maxsim_backward"
+    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_maxsim_codes"
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_quantize"
     qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_topk"
   done
