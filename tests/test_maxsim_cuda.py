@@ -10,7 +10,7 @@ from device_fakes import CudaTensor, cuda_tensor, pretend_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_cases import Case, cases
-from maxsim_cuda import Host
+from maxsim_cuda_host import Host
 from test_maxsim import near
 from test_maxsim_cuda_codes import Call as CodesCall
 from tolerances import ROUNDOFF, ROUNDOFFS

@@ -8,7 +8,7 @@ from cuda_host import build
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_cases import DIMS, LENGTHS
-from maxsim_cuda import POISON, SHARED_BYTES, Device, Host
+from maxsim_cuda_host import POISON, SHARED_BYTES, Device, Host
 
 KINDS = ("int8", "uint8", "bits")
 QUERIES = ("int8", "int16")

@@ -8,7 +8,7 @@ from cuda_host import build
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_cases import Case, cases
-from maxsim_cuda import SHARED_BYTES, Call, Device, Host
+from maxsim_cuda_host import SHARED_BYTES, Call, Device, Host
 from test_maxsim import check
 
 DTYPES = ("float32", "float16", "bfloat16")

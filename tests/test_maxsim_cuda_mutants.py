@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_host import build
 from maxsim_cases import Case
-from maxsim_cuda import Call, Host
+from maxsim_cuda_host import Call, Host
 from test_maxsim import check
 from test_maxsim_cuda_codes import Call as CodesCall
 from test_maxsim_cuda_codes import check as check_codes
@@ -27,7 +27,7 @@ MUTANTS = [
         (
             "queries used before they are staged",
             FOLDER + "cuda_scan.cuh",
-            "    __syncthreads();\n",
+            "  __syncthreads();\n",
             "",
         ),
         (

@@ -123,7 +123,8 @@ inline void plan_columns(Plan& plan, const MaxsimArgs& args, const Device& devic
   work.steps = static_cast<int>(ceil_div(format.row_bytes, format.step_bytes)) * format.products;
   const auto set = [&](int columns) {
     work.columns = columns;
-    plan.shared_bytes = static_cast<std::size_t>(work.planes) * work.steps * columns * 32;
+    plan.shared_bytes = static_cast<std::size_t>(work.planes) * work.steps * columns * 32 +
+                        static_cast<std::size_t>(addend_bytes(format.is_code, columns));
     plan.staged = plan.shared_bytes <= device.shared_bytes_per_block;
   };
   set(args.queries.count * args.longest_query > kFewColumns && !(args.candidates && args.longest_query <= kFewColumns)
@@ -133,7 +134,7 @@ inline void plan_columns(Plan& plan, const MaxsimArgs& args, const Device& devic
   if (!plan.staged && args.longest_query <= kFewColumns) set(kFewColumns);
   if (!plan.staged) {
     set(kMostColumns);
-    plan.shared_bytes = 0;
+    plan.shared_bytes = static_cast<std::size_t>(addend_bytes(format.is_code, kMostColumns));
   }
   const int64_t fit = args.candidates ? 1 : work.columns / std::max<int64_t>(args.longest_query, 1);
   work.queries_per_group = static_cast<int>(std::max<int64_t>(std::min(fit, args.queries.count), 1));

@@ -40,7 +40,7 @@ __device__ inline void set_scale(double squares, Column& column) {
   const long long inverse = 2046 - exponent < 1023 - 126 ? 1023 - 126 : 2046 - exponent;
   const double scale = __longlong_as_double(inverse << 52);
   column.scale = static_cast<float>(scale);
-  column.factor = static_cast<float>(1 / (floor * scale));
+  column.factor = 1.0f / static_cast<float>(floor * scale);
 }
 
 // What turns whole products with a query's row into similarities.

@@ -10,18 +10,24 @@ namespace simtile::cuda::maxsim {
 
 template <class Format, int kQueryPlanes, int kRowTiles, bool kStaged>
 __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) maxsim_scan(const Work work) {
-  SIMTILE_DYNAMIC_SHARED(uint4, staged);
+  SIMTILE_DYNAMIC_SHARED(uint4, shared);
   const MaxsimRuns& documents = work.args.documents;
   const int lane = threadIdx.x % 32, group = blockIdx.y;
   const int64_t query = work.first_query(work.first_group + group);
-  const int columns = work.group_columns[work.first_group + group], row_tiles = (columns + 15) / 16;
+  const int columns = work.group_columns[work.first_group + group];
+  const Column* packed = work.column + (work.first_group + group) * work.columns;
   const int fragments = work.steps * kRowTiles * 32;  // of a plane
   const uint4* fragment = work.packed + (work.first_group + group) * work.planes * fragments;
+  Addend* const addends = reinterpret_cast<Addend*>(shared);
+  uint4* const staged = shared + addend_bytes(Format::kIsCode, 16 * kRowTiles) / sizeof(uint4);
+  if constexpr (Format::kIsCode) {
+    for (int i = threadIdx.x; i < columns; i += kThreads) addends[i] = {packed[i].term, packed[i].shift};
+  }
   if constexpr (kStaged) {
     for (int i = threadIdx.x; i < kQueryPlanes * fragments; i += kThreads) staged[i] = __ldg(fragment + i);
     fragment = staged;
-    __syncthreads();
   }
+  __syncthreads();
 
   // Parts go to all blocks before a block has two of them.
   const int64_t part = static_cast<int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
@@ -36,8 +42,8 @@ __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) ma
     (before[middle] <= tile ? item : above) = middle;
   }
 
-  Tile<Format, kQueryPlanes, kRowTiles, kStaged> tiles = {
-      work, work.column + (work.first_group + group) * work.columns, columns, fragment + lane, fragments, {}};
+  Tile<Format, kQueryPlanes, kRowTiles, kStaged> tiles = {work,      packed, addends, columns, fragment + lane,
+                                                          fragments, {}};
   auto& rows = tiles.rows;
   rows.stride = documents.stride;
   rows.bytes = row_bytes<Format>(work.args.dimensions);
@@ -59,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) ma
       if (there) tokens += tiles.take(base, static_cast<int>(from_start), there, best);
     }
 
-    best.merge_lanes(row_tiles);
+    best.merge_lanes(tiles.row_tiles());
     const int64_t slot = group * work.segments() + item + part;
     if (lane == 0) work.tokens[slot] = tokens;
     if (lane % 4 == 0) {
@@ -67,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) ma
       for (int m = 0; m < kRowTiles; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          if (m >= row_tiles) continue;
+          if (m >= tiles.row_tiles()) continue;
           const int64_t at = slot * work.columns + 16 * m + 8 * half + lane / 4;
           work.maxima[at] = best.value[m][half];
           work.rows[at] = best.row[m][half];

@@ -159,6 +159,7 @@ struct Tile {
 
   const Work& work;
   const Column* packed;   // the group's
+  const Addend* addends;  // the same of codes
   int columns;            // of the group that are tokens
   const uint4* fragment;  // this lane's first
   int fragments;          // of a plane
@@ -270,11 +271,11 @@ struct Tile {
 
   // The product that a sum stands for.
   __device__ __forceinline__ float product_of(const Sum (&sums)[kSums][kRowTiles][kTiles][4], int m, int n, int i,
-                                              const Column& column, float factor) const {
+                                              const Addend& addend, float factor) const {
     if constexpr (Format::kIsCode) {
-      int dot = sums[0][m][n][i] + column.shift;
+      int dot = sums[0][m][n][i] + addend.shift;
       if constexpr (kQueryPlanes > 1) dot += 256 * sums[kQueryPlanes - 1][m][n][i];
-      return __fmul_rn(__fadd_rn(__int2float_rn(dot), column.term), factor);
+      return __fmul_rn(__fadd_rn(__int2float_rn(dot), addend.term), factor);
     } else {
       return work.args.normalize ? sums[0][m][n][i] * factor : sums[0][m][n][i];
     }
@@ -303,17 +304,13 @@ struct Tile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int at = 16 * m + 8 * half + lane / 4;
-        Column column = {};
-        if (Format::kIsCode && at < columns) {
-          column.term = __ldg(&packed[at].term);
-          column.shift = __ldg(&packed[at].shift);
-        }
+        const Addend addend = Format::kIsCode && at < columns ? addends[at] : Addend{};
 #pragma unroll
         for (int n = 0; n < kTiles; n++)
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             const int i = 2 * half + e;
-            const float product = product_of(sums, m, n, i, column, factors[n][e]);
+            const float product = product_of(sums, m, n, i, addend, factors[n][e]);
             if (!(product > -INFINITY)) rare |= 1u << (2 * m + half);
             // What is no token is below everything, and nothing above what it is compared with.
             products[m][n][i] = own >> (8 * n + e) & 1 ? product : -INFINITY;

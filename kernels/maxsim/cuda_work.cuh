@@ -30,6 +30,16 @@ struct Column {
   int shift;     // and what products with codes that were made signed lack
 };
 
+// Of codes, a column's part in shared memory.
+struct Addend {
+  float term;
+  int shift;
+};
+
+__host__ __device__ constexpr int addend_bytes(bool is_code, int columns) {
+  return is_code ? columns * static_cast<int>(sizeof(Addend)) : 0;
+}
+
 struct Work {
   MaxsimArgs args;
   int queries_per_group;  // 1 where a query has several groups

@@ -1,4 +1,4 @@
-// MaxSim's dispatch and kernels on memory of the CPU: tests/maxsim_cuda.py. A call is a dict of the arguments of _cuda.MaxsimArgs and of
+// MaxSim's dispatch and kernels on memory of the CPU: tests/maxsim_cuda_host.py. A call is a dict of the arguments of _cuda.MaxsimArgs and of
 // the device's multiprocessors and shared_bytes.
 #include <pybind11/pybind11.h>
 
@@ -67,6 +67,46 @@ Device device(const py::dict& given) {
   return {given["multiprocessors"].cast<int>(), given["shared_bytes"].cast<std::size_t>(), 80};
 }
 
+std::string format_name(MaxsimKind kind) {
+  switch (kind) {
+    case MaxsimKind::float32:
+      return "7Float32";
+    case MaxsimKind::float16:
+      return "7Float16";
+    case MaxsimKind::bfloat16:
+      return "8BFloat16";
+    case MaxsimKind::bits:
+      return "4Bits";
+    default:
+      return "5Bytes";
+  }
+}
+
+// What would be launched, for those who run the kernels elsewhere: (part of the mangled name, grid, block, shared bytes, argument).
+struct Recorder {
+  const maxsim::Plan& plan;
+  py::list& launches;
+
+  void operator()(void (*kernel)(maxsim::Work), dim3 grid, dim3 block, std::size_t shared_bytes,
+                  maxsim::Work work) const {
+    const py::bytes argument(reinterpret_cast<const char*>(&work), sizeof work);
+    launches.append(py::make_tuple(name(kernel), py::make_tuple(grid.x, grid.y), block.x, shared_bytes, argument));
+  }
+
+  std::string name(void (*kernel)(maxsim::Work)) const {
+    const MaxsimKind kind = plan.work.args.documents.kind;
+    if (kernel == maxsim::maxsim_count) return "maxsim_count";
+    if (kernel == maxsim::maxsim_sum) return "maxsim_sum";
+    const bool is_float = kind < MaxsimKind::int8;
+    if (kernel == maxsim::pack_kernel(kind)) {
+      const MaxsimKind packed = kind == MaxsimKind::float16 ? MaxsimKind::bfloat16 : kind;
+      return (is_float ? "maxsim_packINS1_" : "maxsim_pack_codesINS1_") + format_name(packed) + "EE";
+    }
+    return "maxsim_scanINS1_" + format_name(kind) + "ELi" + std::to_string(plan.work.planes) + "ELi" +
+           std::to_string(plan.work.columns / 16) + "ELb" + std::to_string(plan.staged) + "EE";
+  }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(simtile_cuda_host_maxsim, module) {
@@ -82,11 +122,23 @@ PYBIND11_MODULE(simtile_cuda_host_maxsim, module) {
         found["planes"] = plan.work.planes;
         found["staged"] = plan.staged;
         found["groups"] = plan.groups;
+        found["blocks"] = plan.blocks;
+        found["steps"] = plan.work.steps;
+        found["tile_rows"] = plan.work.tile_rows;
         found["queries_per_group"] = plan.work.queries_per_group;
         found["launch_items"] = plan.launch_items;
         return found;
       },
       py::arg("given"));
+  module.def(
+      "launches",
+      [](const py::dict& given, std::uintptr_t workspace) {
+        const maxsim::Plan plan = maxsim::plan(arguments(given), device(given), nullptr);
+        py::list launches;
+        run(arguments(given), device(given), reinterpret_cast<void*>(workspace), Recorder{plan, launches});
+        return launches;
+      },
+      py::arg("given"), py::arg("workspace"));
   module.def(
       "run",
       [](const py::dict& given, std::uintptr_t workspace, uint64_t order) {
