@@ -151,6 +151,8 @@ def maxsim(inputs, candidates, options, grad_scores=None, *, device="cpu"):
         tiles = configs.Config(
             configs.Tile(16, 32, 32, 1, 1),
             configs.Tile(32, 64, 16, 1, 1),
+            configs.Tile(16, 32, 32, 1, 1),
+            configs.Tile(16, 16, 16, 1, 1),
             configs.Tile(16, 16, 16, 1, 1),
         )
     options = Options(**options)

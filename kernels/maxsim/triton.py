@@ -157,19 +157,21 @@ def scan(
 ):
     # Programs of one document are neighbours: it comes from L2 for all but the first.
     pid = tl.program_id(0)
-    group = (pid // (tiles * candidate_count)).to(tl.int64)
+    group = pid // (tiles * candidate_count)
     c = pid // tiles % candidate_count
     local = pid % tiles * BQ + tl.arange(0, BQ)
     row_inside = local < group_rows
+    # Indices of rows are 32-bit: vectors of them stand in registers several times.
     row = group * group_rows + local
     query, i = row // query_length, row % query_length
-    chosen = tl.load(candidates + group * candidate_count + c, mask=has_candidates != 0, other=0)
+    first = group.to(tl.int64) * candidate_count
+    chosen = tl.load(candidates + first + c, mask=has_candidates != 0, other=0)
     n = tl.where(has_candidates != 0, chosen, c.to(tl.int64))
     is_document = (n >= 0) & (n < document_count)
     n = tl.where(is_document, n, 0)
     end = tl.load(document_ends + n, mask=is_document, other=0)
 
-    query_rows = queries + query * query_stride_b + i * query_stride_r
+    query_rows = queries + query.to(tl.int64) * query_stride_b + i.to(tl.int64) * query_stride_r
     own = tl.load(query_mask + row, mask=row_inside & (has_query_mask != 0), other=1)
     row_there = row_inside & (own != 0)
     of_query = tl.load(query_factor + row, mask=row_inside & (normalize != 0), other=1.0)
@@ -215,16 +217,15 @@ def scan(
         there = (inside & (theirs != 0))[:, None]
         of_document = tl.load(document_factor + at, mask=inside & (normalize != 0), other=1.0)
         sums = sums * of_document[:, None] * of_query[None, :]
-        is_nan = sums != sums
-        better = (sums > best) | (is_nan & (best == best)) | (place == NO_ROW)
-        take = there & better
+        sums = tl.where(there, sums, float("-inf"))
         if SMOOTH:
-            # What is infinite or no number is not smoothed: it is the result as it is.
-            largest = tl.where(take, sums, best)
-            known = largest - largest == 0.0
-            before = tl.where(known & (place != NO_ROW), (best - largest) / temperature, -1e30)
-            now = tl.where(known & there, (sums - largest) / temperature, -1e30)
-            total = total * tl.exp(before) + tl.exp(now)
+            # Infinite or NaN maxima stay what they are, whatever the total becomes.
+            largest = tl.maximum(best, sums)
+            shift = tl.where(tl.abs(largest) < float("inf"), largest, 0.0)
+            total *= tl.exp((best - shift) / temperature)
+            total += tl.exp((sums - shift) / temperature)
+        is_nan = (sums != sums) & (best == best)
+        take = (sums > best) | is_nan | (there & (place == NO_ROW))
         best = tl.where(take, sums, best)
         place = tl.where(take, j[:, None], place)
 
@@ -235,14 +236,12 @@ def scan(
     first = tl.min(tl.where(equal, place, NO_ROW), 0)
     value = tl.where(has_nan, float("nan"), largest)
     if SMOOTH:
-        known = value - value == 0.0
+        known = tl.abs(value) < float("inf")
         shift = tl.where(known, value, 0.0)
-        used = (place != NO_ROW) & known[None, :]
-        down = tl.exp(tl.where(used, (best - shift[None, :]) / temperature, -1e30))
-        whole = tl.sum(tl.where(used, total * down, 0.0), 0)
-        value = tl.where(known, value + temperature * tl.log(tl.where(known, whole, 1.0)), value)
+        whole = tl.sum(total * tl.exp((best - shift[None, :]) / temperature), 0)
+        value = tl.where(known, value + temperature * tl.log(whole), value)
     is_matched = row_there & (first != NO_ROW)
-    out = (query * candidate_count + c) * query_length + i
+    out = (query.to(tl.int64) * candidate_count + c) * query_length + i
     tl.store(argmax + out, tl.where(is_matched, first, -1), mask=row_inside)
     tl.store(token_scores + out, tl.where(is_matched, value, 0.0), mask=row_inside)
 
@@ -291,17 +290,6 @@ def weight(grad_scores, query_counts, pair, query, mask, length_normalize):
     grad = tl.load(grad_scores + pair, mask=mask, other=0.0)
     count = tl.load(query_counts + query, mask=mask & (length_normalize != 0), other=1)
     return grad / tl.maximum(count, 1).to(tl.float32)
-
-
-@triton.jit
-def split_dot(a, b, sums, SPLIT: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr):
-    """sums + a @ b, with a in float32 and b of an element type: a in two parts of it if SPLIT."""
-    high = narrow(a, b.dtype, EMULATE)
-    sums = dot(high, b, sums, PRECISION, EMULATE)
-    if SPLIT:
-        low = narrow(a - high.to(tl.float32), b.dtype, EMULATE)
-        sums = dot(low, b, sums, PRECISION, EMULATE)
-    return sums
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
@@ -391,36 +379,35 @@ def smooth_query_gradients(
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    group = (tl.program_id(0) // tiles).to(tl.int64)
+    group = tl.program_id(0) // tiles
     local = tl.program_id(0) % tiles * BQ + tl.arange(0, BQ)
     row_inside = local < group_rows
     row = group * group_rows + local
     query, i = row // query_length, row % query_length
     o = tl.program_id(1) * BO + tl.arange(0, BO)
-    query_rows = queries + query * query_stride_b + i * query_stride_r
+    query_rows = queries + query.to(tl.int64) * query_stride_b + i.to(tl.int64) * query_stride_r
     of_query = tl.load(query_factor + row, mask=row_inside & (normalize != 0), other=1.0)
-    result = tl.zeros((BQ, BO), tl.float32)
+    result = tl.zeros((BO, BQ), tl.float32)
     for c in range(candidate_count):
-        chosen = tl.load(
-            candidates + group * candidate_count + c, mask=has_candidates != 0, other=0
-        )
+        at_pair = group.to(tl.int64) * candidate_count + c
+        chosen = tl.load(candidates + at_pair, mask=has_candidates != 0, other=0)
         n = tl.where(has_candidates != 0, chosen, c)
         is_document = (n >= 0) & (n < document_count)
         n = tl.where(is_document, n, 0)
         end = tl.load(document_ends + n, mask=is_document, other=0)
-        pair = query * candidate_count + c
+        pair = query.to(tl.int64) * candidate_count + c
         out = pair * query_length + i
         matched = row_inside & (tl.load(argmax + out, mask=row_inside, other=-1) >= 0)
         smooth = tl.load(token_scores + out, mask=matched, other=0.0)
         scale = weight(grad_scores, query_counts, pair, query, matched, length_normalize)
-        sums = tl.zeros((BQ, BO), tl.float32)
+        sums = tl.zeros((BO, BQ), tl.float32)
         for start in range(0, end, BJ):
             j = start + tl.arange(0, BJ)
             inside = j < end
             at = n * document_length + j
             theirs = tl.load(document_mask + at, mask=inside & (has_document_mask != 0), other=1)
             there = inside & (theirs != 0)
-            of_document = tl.load(document_factor + at, mask=inside & (normalize != 0), other=1.0)
+            of_document = tl.load(document_factor + at, mask=there & (normalize != 0), other=1.0)
             document_rows = documents + n * document_stride_b + j.to(tl.int64) * document_stride_r
             # Rows that are no tokens may hold NaN, which times 0 would be NaN.
             logits = products(
@@ -443,11 +430,15 @@ def smooth_query_gradients(
                 mask=there[:, None] & (o < dim)[None, :],
                 other=0.0,
             )
-            shares = tl.trans(shares * of_document[:, None])
-            sums = split_dot(shares, d, sums, SPLIT, PRECISION, EMULATE)
-        result += sums * scale[:, None]
+            shares *= of_document[:, None]
+            high = narrow(shares, d.dtype, EMULATE)
+            sums = dot(tl.trans(d), high, sums, PRECISION, EMULATE)
+            if SPLIT:  # to the element type in two parts
+                low = narrow(shares - high.to(tl.float32), d.dtype, EMULATE)
+                sums = dot(tl.trans(d), low, sums, PRECISION, EMULATE)
+        result += sums * scale[None, :]
     place = grad + row[:, None] * grad_stride + o[None, :]
-    tl.store(place, result, mask=row_inside[:, None] & (o < dim)[None, :])
+    tl.store(place, tl.trans(result), mask=row_inside[:, None] & (o < dim)[None, :])
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
@@ -518,7 +509,7 @@ def document_gradients(
             query_rows = queries + query * query_stride_b + i.to(tl.int64) * query_stride_r
             of_query = tl.load(
                 query_factor + query * query_length + i,
-                mask=row_inside & (normalize != 0),
+                mask=matched & (normalize != 0),
                 other=1.0,
             )
             if SMOOTH:
@@ -545,7 +536,12 @@ def document_gradients(
                 mask=matched[:, None] & (o < dim)[None, :],
                 other=0.0,
             )
-            sums = split_dot(shares * of_query[None, :], q, sums, SPLIT, PRECISION, EMULATE)
+            shares *= of_query[None, :]
+            high = narrow(shares, q.dtype, EMULATE)
+            sums = dot(high, q, sums, PRECISION, EMULATE)
+            if SPLIT:
+                low = narrow(shares - high.to(tl.float32), q.dtype, EMULATE)
+                sums = dot(low, q, sums, PRECISION, EMULATE)
         result += sums * scale
     place = grad + at[:, None] * grad_stride + o[None, :]
     tl.store(place, result, mask=inside[:, None] & (o < dim)[None, :])

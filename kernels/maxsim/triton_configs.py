@@ -31,15 +31,26 @@ class Tile(NamedTuple):
 
 
 class Config(NamedTuple):
-    """Tiles of up to NARROW query rows, of more, and of the gradients."""
+    """Tiles of up to NARROW query rows, of more, of smooth maxima, and of the gradients.
+
+    Four warps of `smooth_query`, because eight would do the same work twice.
+    """
 
     narrow: Tile
     wide: Tile
+    smooth: Tile
     gradient: Tile
+    smooth_query: Tile
+
+    def scan(self, rows: int, smooth: bool) -> Tile:
+        return self.smooth if smooth else self.narrow if rows <= NARROW else self.wide
 
 
 NARROW = 32  # query rows that share a document, up to which the tile is the narrow one
 GRADIENT_DIMS = 128  # dimensions that a program of the gradients owns
+# The same of smooth_query_gradients, whose programs hold more. With 64 rows sm100's compiler would
+# make tf32 products of float32.
+SMOOTH_DIMS = {"float32": 32, "bfloat16": 64, "float16": 64}
 GATHER = 4  # query rows of a program of query_gradients
 TOKEN_ROWS, TOKEN_BLOCK = 16, 128  # of a step of `tokens`
 PAIRS, PAIR_BLOCK = 32, 32  # of a step of sum_tokens
@@ -48,18 +59,38 @@ PAIRS, PAIR_BLOCK = 32, 32  # of a step of sum_tokens
 # of a tile stay in registers, operands in the shared memory of every family. Rows of up to 128
 # numbers of 16 bits are multiplied whole, and then a query's are read once. Float32 has no matrix
 # unit on NVIDIA, so its steps through the dimensions are short.
-_HALF = Config(Tile(128, 32, 128, 8, 2), Tile(64, 128, 128, 8, 2), Tile(64, 32, 64, 8, 2))
-_FLOAT = Config(Tile(64, 32, 32, 4, 2), Tile(32, 128, 32, 8, 2), Tile(32, 32, 32, 8, 2))
-
-
+# A smooth maximum has a fourth number for each element of a tile.
+_HALF = Config(
+    Tile(128, 32, 128, 8, 2),
+    Tile(64, 128, 128, 8, 2),
+    Tile(64, 64, 128, 8, 2),
+    Tile(64, 32, 64, 8, 2),
+    Tile(64, 32, 64, 4, 2),
+)
+_FLOAT = Config(
+    Tile(64, 32, 32, 4, 2),
+    Tile(32, 128, 32, 8, 2),
+    Tile(32, 64, 32, 8, 2),
+    Tile(32, 32, 32, 4, 2),
+    Tile(32, 32, 32, 8, 2),
+)
+# gfx942 keeps what a tile compares in scalar registers, of which larger tiles spill; sm100's
+# compiler gives 8 warps of a product without its matrix unit 128 registers a thread.
+_AMD = Config(*[Tile(64, 16, 128, 4, 2)] * 3, *[Tile(64, 16, 32, 4, 1)] * 2)
+_AMD_FLOAT = Config(*[Tile(64, 16, 32, 4, 2)] * 3, *[Tile(64, 16, 32, 4, 1)] * 2)
 CONFIGS = {
-    dtype: dict.fromkeys(FAMILIES, _FLOAT if dtype == "float32" else _HALF) for dtype in DTYPES
+    "half": {**dict.fromkeys(FAMILIES, _HALF), "gfx942": _AMD},
+    "float32": {
+        **dict.fromkeys(FAMILIES, _FLOAT),
+        "sm100": _FLOAT._replace(narrow=Tile(32, 32, 32, 4, 2), wide=Tile(16, 128, 32, 8, 2)),
+        "gfx942": _AMD_FLOAT,
+    },
 }
 
 
 def config(family: str, dtype: str) -> Config:
     """The pinned tiles; KeyError where a family has none."""
-    return CONFIGS[dtype][family]
+    return CONFIGS[dtype if dtype == "float32" else "half"][family]
 
 
 def scan_options(tile: Tile, dim: int, smooth: bool) -> dict[str, Any]:
@@ -87,6 +118,13 @@ def gradient_options(
         "BO": gradient_dims(dim),
         "PRECISION": "ieee",
     }
+
+
+def smooth_options(tile: Tile, dtype: str, dim: int) -> dict[str, Any]:
+    """Of smooth_query_gradients."""
+    options = gradient_options(tile, dtype, dim, False, True)
+    del options["SMOOTH"]
+    return {**options, "BO": SMOOTH_DIMS[dtype]}
 
 
 def gradient_dims(dim: int) -> int:
@@ -154,9 +192,10 @@ def variants(family: str, dim: int = 128) -> Iterator[Variant]:
         tile = tiles.gradient
         for smooth in (False, True):
             of = f"{dtype}, smooth" if smooth else dtype
-            for kind, scanned in (("narrow", tiles.narrow), ("wide", tiles.wide)):
+            scans = {f"{of}, narrow": tiles.narrow, f"{of}, wide": tiles.wide}
+            for label, scanned in ({of: tiles.smooth} if smooth else scans).items():
                 yield _variant(
-                    f"scan[{of}, {kind}]",
+                    f"scan[{label}]",
                     kernels.scan,
                     dtype,
                     {**scan_options(scanned, dim, smooth), "EMULATE": False},
@@ -179,8 +218,8 @@ def variants(family: str, dim: int = 128) -> Iterator[Variant]:
                     tile.stages,
                     expects,
                 )
-        options = gradient_options(tile, dtype, dim, False, True)
-        del options["SMOOTH"]
+        tile = tiles.smooth_query
+        options = smooth_options(tile, dtype, dim)
         yield _variant(
             f"smooth_query_gradients[{dtype}]",
             kernels.smooth_query_gradients,

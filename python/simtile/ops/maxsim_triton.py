@@ -261,7 +261,7 @@ def _ends(side: Given, batch: _Batch) -> Tensor:
 
 def _scan(call: _Call, argmax: Tensor, token_scores: Tensor) -> None:
     queries, documents, options = call.queries, call.documents, call.options
-    tile = call.tiles.narrow if call.group_rows <= configs.NARROW else call.tiles.wide
+    tile = call.tiles.scan(call.group_rows, options.temperature > 0)
     tiles = triton.cdiv(call.group_rows, tile.queries)
     kernels.scan[(tiles * call.chosen * call.groups,)](
         *queries.operands,
@@ -300,8 +300,8 @@ def _query_gradients(
 ) -> None:
     queries, documents, options = call.queries, call.documents, call.options
     length_normalize, normalize = int(options.length_normalize), int(options.normalize)
-    across = triton.cdiv(call.dim, configs.gradient_dims(call.dim))
     if not options.temperature:
+        across = triton.cdiv(call.dim, configs.gradient_dims(call.dim))
         kernels.query_gradients[(triton.cdiv(queries.rows, configs.GATHER), across)](
             *documents.operands,
             call.candidates,
@@ -323,10 +323,10 @@ def _query_gradients(
             num_warps=4,
         )
         return
-    tile = call.tiles.gradient
+    tile = call.tiles.smooth_query
     tiles = triton.cdiv(call.group_rows, tile.queries)
-    choices = configs.gradient_options(tile, call.name, call.dim, options.normalize, True)
-    del choices["SMOOTH"]
+    choices = configs.smooth_options(tile, call.name, call.dim)
+    across = triton.cdiv(call.dim, choices["BO"])
     kernels.smooth_query_gradients[(tiles * call.groups, across)](
         *queries.operands,
         *documents.operands,
@@ -364,6 +364,9 @@ def _document_gradients(
     queries, documents, options = call.queries, call.documents, call.options
     tile = call.tiles.gradient
     tiles = triton.cdiv(documents.x.shape[1], tile.documents)
+    choices = configs.gradient_options(
+        tile, call.name, call.dim, options.normalize, options.temperature > 0
+    )
     order = bounds = call.candidates
     if call.has_candidates:
         # Pairs by their documents, in order within one.
@@ -371,10 +374,7 @@ def _document_gradients(
         ids = torch.arange(documents.x.shape[0] + 1, device=order.device)
         bounds = torch.searchsorted(by_document, ids)
     kernels.document_gradients[
-        (
-            tiles * documents.x.shape[0],
-            triton.cdiv(call.dim, configs.gradient_dims(call.dim)),
-        )
+        (tiles * documents.x.shape[0], triton.cdiv(call.dim, choices["BO"]))
     ](
         *queries.operands,
         *documents.operands,
@@ -398,9 +398,7 @@ def _document_gradients(
         int(options.normalize),
         int(options.length_normalize),
         float(options.temperature),
-        **configs.gradient_options(
-            tile, call.name, call.dim, options.normalize, options.temperature > 0
-        ),
+        **choices,
         **_EMULATE,
         num_warps=tile.warps,
         num_stages=tile.stages,
