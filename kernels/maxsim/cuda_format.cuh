@@ -81,7 +81,7 @@ struct BFloat16 {
   static constexpr bool kIsCode = false;
   static constexpr int kBytes = 2, kWords = 4, kProducts = 2;
   static constexpr int kPlanes = 1;
-  static constexpr int kMostEights = 4;
+  static constexpr int kMostEights = 3;
   static constexpr uint32_t kMagnitude = 0x7fff7fffu;
 
   static __device__ __forceinline__ float get(const void* row, int64_t k) {

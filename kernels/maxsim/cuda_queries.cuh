@@ -27,20 +27,18 @@ __device__ inline double row_squares(MaxsimKind kind, const void* row, int64_t d
   return sum;
 }
 
-// The packed row times `scale`, a power of two, has a length from 1 to 2.
+// The packed row times `scale`, a power of two, has a length of 1 to 2, or less if it is next to nothing.
 __device__ inline void set_scale(double squares, Column& column) {
-  const double norm = sqrt(squares);
-  if (!(norm <= 1.7976931348623157e308)) {
+  if (!(squares <= 1.7976931348623157e308)) {
     column.factor = NAN;
     return;
   }
-  const double floor = norm < kSmallestNorm ? kSmallestNorm : norm;
-  const long long exponent = __double_as_longlong(floor) >> 52 & 0x7ff;
-  // Of a float32 row's length, its reciprocal can be as small as a subnormal number.
-  const long long inverse = 2046 - exponent < 1023 - 126 ? 1023 - 126 : 2046 - exponent;
-  const double scale = __longlong_as_double(inverse << 52);
+  const double floor = static_cast<double>(kSmallestNorm) * kSmallestNorm, size = squares < floor ? floor : squares;
+  // Of the largest rows, the scale would be a subnormal number.
+  const int exponent = min((static_cast<int>(__double_as_longlong(size) >> 52) - 1023) >> 1, 126);
+  const double scale = __longlong_as_double(static_cast<long long>(1023 - exponent) << 52);
   column.scale = static_cast<float>(scale);
-  column.factor = 1.0f / static_cast<float>(floor * scale);
+  column.factor = rsqrtf(static_cast<float>(size * scale * scale));
 }
 
 // What turns whole products with a query's row into similarities.

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) ma
                                                           fragments, {}};
   auto& rows = tiles.rows;
   rows.stride = documents.stride;
-  rows.bytes = row_bytes<Format>(work.args.dimensions);
+  rows.bytes = static_cast<int>(row_bytes<Format>(work.args.dimensions));
   const uintptr_t places = reinterpret_cast<uintptr_t>(documents.data) | static_cast<uintptr_t>(documents.stride) |
                            static_cast<uintptr_t>(rows.bytes);
   rows.aligned = places % rows.kPiece == 0;

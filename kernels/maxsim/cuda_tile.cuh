@@ -14,14 +14,14 @@ struct Rows {
 
   const char* data;
   int64_t stride;
-  int64_t bytes;   // of a row
+  int bytes;       // of a row
   uint32_t there;  // bit 8n: row n of this lane's
   bool aligned;    // pieces are whole or empty, and lie at multiples of their size
 
   // Its lane's piece of each row in the step that begins at `offset`; zeros behind the row's end.
-  __device__ __forceinline__ void load(int64_t offset, uint32_t (&pieces)[kTiles][Format::kWords]) const {
-    offset += threadIdx.x % 4 * kPiece;
-    const int64_t left = bytes - offset;
+  __device__ __forceinline__ void load(int offset, uint32_t (&pieces)[kTiles][Format::kWords]) const {
+    offset += static_cast<int>(threadIdx.x) % 4 * kPiece;
+    const int left = bytes - offset;
 #pragma unroll
     for (int n = 0; n < kTiles; n++)
 #pragma unroll
@@ -79,19 +79,16 @@ __device__ inline float plain_product(const Work& work, const Column& column, in
 template <class Format>
 __device__ inline float document_factor(const Work& work, int64_t row, float squares) {
   constexpr float kLargeSquares = 0x1p120f;  // sums above it, or NaN, may have lost everything to overflow
-  double exact = squares;
-  if (!(squares < kLargeSquares)) {
-    exact = 0;
-    const void* data = row_of(work.args.documents, row);
+  constexpr float kShrink = 0x1p-80f;
+  if (squares < kLargeSquares) return 1.0f / fmaxf(sqrtf(squares), kSmallestNorm);
+  const void* data = row_of(work.args.documents, row);
+  float sum = 0;
 #pragma unroll 1
-    for (int64_t k = 0; k < work.args.dimensions; k++) {
-      const double x = Format::get(data, k);
-      exact += x * x;
-    }
+  for (int64_t k = 0; k < work.args.dimensions; k++) {
+    const float x = Format::get(data, k) * kShrink;
+    sum = fmaf(x, x, sum);
   }
-  const double norm = sqrt(exact);
-  if (!(norm <= 1.7976931348623157e308)) return NAN;
-  return static_cast<float>(1 / (norm < kSmallestNorm ? kSmallestNorm : norm));
+  return sum < INFINITY ? kShrink / sqrtf(sum) : NAN;
 }
 
 // What a lane has seen of a segment. Its columns are lane / 4 and 8 below in every tile of 16.
@@ -151,8 +148,7 @@ template <class Format, int kQueryPlanes, int kRowTiles, bool kStaged>
 struct Tile {
   static constexpr int kTiles = rows_of_eight(Format::kMostEights, kRowTiles, kStaged);
   static constexpr int kTileRows = 8 * kTiles;
-  // The next step's loads run beside this one's products where registers hold both.
-  static constexpr bool kAhead = kStaged && kTiles < 4;
+  static constexpr bool kAhead = kStaged;  // the next step's loads run beside this one's products
   // Planes of floats add up in one sum; those of codes do not.
   static constexpr int kSums = Format::kIsCode ? kQueryPlanes : 1;
   using Sum = std::conditional_t<Format::kIsCode, int32_t, float>;
@@ -176,7 +172,7 @@ struct Tile {
     if constexpr (kAhead) rows.load(0, next);
     const uint4* from = fragment;
 #pragma unroll 1
-    for (int64_t offset = 0; offset < rows.bytes; offset += 4 * rows.kPiece) {
+    for (int offset = 0; offset < rows.bytes; offset += 4 * rows.kPiece) {
       uint32_t pieces[kTiles][Format::kWords];
       if constexpr (kAhead) {
 #pragma unroll
@@ -253,7 +249,7 @@ struct Tile {
         }
     } else {
       // Of the squares, the four lanes of a row have shares: one of them finishes that of its tile.
-      const int own_tile = lane % kTiles, own_row = 8 * own_tile + lane / 4;
+      const int own_tile = min(lane % 4, kTiles - 1), own_row = 8 * own_tile + lane / 4;
       float own_squares = 0;
 #pragma unroll
       for (int n = 0; n < kTiles; n++) {

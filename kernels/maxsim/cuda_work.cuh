@@ -14,7 +14,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMostColumns = 128;
-constexpr double kSmallestNorm = 1e-12;  // what shorter rows are divided by
+constexpr float kSmallestNorm = 1e-12f;  // what shorter rows are divided by
 constexpr int kNoRow = 0x7fffffff;
 
 // How many times eight rows of a document a warp multiplies at a time: what an instance of the scan has registers for.
