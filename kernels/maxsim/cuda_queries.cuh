@@ -129,7 +129,7 @@ __device__ __forceinline__ int64_t operand_place(int step, int lane, int i) {
 
 // Grid (groups): one block packs its tokens, with zeros behind them, as operands for documents of a format.
 template <class Format>
-__global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
+__global__ void __launch_bounds__(kThreads, 1) maxsim_pack(const Work work) {
   SIMTILE_DYNAMIC_SHARED(PackState, state);
   place_rows(work, *state);
   const MaxsimArgs& args = work.args;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) maxsim_pack(const Work work) {
 
 // The same for codes: planes are the lower and the higher bytes of integers 256 hi + lo.
 template <class Format>
-__global__ void __launch_bounds__(kThreads) maxsim_pack_codes(const Work work) {
+__global__ void __launch_bounds__(kThreads, 1) maxsim_pack_codes(const Work work) {
   SIMTILE_DYNAMIC_SHARED(PackState, state);
   place_rows(work, *state);
   const MaxsimArgs& args = work.args;
