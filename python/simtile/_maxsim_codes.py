@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _core, _maxsim_inputs, _maxsim_run, _tensors
+from simtile import _core, _maxsim_inputs, _maxsim_run, _tensors, _vectors
 from simtile._maxsim_inputs import Given, Int64s
 from simtile._maxsim_run import Found, Options
 from simtile.quantized import CODE_KINDS, PER_VECTOR, Quantized
@@ -104,16 +104,19 @@ def given(
             f"queries: found tokens of {left.dim} dimensions, expected {tokens.dim} as {tokens!r} "
             "has"
         )
+    place = "cpu"
+    if kind != "residual" and _vectors.gpu_of(_data_of(tokens)) is not None:
+        place = _data_of(tokens).device
     for name, x in (("queries", left.x), ("tokens", _data_of(tokens))):
         if _tensors.is_tensor(x):
-            _check_tensor(name, x)
+            _check_tensor(name, x, place)
     return left, Coded(tokens, kind, bounds, mask, steps)
 
 
 def run(
     queries: Given,
     documents: Coded,
-    candidates: Int64s | None,
+    candidates: Any,
     options: Options,
     *,
     argmax: bool,
@@ -122,16 +125,25 @@ def run(
     threads: int,
 ) -> Found:
     """float32 scores [Q, C] and details; tensors if there are tensors among the inputs."""
-    if backend not in ("auto", "cpu"):
+    device = _vectors.gpu_of(documents.x)
+    here = "cpu" if device is None else "cuda"
+    if backend not in ("auto", here):
         raise ValueError(
-            f"backend: found {backend!r} with tokens that are codes, expected 'auto' or 'cpu': "
-            "codes are scored on the CPU"
+            f"backend: found {backend!r} with tokens that are codes, expected 'auto' or {here!r}: "
+            f"they are scored where they are, on {device or 'the CPU'}"
         )
     if options.temperature:
         raise ValueError(
             "temperature: found one with tokens that are codes, expected None: the smooth maximum "
             "is for training, on floats"
         )
+    if device is not None:
+        from simtile.ops import _maxsim_codes_gpu
+
+        return _maxsim_codes_gpu.forward(
+            queries, documents, candidates, options, argmax=argmax, token_scores=token_scores
+        )
+    candidates = None if candidates is None else _tensors.as_array(candidates)
     count = _maxsim_run.check_candidates(candidates, documents.batch)
     shape = _maxsim_run.detail_shape(queries, count)
     found = Found(
@@ -154,21 +166,10 @@ def _forward(
     threads: int,
 ) -> None:
     tokens, kind = documents.tokens, documents.kind
-    steps = documents.query_steps
-    if steps is None:
-        side = _maxsim_inputs.side_of(queries)
-        values = _maxsim_inputs.widen(side.rows.array, side.rows.kind, "float64")
-        starts, ends, query_mask = side.starts, side.ends, side.mask
-    else:
-        values, query_mask = queries.x, queries.mask
-        starts, ends = queries.offsets[:-1].copy(), queries.offsets[1:].copy()
+    values, steps, starts, ends, query_mask = prepared(queries, documents, options)
     document_mask = documents.mask
     if options.pad_zero_rows:
-        there = (values != 0).any(axis=1)
-        query_mask = there if query_mask is None else query_mask & there
         document_mask = _without_zeros(tokens, document_mask)
-    if options.normalize:
-        values, steps = _normalized(values, steps)
     folded = fold(values, steps, tokens, kind, options.normalize)
     operands: list[Any] = [_factors(tokens, options.normalize), None, None, None, None]
     block = max(len(starts), 1)
@@ -211,6 +212,26 @@ def _forward(
             threads,
         ]
         _core.maxsim_codes(*arguments)
+
+
+def prepared(
+    queries: Given, documents: Coded, options: Options, *, dense: bool = False
+) -> tuple[Array, Array | None, Int64s, Int64s, Array | None]:
+    """Rows of queries, their steps if they are codes, where each query's start and end, mask."""
+    steps = documents.query_steps
+    if steps is None:
+        side = _maxsim_inputs.side_of(queries, dense=dense)
+        values = _maxsim_inputs.widen(side.rows.array, side.rows.kind, "float64")
+        starts, ends, mask = side.starts, side.ends, side.mask
+    else:
+        values, mask = queries.x, queries.mask
+        starts, ends = queries.offsets[:-1].copy(), queries.offsets[1:].copy()
+    if options.pad_zero_rows:
+        there = (values != 0).any(axis=1)
+        mask = there if mask is None else mask & there
+    if options.normalize:
+        values, steps = _normalized(values, steps)
+    return values, steps, starts, ends, mask
 
 
 def fold(
@@ -307,13 +328,14 @@ def _data_of(tokens: Codes) -> Any:
     return tokens.codes if isinstance(tokens, Quantized) else tokens.residuals
 
 
-def _check_tensor(name: str, x: Any) -> None:
+def _check_tensor(name: str, x: Any, place: Any) -> None:
     import torch
 
     found = f"{name}: found {_tensors.dtype_name(x)} {list(x.shape)}"
-    if x.device.type != "cpu":
+    if x.device != torch.device(place):
+        where = "the CPU" if place == "cpu" else f"{place}, where tokens are"
         raise ValueError(
-            f"{found} on {x.device} with tokens that are codes, expected the CPU; x.cpu() moves it "
+            f"{found} on {x.device} with tokens that are codes, expected {where}; x.cpu() moves it "
             "(and .numpy() codes)"
         )
     if x.requires_grad and torch.is_grad_enabled():

@@ -319,11 +319,11 @@ def pair_of_sides(queries: Given, documents: Given, *, dense: bool = False) -> t
     )
 
 
-def side_of(side: Given) -> Side:
-    """One of them, in its own type and with all its rows in the runs."""
+def side_of(side: Given, *, dense: bool = False) -> Side:
+    """One of them, in its own type and with all its rows in the runs; `dense` as above."""
     side = side.together()
     x, kind = elements(side)
-    return _side(side, x, kind, dense=False, trim=False)
+    return _side(side, x, kind, dense=dense, trim=False)
 
 
 def elements(side: Given) -> tuple[Array, str]:

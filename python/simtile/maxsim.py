@@ -363,7 +363,7 @@ def _run(
         return _maxsim_codes.run(
             left,
             right,
-            None if candidates is None else _tensors.as_array(candidates),
+            candidates,
             options,
             argmax=bool(return_argmax),
             token_scores=bool(return_token_scores),
