@@ -105,7 +105,7 @@ def test_what_is_no_number(case, forms):
 
 
 # More rows and dimensions than a tile: several steps of every loop.
-LARGER = Case((33, 33), (70, 16), 145, masks=("holes", "holes"), seed=4)
+LARGER = Case((33, 20), (40, 16), 145, masks=("holes", "holes"), seed=4)
 
 
 @pytest.mark.deep  # the interpreter runs each program's operations one by one

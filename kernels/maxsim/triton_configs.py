@@ -79,7 +79,13 @@ _FLOAT = Config(
 _AMD = Config(*[Tile(64, 16, 128, 4, 2)] * 3, *[Tile(64, 16, 32, 4, 1)] * 2)
 _AMD_FLOAT = Config(*[Tile(64, 16, 32, 4, 2)] * 3, *[Tile(64, 16, 32, 4, 1)] * 2)
 CONFIGS = {
-    "half": {**dict.fromkeys(FAMILIES, _HALF), "gfx942": _AMD},
+    "half": {
+        **dict.fromkeys(FAMILIES, _HALF),
+        "sm120": _HALF._replace(
+            narrow=Tile(64, 32, 128, 4, 2), smooth_query=Tile(32, 32, 64, 4, 2)
+        ),
+        "gfx942": _AMD,
+    },
     "float32": {
         **dict.fromkeys(FAMILIES, _FLOAT),
         "sm100": _FLOAT._replace(narrow=Tile(32, 32, 32, 4, 2), wide=Tile(16, 128, 32, 8, 2)),
