@@ -160,7 +160,8 @@ class Launches:
 
 def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
     form = Form(call.case, "padded", "padded", (call.dtype,) * 2)
-    given = [None if x is None else as_tensor(x) for x in form.arguments]
+    # Copies, because torch's memory begins at a sector, as a GPU's does.
+    given = [None if x is None else as_tensor(x).clone() for x in form.arguments]
     masks = [None if m is None or m.all() else m for m in given[2:]]
     sides = [Given(n, x, None, m) for n, x, m in zip("qd", given[:2], masks, strict=True)]
     options = Options(
