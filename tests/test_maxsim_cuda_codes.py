@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 from maxsim_cases import DIMS, LENGTHS
 from maxsim_cuda_host import POISON, SHARED_BYTES, Device, Host
 
+import simtile
+from simtile import _maxsim_codes
+from simtile.quantized import unpack
+
 KINDS = ("int8", "uint8", "bits")
 QUERIES = ("int8", "int16")
 lengths = st.lists(st.sampled_from(LENGTHS), min_size=1, max_size=3)
@@ -195,3 +199,41 @@ def test_a_device_gives_the_same_numbers(kind, query_kind, seed):
     lengths = ((32, 7, 150), (180, 0, 1, 60, 300) * 20) if seed % 2 else ((5,), (1, 33))
     dim = (128, 96, 33, 768, 4096, 1)[seed // 2]
     check(Call(kind, query_kind, *lengths, dim, seed), Device())
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int8_vector", "binary"])
+def test_the_cpu_gives_the_same_numbers(module, kind, normalize):
+    rng = np.random.default_rng(3)
+    lengths = (np.array([9, 3]), np.array([70, 1, 0, 39]))
+    queries = rng.normal(size=(12, 70)).astype(np.float32)
+    tokens = simtile.quantize(rng.normal(size=(110, 70)).astype(np.float32), kind)
+    offsets = np.cumsum([0, *lengths[1]])
+    expected = simtile.maxsim_packed(
+        np.split(queries, [9]),
+        tokens,
+        offsets,
+        normalize=normalize,
+        empty_score=-3.0,
+        return_argmax=True,
+        return_token_scores=True,
+    )
+    stored = {"int8_vector": "int8", "binary": "bits"}.get(kind, kind)
+    call = Call(stored, "int16", *lengths, 70, 3)
+    folded = _maxsim_codes.fold(
+        *_maxsim_codes._normalized(queries.astype(np.float64), None)
+        if normalize
+        else (queries.astype(np.float64), None),
+        tokens,
+        kind,
+        normalize,
+    )
+    call.queries, call.units, call.terms = folded.whole, folded.units, folded.terms
+    call.factors = _maxsim_codes._factors(tokens, normalize)
+    call.codes = unpack(tokens.codes, kind, 70)
+    call.masks = [np.ones(12, bool), np.ones(110, bool)]
+    scores, argmax, values = call.run(Host(module, 1))
+    np.testing.assert_array_equal(scores, expected[0])
+    for ours, theirs in ((argmax, expected[1]), (values, expected[2])):
+        for one, two in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, two)
