@@ -228,10 +228,14 @@ def similarities_of(row, step, tokens, normalize):
 def residuals(floats, tokens):
     codec = tokens.codec
     folded = reference.fold(floats, 128)
-    dots = codec.whole_weights.astype(np.int64)[tokens.codes()] @ np.array(folded.whole, np.int64)
+    weights = codec.whole_weights.astype(np.int64)[tokens.codes()]
+    low = (weights + 128) % 256 - 128
+    whole = np.array(folded.whole, np.int64)
+    high_dots, low_dots = (part @ whole for part in ((weights - low) // 256, low))
+    dots = high_dots.astype(np.float32) * np.float32(256) + low_dots.astype(np.float32)
     products = np.zeros(len(codec.centroids), np.float32)
     for q, column in zip(np.float32(floats), codec.centroids.T, strict=True):
         products = products + q * column
     weight = np.float32(folded.unit * codec.weight_unit)
-    sums = dots.astype(np.float32) * weight + products[tokens.centroid_ids]
+    sums = dots * weight + products[tokens.centroid_ids]
     return sums * tokens.inverse_norms, 1.0

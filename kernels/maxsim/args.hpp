@@ -22,7 +22,7 @@ struct MaxsimSide {
 // Tokens of documents as codes. Rows of `queries` are then int16, the whole numbers that queries were rounded to, and a similarity is
 //   unit · ((weight · dot + centroid's product) · factor), or without centroids unit · ((dot + addend) · factor)
 // where dot is an exact whole number and everything else float32, rounded after each operation; a centroid's product is a
-// sum in order.
+// sum in order, and the dot with a residual 256 high + low of the exact products with its values' two bytes.
 enum class MaxsimKind { int8, uint8, bits, residual1, residual2, residual4 };
 
 struct MaxsimCodes {

@@ -125,12 +125,9 @@ SIMTILE_INLINE void similarities(const Operands<Row>& o, const Dots& dots, float
   }
 }
 
-// high * 256 + low, exact, rounded once.
-SIMTILE_INLINE Vector<float> rounded_sum(const int32_t* high, const int32_t* low) {
-  float out[Simd<float>::kLanes];
-  for (int l = 0; l < Simd<float>::kLanes; l++)
-    out[l] = static_cast<float>(static_cast<double>(high[l]) * 256 + static_cast<double>(low[l]));
-  return load<float>(out);
+// Of a residual: from the exact products with its values' high and low bytes.
+SIMTILE_INLINE Vector<float> dot_of_planes(Ints high, Ints low) {
+  return __builtin_convertvector(high, Vector<float>) * 256 + __builtin_convertvector(low, Vector<float>);
 }
 
 template <MaxsimKind kind>
@@ -193,7 +190,7 @@ struct ShortProducts {
         [&](int i, int c) __attribute__((always_inline)) {
           const int32_t* const first = dots[0] + i * kColumns + c;
           if constexpr (Traits::kPlanes == 2)
-            return rounded_sum(first, dots[1] + i * kColumns + c);
+            return dot_of_planes(load_ints(first), load_ints(dots[1] + i * kColumns + c));
           else
             return __builtin_convertvector(load_ints(first), Vector<float>);
         },

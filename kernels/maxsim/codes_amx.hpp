@@ -173,64 +173,48 @@ struct ByteProducts {
     tiles_touch_memory();
   }
 
-  // Of a residual's high and low byte with a query's: high · high, what is worth 256, low · low.
+  // Of a residual's high and low byte with a query's: high · high, high · low, low · high, low · low.
   static void multiply_residuals(const Operands<Row>& o, float* out) {
-    alignas(64) Sums sums[3];
-    multiply_residual_rows(o, sums[0]);
+    alignas(64) Sums sums[4];
+    multiply_residual_rows<0>(o, sums[0]);
+    multiply_residual_rows<1>(o, sums[0]);
     similarities<true>(
         o,
         [&](int i, int c) __attribute__((always_inline)) {
           const int64_t at = i * kColumns + c;
-          return exact_sum(sums[0] + at, sums[1] + at, sums[2] + at);
+          return dot_of_planes((load_ints(sums[0] + at) << 8) + load_ints(sums[1] + at),
+                               (load_ints(sums[2] + at) << 8) + load_ints(sums[3] + at));
         },
         out);
   }
 
-  static SIMTILE_INLINE __m512d of_ints(const int32_t* p) {
-    return _mm512_cvtepi32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static SIMTILE_INLINE __m256 half_sum(const int32_t* high, const int32_t* middle, const int32_t* low) {
-    const __m512d base = _mm512_set1_pd(256);
-    const __m512d upper = _mm512_add_pd(_mm512_mul_pd(of_ints(high), base), of_ints(middle));
-    return _mm512_cvtpd_ps(_mm512_add_pd(_mm512_mul_pd(upper, base), of_ints(low)));
-  }
-  static SIMTILE_INLINE Vector<float> exact_sum(const int32_t* high, const int32_t* middle, const int32_t* low) {
-    return (Vector<float>)_mm512_insertf32x8(_mm512_castps256_ps512(half_sum(high, middle, low)),
-                                             half_sum(high + 8, middle + 8, low + 8), 1);
-  }
-
+  // With the 16 columns of a strip.
+  template <int strip>
   static __attribute__((noinline)) void multiply_residual_rows(const Operands<Row>& o, int32_t* sums) {
-    const char* const panel = static_cast<const char*>(o.panel);
+    const char* column = static_cast<const char*>(o.panel) + strip * kTileBytes;
+    const uint8_t* row = o.rows;
     tiles_touch_memory();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
     for (int64_t k = 0; k < tiles(o.dimensions); k++) {
-      const char* const column = panel + k * 4 * kTileBytes;
-      const uint8_t* const high = o.rows + k * kByteDepth;
-#define SIMTILE_STRIPS(first, second, plane)                        \
-  _tile_loadd(7, column + 2 * plane * kTileBytes, 64);              \
-  _tile_dpbssd(first, 6, 7);                                        \
-  _tile_loadd(7, column + 2 * plane * kTileBytes + kTileBytes, 64); \
-  _tile_dpbssd(second, 6, 7);
-      _tile_loadd(6, high, o.stride);
-      SIMTILE_STRIPS(0, 1, 1)
-      SIMTILE_STRIPS(2, 3, 0)
-      _tile_loadd(6, high + plane_pitch(o.dimensions), o.stride);
-      SIMTILE_STRIPS(2, 3, 1)
-      SIMTILE_STRIPS(4, 5, 0)
-#undef SIMTILE_STRIPS
+      _tile_loadd(4, row, o.stride);
+      _tile_loadd(5, column + 2 * kTileBytes, 64);
+      _tile_dpbssd(0, 4, 5);
+      _tile_loadd(6, column, 64);
+      _tile_dpbssd(1, 4, 6);
+      _tile_loadd(7, row + plane_pitch(o.dimensions), o.stride);
+      _tile_dpbssd(2, 7, 5);
+      _tile_dpbssd(3, 7, 6);
+      row += kByteDepth;
+      column += 4 * kTileBytes;
     }
     constexpr int64_t kSums = kByteRows * kColumns;
-    _tile_stored(0, sums, kColumns * 4);
-    _tile_stored(1, sums + 16, kColumns * 4);
-    _tile_stored(2, sums + kSums, kColumns * 4);
-    _tile_stored(3, sums + kSums + 16, kColumns * 4);
-    _tile_stored(4, sums + 2 * kSums, kColumns * 4);
-    _tile_stored(5, sums + 2 * kSums + 16, kColumns * 4);
+    _tile_stored(0, sums + strip * 16, kColumns * 4);
+    _tile_stored(1, sums + strip * 16 + kSums, kColumns * 4);
+    _tile_stored(2, sums + strip * 16 + 2 * kSums, kColumns * 4);
+    _tile_stored(3, sums + strip * 16 + 3 * kSums, kColumns * 4);
     tiles_touch_memory();
   }
 };

@@ -157,11 +157,17 @@ void check_case(const KernelTable& level, MaxsimKind kind, const Case& c, int th
         for (int64_t r = documents.starts[document]; r < documents.ends[document]; r++) {
           const size_t row = static_cast<size_t>(r);
           if (!mask[row]) continue;
-          int64_t dot = 0;
-          for (int64_t k = 0; k < d; k++)
-            dot += whole[static_cast<size_t>(i * d + k)] * value_of(kind, codes.data() + r * bytes, k, weights.data());
+          int64_t high = 0, low = 0;
+          for (int64_t k = 0; k < d; k++) {
+            const int z = whole[static_cast<size_t>(i * d + k)];
+            const int value = value_of(kind, codes.data() + r * bytes, k, weights.data());
+            const int low_byte = residual ? ((value + 128) & 255) - 128 : value;
+            low += z * low_byte;
+            high += z * ((value - low_byte) / 256);
+          }
           const float term = terms[static_cast<size_t>(i)];
-          volatile float sum = static_cast<float>(dot), product = 0;
+          volatile float sum = static_cast<float>(high) * 256, product = 0;
+          sum = sum + static_cast<float>(low);
           if (residual) {
             for (int64_t k = 0; k < d; k++) {
               volatile float one =

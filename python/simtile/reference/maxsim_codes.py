@@ -85,16 +85,22 @@ def residual_similarity(
 ) -> float:
     """(weight · dot + q · centroid) · inverse norm; the unit is 1.
 
-    `whole_weights` are what buckets stand for, in units of `weight_unit`. q · centroid is summed up
-    in float32, in order.
+    `whole_weights` W = 256 · high + low are what buckets stand for, in units of `weight_unit`. The
+    dots with high and low, both int8, are exact; 256 · one + the other is not. q · centroid is
+    summed up in float32, in order.
     """
     folded = fold(query, 128)
-    dot = sum(z * whole_weights[code] for z, code in zip(folded.whole, codes, strict=True))
+    high, low = 0, 0
+    for z, code in zip(folded.whole, codes, strict=True):
+        low_byte = (whole_weights[code] + 128) % 256 - 128
+        high += z * (whole_weights[code] - low_byte) // 256
+        low += z * low_byte
+    dot = float32(float32(high) * 256 + float32(low))
     product = 0.0
     for q, c in zip(query, centroid, strict=True):
         product = float32(product + float32(float32(q) * c))
     weight = float32(folded.unit * weight_unit)
-    return float32(float32(float32(float32(dot) * weight) + product) * inverse_norm)
+    return float32(float32(float32(dot * weight) + product) * inverse_norm)
 
 
 def pair(similarities: Sequence[Sequence[float]], units: Sequence[float]) -> Pair:
