@@ -15,7 +15,8 @@ SIMTILE_INLINE int32_t high_byte(int32_t x) { return (x - low_byte(x)) / 256; }
 // The values of a residual by its bits as they lie in a byte, first bit highest: the lowest bit of a code comes first.
 template <int bits>
 struct ResidualValues {
-  int8_t high[1 << bits], low[1 << bits];
+  alignas(16) int8_t high[16] = {};  // 16 of them, as a shuffle reads
+  alignas(16) int8_t low[16] = {};
   explicit ResidualValues(const MaxsimCodes& codes) {
     const int16_t* const weights = codes.weights;
     for (int stored = 0; stored < 1 << bits; stored++) {

@@ -86,10 +86,8 @@ struct ByteProducts {
       const int64_t bytes = (dimensions * kBits + 7) / 8;
       __m512i high = _mm512_setzero_si512(), low = high;
       if constexpr (Traits::kResidual) {
-        alignas(16) int8_t table[2][16] = {};
-        for (int i = 0; i < 1 << kBits; i++) table[0][i] = values.high[i], table[1][i] = values.low[i];
-        high = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table[0])));
-        low = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table[1])));
+        high = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(values.high)));
+        low = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(values.low)));
       }
       for (int64_t k = 0; k < dimensions; k += kByteDepth) {
         const int64_t at = k * kBits / 8;
