@@ -1,6 +1,6 @@
 // Late interaction of one ISA level.
 #include "kernel_table.hpp"
-#include "maxsim/floats.hpp"
+#include "maxsim/topk.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {

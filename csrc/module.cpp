@@ -10,6 +10,7 @@ void register_info_nce(py::module_& m);
 void register_maxsim(py::module_& m);
 void register_maxsim_backward(py::module_& m);
 void register_maxsim_codes(py::module_& m);
+void register_maxsim_topk(py::module_& m);
 void register_peak(py::module_& m);
 void register_quantize(py::module_& m);
 void register_topk(py::module_& m);
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_core, m) {
   simtile::register_maxsim(m);
   simtile::register_maxsim_backward(m);
   simtile::register_maxsim_codes(m);
+  simtile::register_maxsim_topk(m);
   simtile::register_peak(m);
   simtile::register_quantize(m);
   simtile::register_topk(m);

@@ -14,6 +14,7 @@ namespace SIMTILE_ISA {
 namespace {
 
 constexpr int64_t kChunkTokens = 96;               // of a document: with 128 dimensions 48 KiB
+constexpr int64_t kCopyBytes = 16384;              // of rows that one panel meets: they stay in L1 with it
 constexpr int64_t kGroupBytes = int64_t{1} << 19;  // of panels that all documents of a task meet: they stay in L2
 constexpr int64_t kTasksPerThread = 8;             // ragged documents, even ends
 
@@ -22,6 +23,7 @@ struct Maxsim {
   typedef typename Products::Plain Plain;
   typedef typename Products::Query Query;
   typedef typename Products::Row Row;
+  typedef Document Source;
   static constexpr int kColumns = Tile<Compute>::kColumns;
 
   const MaxsimArgs& args;
@@ -206,14 +208,23 @@ struct Maxsim {
     const int32_t* index;
   };
 
+  // At most so many. Sums of a smooth maximum are the same for any number of panels.
+  template <Keep keep, class P>
+  int64_t chunk_tokens(int64_t panel_count) const {
+    const bool copied = !P::kCodes && (args.normalize || !P::in_place(args.dimensions));
+    if (!copied || panel_count > 1 || keep == Keep::sums) return kChunkTokens;
+    const int64_t row_bytes = P::row_pitch(args.dimensions) * static_cast<int64_t>(sizeof(typename P::Row));
+    return least(most<int64_t>(kCopyBytes / row_bytes / P::kRows, 1) * P::kRows, kChunkTokens);
+  }
+
   template <class P>
-  Chunk<P> next_chunk(const MaxsimSide& side, int64_t start, int64_t end, int64_t& r, int worker) {
+  Chunk<P> next_chunk(const MaxsimSide& side, int64_t start, int64_t end, int64_t& r, int64_t limit, int worker) {
     typedef typename P::Row Stored;
     const TokenRows<Document> rows{side, args.dimensions, args.pad_zero_rows};
     int32_t* const index = indices + worker * kChunkTokens;
     int64_t count = 0;
     // Chunks of nearly one size: no short one at the end.
-    const int64_t chunks = (end - r + kChunkTokens - 1) / kChunkTokens;
+    const int64_t chunks = (end - r + limit - 1) / limit;
     const int64_t wanted = round_to((end - r + chunks - 1) / chunks, P::kRowUnit);
     for (; r < end && count < wanted; r++)
       if (rows.is_there(r)) index[count++] = static_cast<int32_t>(r - start);
@@ -227,7 +238,7 @@ struct Maxsim {
               index};
     }
     const int64_t pitch = P::row_pitch(args.dimensions);
-    Stored* const copy = reinterpret_cast<Stored*>(copies + worker * round_to(copy_bytes(), 64));
+    Stored* const copy = reinterpret_cast<Stored*>(copies_of(worker));
     for (int64_t i = 0; i < count; i++) {
       const Document* row = rows.row(start + index[i]);
       if constexpr (P::kCodes) {
@@ -248,22 +259,23 @@ struct Maxsim {
     const int64_t start = side.starts[document], end = side.ends[document];
     const int64_t bytes = P::panel_bytes(args.dimensions);
     const char* const group_panels = all + group_column[group] / kColumns * bytes;
-    Best<Compute>* const own = best + worker * (columns / kColumns);
+    Best<Compute>* const own = best_of(worker);
     Compute* const out = products + worker * kProductRows * kColumns;
     const Compute inverse_temperature = static_cast<Compute>(keep == Keep::sums ? 1 / args.temperature : 0);
     for (int64_t p = first_panel; p < panel_end; p++) own[p].clear();
+    const int64_t limit = chunk_tokens<keep, P>(panel_end - first_panel);
     int64_t met = 0;
     for (int64_t r = start; r < end;) {
-      const Chunk<P> chunk = next_chunk<P>(side, start, end, r, worker);
+      const Chunk<P> chunk = next_chunk<P>(side, start, end, r, limit, worker);
       met += chunk.count;
-      const int64_t units = (chunk.count + P::kRowUnit - 1) / P::kRowUnit;
+      const int64_t row_units = (chunk.count + P::kRowUnit - 1) / P::kRowUnit;
       constexpr int64_t kUnits = P::kRows / P::kRowUnit;
-      const int64_t tiles = (units + kUnits - 1) / kUnits;
+      const int64_t tiles = (row_units + kUnits - 1) / kUnits;
       for (int64_t p = first_panel; p < panel_end; p++) {
         int64_t row = 0;
         for (int64_t tile = 0; tile < tiles; tile++) {
           // Tiles of nearly one height.
-          const int64_t next = least(units * (tile + 1) / tiles * P::kRowUnit, chunk.count);
+          const int64_t next = least(row_units * (tile + 1) / tiles * P::kRowUnit, chunk.count);
           const int height = static_cast<int>(next - row);
           P::multiply(
               {chunk.rows + row * chunk.stride, chunk.stride, height, group_panels + p * bytes, group_planes[group],
@@ -278,17 +290,34 @@ struct Maxsim {
     return met;
   }
 
+  static void replace_nan(Best<Compute>& panel, const Best<Compute>& other) {
+    for (int v = 0; v < Best<Compute>::kVectors; v++) {
+      const Vector<Compute> x = load<Compute>(panel.value + v * Simd<Compute>::kLanes);
+      store<Compute>(panel.value + v * Simd<Compute>::kLanes,
+                     x == x ? x : load<Compute>(other.value + v * Simd<Compute>::kLanes));
+      panel.argmax[v] = x == x ? panel.argmax[v] : other.argmax[v];
+    }
+  }
+
+  Best<Compute>* best_of(int worker) const { return best + worker * (columns / kColumns); }
+  char* copies_of(int worker) const { return copies + worker * round_to(copy_bytes(), 64); }
+
+  // The best of a document for some panels of a group, by what multiplies each product. Returns the number of the document's tokens.
   template <Keep keep>
-  int64_t meet_all(int64_t group, int64_t document, int worker) {
-    const int64_t count = (group_column[group + 1] - group_column[group]) / kColumns;
-    const int64_t met = meet<keep, Products>(group, panels, 0, count, document, worker);
+  int64_t meet_panels(int64_t group, int64_t first_panel, int64_t panel_end, int64_t document, int worker) {
+    const int64_t met = meet<keep, Products>(group, panels, first_panel, panel_end, document, worker);
     if constexpr (Products::kChecked || Products::kCodes) {
-      Best<Compute>* const own = best + worker * (columns / kColumns);
-      for (int64_t p = 0; p < count; p++)
-        if (Products::kChecked && own[p].has_nan())
+      for (int64_t p = first_panel; p < panel_end; p++) {
+        Best<Compute>& panel = best_of(worker)[p];
+        Best<Compute> checked = panel;
+        checked.multiply(units + group_column[group] + p * kColumns);
+        if (Products::kChecked && panel.has_nan()) {
           meet<keep, Plain>(group, plain_panels, p, p + 1, document, worker);
-        else
-          own[p].multiply(units + group_column[group] + p * kColumns);
+          // Whom a token shares its panel with does not change what it scores.
+          replace_nan(checked, panel);
+        }
+        panel = checked;
+      }
     }
     return met;
   }
@@ -301,13 +330,31 @@ struct Maxsim {
     return largest + args.temperature * __builtin_log(static_cast<double>(panel.sum[column]));
   }
 
+  // A score of the sum over the query's tokens.
+  double finish(int64_t q, double sum, int64_t document_tokens) const {
+    if (document_tokens == 0) return args.empty_score;
+    return args.length_normalize ? sum / static_cast<double>(most<int64_t>(query_tokens[q], 1)) : sum;
+  }
+
+  // The sum over a query's tokens of what the worker has met.
+  template <Keep keep>
+  double sum_of(int64_t group, int64_t q, int worker) const {
+    double sum = 0;
+    for (int64_t t = 0; t < query_tokens[q]; t++) {
+      const int64_t within = query_column[q] + t - group_column[group];
+      sum += value_of<keep>(best_of(worker)[within / kColumns], within % kColumns);
+    }
+    return sum;
+  }
+
   template <Keep keep>
   void score(int64_t group, int64_t candidate, int worker) {
     const int64_t first_query = group_query[group];
     const int64_t document =
         args.candidates ? args.candidates[first_query * args.candidate_count + candidate] : candidate;
-    const int64_t tokens = document < 0 ? 0 : meet_all<keep>(group, document, worker);
-    const Best<Compute>* const own = best + worker * (columns / kColumns);
+    const int64_t panel_count = (group_column[group + 1] - group_column[group]) / kColumns;
+    const int64_t tokens = document < 0 ? 0 : meet_panels<keep>(group, 0, panel_count, document, worker);
+    const Best<Compute>* const own = best_of(worker);
     for (int64_t q = first_query; q < group_query[group + 1]; q++) {
       const int64_t span = args.queries.ends[q] - args.queries.starts[q];
       const int64_t at = args.candidate_count * rows_before[q] + candidate * span;
@@ -327,9 +374,8 @@ struct Maxsim {
         if (argmax)
           argmax[row] = static_cast<int32_t>(panel.argmax[c / Simd<Compute>::kLanes][c % Simd<Compute>::kLanes]);
       }
-      if (args.length_normalize) sum /= static_cast<double>(most<int64_t>(query_tokens[q], 1));
-      if (tokens == 0) sum = args.empty_score;
-      static_cast<Compute*>(args.scores)[q * args.candidate_count + candidate] = static_cast<Compute>(sum);
+      const double score = finish(q, sum, tokens);
+      static_cast<Compute*>(args.scores)[q * args.candidate_count + candidate] = static_cast<Compute>(score);
     }
   }
 

@@ -40,9 +40,6 @@ template <typename Compute, typename Document>
 constexpr MaxsimVariant maxsim_variant = {MaxsimOf<Compute, Document>::workspace_bytes,
                                           MaxsimOf<Compute, Document>::run};
 
-constexpr MaxsimKernel maxsim_kernel = {{maxsim_variant<float, float>, maxsim_variant<double, double>,
-                                         maxsim_variant<float, bf16>, maxsim_variant<float, f16>}};
-
 }  // namespace
 }  // namespace SIMTILE_ISA
 }  // namespace simtile

@@ -65,7 +65,7 @@ struct TileProducts {
       float left = static_cast<float>(row[k] * scale * pack);
       for (int plane = 0; plane < kQueryPlanes; plane++) {
         const uint16_t bits = nearest(left);
-        if (bits << 1 && plane + 1 > token.planes) token.planes = plane + 1;
+        if ((bits & 0x7fff) != 0 && plane + 1 > token.planes) token.planes = plane + 1;
         const int64_t tile = (k / kTileDepth * kQueryPlanes + plane) * 2 + column / kTileRows;
         to[tile * (kTileBytes / 2) + k % kTileDepth / 2 * 32 + column % kTileRows * 2 + k % 2] = bits;
         left -= widen(bf16{bits});
@@ -96,7 +96,6 @@ struct TileProducts {
       multiply_tiles<kQueryPlanes>(o.rows, o.stride, o.height, panel, o.dimensions, out);
   }
 
- private:
   static uint16_t nearest(float x) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, 4);
@@ -104,6 +103,7 @@ struct TileProducts {
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
   }
 
+ private:
   template <int query_planes>
   static __attribute__((noinline)) void multiply_tiles(const Row* rows, int64_t stride, int height, const char* panel,
                                                        int64_t dimensions, float* out) {

@@ -79,6 +79,51 @@ def forward(
     return found
 
 
+def search(
+    queries: Given,
+    documents: Given,
+    candidates: Int64s | None,
+    options: Options,
+    allowed: npt.NDArray[np.bool_] | None,
+    k: int,
+    threads: int,
+) -> tuple[Array, Array] | None:
+    """The k best of what `forward` would score, without scores of the others.
+
+    Returns
+    -------
+    scores : float32 [Q, k]
+        Best first, -inf where there are no more.
+    ids : int64 [Q, k]
+        Of equal scores the lowest first, and each once; -1 where there are no more. None instead
+        of both where an input is float64: the kernel orders float32.
+    """
+    left, right = _maxsim_inputs.pair_of_sides(queries, documents)
+    if right.rows.kind == "float64":
+        return None
+    check_candidates(candidates, len(right))
+    scores = np.empty((len(left), k), np.float32)
+    ids = np.empty(scores.shape, np.int64)
+    arguments: list[Any] = [
+        right.rows.kind,
+        *left.arguments,
+        *right.arguments,
+        options.normalize,
+        options.pad_zero_rows,
+        options.length_normalize,
+        options.empty_score,
+        options.temperature,
+        k,
+        None if allowed is None else np.ascontiguousarray(allowed),
+        candidates,
+        scores,
+        ids,
+        threads,
+    ]
+    _core.maxsim_topk(*arguments)
+    return scores, ids
+
+
 def backward(
     queries: Given,
     documents: Given,

@@ -293,8 +293,7 @@ return_token_scores, backend, threads
         return _results(left, _without_none(found, candidates), count)
     count = _search_call.check_k(k)
     mask = _allow.resolve(allow, left.batch, right.batch)
-    found = _run(left, right, candidates, options, False, False, backend, threads, grad=False)
-    scores, best = _maxsim_select.best(found.scores, candidates, mask, count)
+    scores, best = _search(left, right, candidates, options, mask, count, backend, threads)
     differentiable = isinstance(right, Given) and _needs_grad(left, right)
     if not (any(details) or differentiable):
         return scores, best
@@ -311,6 +310,41 @@ def _each_its_own(left: Given, right: Given) -> Any:
 
     side = left if left.of_tensors else right
     return torch.arange(side.batch, device=side.device)[:, None]
+
+
+def _search(
+    left: Given,
+    right: Given | Coded,
+    candidates: Any,
+    options: Options,
+    allowed: Any,
+    k: int,
+    backend: str,
+    threads: int | None,
+) -> tuple[Any, Any]:
+    """The k best: on the CPU without scores of all, which elsewhere are computed and sorted."""
+    tensors = left.of_tensors or right.of_tensors
+    in_place = backend in ("auto", "cpu") and isinstance(right, Given)
+    if tensors and in_place:
+        from simtile.ops.maxsim import are_read_in_place
+
+        in_place = are_read_in_place(left.x, right.x)
+    if in_place and isinstance(right, Given):
+        arrays = _maxsim_run.search(
+            left,
+            right,
+            None if candidates is None else _tensors.as_array(candidates),
+            options,
+            allowed,
+            k,
+            _inputs.check_threads(threads),
+        )
+        if arrays is not None and tensors:
+            return _tensors.as_tensor(arrays[0], "cpu"), _tensors.as_tensor(arrays[1], "cpu")
+        if arrays is not None:
+            return arrays
+    found = _run(left, right, candidates, options, False, False, backend, threads, grad=False)
+    return _maxsim_select.best(found.scores, candidates, allowed, k)
 
 
 def _options(

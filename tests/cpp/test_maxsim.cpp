@@ -5,10 +5,13 @@
 #include <cstdio>
 #include <limits>
 #include <random>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
 #include "isa.hpp"
+#include "maxsim/topk_args.hpp"
 #include "maxsim_case.hpp"
 #include "threads.hpp"
 #include "workspace.hpp"
@@ -17,6 +20,40 @@ using simtile::KernelTable;
 using simtile::MaxsimArgs;
 
 namespace {
+
+// The best of the scores in `args`, which have been computed: in order, of equals the first, each once.
+bool are_best_found(const KernelTable& level, const MaxsimArgs& args, int64_t k, int threads) {
+  const int64_t queries = args.queries.count, width = args.candidate_count;
+  const Guarded scores(static_cast<size_t>(queries * k) * 4), ids(static_cast<size_t>(queries * k) * 8);
+  simtile::MaxsimTopkArgs topk = {};
+  topk.pairs = args;
+  topk.k = k;
+  topk.scores = static_cast<float*>(scores.data());
+  topk.ids = static_cast<int64_t*>(ids.data());
+  const simtile::MaxsimTopkVariant& variant =
+      static_cast<const simtile::MaxsimFloatsKernel&>(level.maxsim()).topk_by_element[static_cast<int>(args.element)];
+  simtile::Run run(threads, nullptr, nullptr);
+  const simtile::Workspace workspace(static_cast<size_t>(variant.workspace_bytes(topk, threads)));
+  variant.run(topk, run.executor(), workspace.data());
+  bool right = true;
+  for (int64_t q = 0; q < queries; q++) {
+    std::set<std::pair<float, int64_t>> best;
+    for (int64_t c = 0; c < width; c++) {
+      const int64_t document = args.candidates ? args.candidates[q * width + c] : c;
+      if (document >= 0) best.insert({-static_cast<const float*>(args.scores)[q * width + c], document});
+    }
+    for (int64_t i = 0; i < k; i++) {
+      const std::pair<float, int64_t> found = {-topk.scores[q * k + i], topk.ids[q * k + i]};
+      if (best.empty()) {
+        right &= found.second == -1 && std::isinf(found.first);
+      } else {
+        right &= found == *best.begin();
+        best.erase(best.begin());
+      }
+    }
+  }
+  return right;
+}
 
 template <typename T>
 void check_case(const KernelTable& level, Element element, const Case& c, int threads, unsigned seed) {
@@ -86,6 +123,8 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
     const double ours = static_cast<double>(static_cast<const T*>(scores.data())[i]);
     right &= empty ? ours == -3 : std::abs(ours - score) <= bound * static_cast<double>(end - start + 1);
   }
+  if (element != Element::float64)
+    for (const int64_t k : {1, 2, 50}) right &= are_best_found(level, args, k, threads);
   if (!right)
     std::printf("%s: element %d, seed %u, %d threads\n", level.level, static_cast<int>(element), seed, threads);
   CHECK(right);
@@ -101,6 +140,7 @@ int main() {
       {{32}, {180, 12, 64}, 128, 128, false, true, false},
       {{5, 40}, {111, 7}, 515, 520, true, true, false},
       {{1, 2, 3, 50, 20, 33}, {200}, 64, 64, false, false, true},
+      {{32, 40, 9}, {3, 70, 5, 31, 1, 8, 2, 9, 33, 4, 6, 7}, 40, 40, true, false, false},
   };
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);

@@ -67,7 +67,7 @@ def maxsim_tensors(
     differentiated, whatever the inputs require.
     """
     if isinstance(documents.x, Parts):
-        if backend in ("auto", "cpu") and _is_read_in_place(queries, documents):
+        if backend in ("auto", "cpu") and are_read_in_place(queries.x, *documents.x.items):
             arrays = _maxsim_run.forward(
                 queries,
                 documents,
@@ -127,9 +127,9 @@ def maxsim_tensors(
     )
 
 
-def _is_read_in_place(queries: Given, documents: Given) -> bool:
-    """Whether matrices of their own can stay what they are: nobody but the kernel looks at them."""
-    tensors = [x for x in (queries.x, *documents.x.items) if _tensors.is_tensor(x)]
+def are_read_in_place(*inputs: Any) -> bool:
+    """Whether the CPU's kernel may have the inputs: nobody else looks at them."""
+    tensors = [x for x in inputs if _tensors.is_tensor(x)]
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()

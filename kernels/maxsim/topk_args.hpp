@@ -1,0 +1,28 @@
+// What the search for the best documents asks of the CPU's kernels.
+#pragma once
+
+#include "maxsim/args.hpp"
+
+namespace simtile {
+
+// The k best documents of each query, of equals the first; NaN is not found. Documents are not float64, and fewer than 2^32 - 1.
+struct MaxsimTopkArgs {
+  MaxsimArgs pairs;      // their scores, argmax and token_scores are not used
+  int64_t k;             // at least 1
+  const uint8_t* allow;  // of every document, 0: may not be found; or null
+  int64_t allow_stride;  // from one query to the next; 0: one for all
+  float* scores;         // [Q, k], -infinity where there are no more
+  int64_t* ids;          // [Q, k], and -1
+};
+
+struct MaxsimTopkVariant {
+  int64_t (*workspace_bytes)(const MaxsimTopkArgs&, int threads);
+  void (*run)(const MaxsimTopkArgs&, const Executor&, void* workspace);
+};
+
+// What a level's table holds as MaxsimKernel.
+struct MaxsimFloatsKernel : MaxsimKernel {
+  MaxsimTopkVariant topk_by_element[4];  // null for float64
+};
+
+}  // namespace simtile
