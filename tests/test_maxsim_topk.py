@@ -9,29 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from info_nce_backends import cpu_level
 from maxsim_cases import Case, cases, draw_tokens
-from test_maxsim import EMPTY_SCORE, LEVELS, POISON, TEMPERATURES, Call, flat
+from maxsim_kernel import EMPTY_SCORE, LAYOUTS, POISON, TEMPERATURES, Call
 
+import simtile
 from simtile import _core
+
+LEVELS = simtile.cpu_info()["detected"]
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 def search(call, k, allow=None, candidates=None, threads=1):
-    scores = np.full((len(call.queries[1]), k), POISON, np.float32)
+    scores = np.full((len(call.queries.starts), k), POISON, np.float32)
     ids = np.full(scores.shape, POISON, np.int64)
-    options = call.case.options
-    query_mask, document_mask = (flat(masks) for masks in call.case.mask_arrays)
     _core.maxsim_topk(
         call.dtype,
-        *call.queries,
-        query_mask,
-        *call.documents,
-        document_mask,
-        options.get("normalize", False),
-        options.get("zero_rows") == "pad",
-        options.get("length_normalize", False),
+        *call.queries.arguments,
+        *call.documents.arguments,
+        *call.options,
         EMPTY_SCORE,
-        options.get("temperature") or 0.0,
+        call.temperature,
         k,
         allow,
         candidates,
@@ -75,9 +72,10 @@ def check(call, k, **given):
     k=st.integers(1, 7),
     allowed=st.sampled_from(["all", "some", "some of each", "none"]),
     chosen=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
     threads=st.sampled_from([1, 2]),
 )
-def test_the_best_are_those_of_all_scores(level, case, dtype, k, allowed, chosen, threads):
+def test_the_best_are_those_of_all_scores(level, case, dtype, k, allowed, chosen, layout, threads):
     rng = np.random.default_rng(case.seed)
     queries, documents = len(case["queries"]), len(case["documents"])
     allow = {
@@ -88,7 +86,7 @@ def test_the_best_are_those_of_all_scores(level, case, dtype, k, allowed, chosen
     }[allowed]
     candidates = rng.integers(-1, documents, (queries, 6)) if chosen else None
     with cpu_level(level):
-        check(Call(case, dtype), k, allow=allow, candidates=candidates, threads=threads)
+        check(Call(case, dtype, layout), k, allow=allow, candidates=candidates, threads=threads)
 
 
 def many(values, dim=70, documents=120, queries=(32, 5, 0, 33, 8), scale=1.0):

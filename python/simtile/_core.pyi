@@ -12,6 +12,7 @@ __all__: list[str] = [
     "maxsim",
     "maxsim_backward",
     "maxsim_codes",
+    "maxsim_topk",
     "num_threads",
     "peak",
     "peak_kinds",
@@ -107,6 +108,8 @@ def maxsim_backward(
 ) -> None: ...
 def maxsim_codes(
     kind: str,
+def maxsim_topk(
+    dtype: str,
     queries: numpy.ndarray,
     query_starts: numpy.ndarray,
     query_ends: numpy.ndarray,
@@ -129,6 +132,20 @@ def maxsim_codes(
     scores: numpy.ndarray,
     argmax: numpy.ndarray | None,
     token_scores: numpy.ndarray | None,
+    documents: numpy.ndarray,
+    document_starts: numpy.ndarray,
+    document_ends: numpy.ndarray,
+    document_mask: numpy.ndarray | None,
+    normalize: bool,
+    pad_zero_rows: bool,
+    length_normalize: bool,
+    empty_score: typing.SupportsFloat | typing.SupportsIndex,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    allow: numpy.ndarray | None,
+    candidates: numpy.ndarray | None,
+    scores: numpy.ndarray,
+    ids: numpy.ndarray,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def num_threads() -> int: ...
