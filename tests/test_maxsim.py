@@ -119,6 +119,24 @@ def test_a_pair_scores_the_same_wherever_it_stands(level, temperature):
         np.testing.assert_array_equal(call.run(threads=1)[0], scores)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_is_not_finite_changes_nobody_else(level, dtype):
+    """Neither a query beside it nor a token that shares a panel is computed another way."""
+    rng = np.random.default_rng(4)
+    case = Case((9, 5, 9), (40, 33), 64, seed=2)
+    alone = Case((9,), (40, 33), 64)
+    alone.arrays["queries"] = [case["queries"][2]]
+    alone.arrays["documents"] = case["documents"]
+    case["queries"][0][3, 7] = np.nan
+    case["queries"][1][2] = np.inf
+    case["documents"][1][5] = np.where(rng.random(64) < 0.5, 0, np.inf)
+    with cpu_level(level):
+        scores = Call(case, dtype).run(threads=1)[0]
+        assert np.isnan(scores[0]).all()
+        np.testing.assert_array_equal(scores[2], Call(alone, dtype).run()[0][0])
+
+
 def test_huge_and_tiny_rows_have_directions():
     case = Case((7, 3), (33, 16), 33, options={"normalize": True})
     for side in case.inputs:

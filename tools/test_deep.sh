@@ -18,7 +18,8 @@ if ((${#missing[@]})); then
 fi
 PATH=$PWD/.venv/bin:$PATH
 
-kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py tests/test_quantize.py)
+kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
+  tests/test_maxsim_topk.py tests/test_quantize.py)
 
 # pytest runs on two workers (-n 2): most tests are one thread's work, compiling mutants or the oracle's.
 names=() seconds=() results=()

@@ -323,13 +323,12 @@ def _search(
     threads: int | None,
 ) -> tuple[Any, Any]:
     """The k best: on the CPU without scores of all, which elsewhere are computed and sorted."""
-    tensors = left.of_tensors or right.of_tensors
-    in_place = backend in ("auto", "cpu") and isinstance(right, Given)
-    if tensors and in_place:
-        from simtile.ops.maxsim import are_read_in_place
-
-        in_place = are_read_in_place(left.x, right.x)
-    if in_place and isinstance(right, Given):
+    of_arrays = not (left.of_tensors or right.of_tensors)
+    if (
+        isinstance(right, Given)
+        and backend in ("auto", "cpu")
+        and (of_arrays or _are_read_in_place(left.x, right.x))
+    ):
         arrays = _maxsim_run.search(
             left,
             right,
@@ -339,12 +338,18 @@ def _search(
             k,
             _inputs.check_threads(threads),
         )
-        if arrays is not None and tensors:
-            return _tensors.as_tensor(arrays[0], "cpu"), _tensors.as_tensor(arrays[1], "cpu")
-        if arrays is not None:
+        if arrays is not None and of_arrays:
             return arrays
+        if arrays is not None:
+            return _tensors.as_tensor(arrays[0], "cpu"), _tensors.as_tensor(arrays[1], "cpu")
     found = _run(left, right, candidates, options, False, False, backend, threads, grad=False)
     return _maxsim_select.best(found.scores, candidates, allowed, k)
+
+
+def _are_read_in_place(*inputs: Any) -> bool:
+    from simtile.ops.maxsim import are_read_in_place
+
+    return are_read_in_place(*inputs)
 
 
 def _options(
