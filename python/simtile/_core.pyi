@@ -108,8 +108,6 @@ def maxsim_backward(
 ) -> None: ...
 def maxsim_codes(
     kind: str,
-def maxsim_topk(
-    dtype: str,
     queries: numpy.ndarray,
     query_starts: numpy.ndarray,
     query_ends: numpy.ndarray,
@@ -132,6 +130,14 @@ def maxsim_topk(
     scores: numpy.ndarray,
     argmax: numpy.ndarray | None,
     token_scores: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def maxsim_topk(
+    dtype: str,
+    queries: numpy.ndarray,
+    query_starts: numpy.ndarray,
+    query_ends: numpy.ndarray,
+    query_mask: numpy.ndarray | None,
     documents: numpy.ndarray,
     document_starts: numpy.ndarray,
     document_ends: numpy.ndarray,
