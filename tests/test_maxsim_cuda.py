@@ -15,7 +15,8 @@ from test_maxsim import near
 from test_maxsim_cuda_codes import Call as CodesCall
 from tolerances import ROUNDOFF, ROUNDOFFS
 
-from simtile import _gpu
+import simtile
+from simtile import _gpu, _vectors
 from simtile._maxsim_inputs import check_together, given_packed
 from simtile._maxsim_inputs import given as given_matrices
 from simtile._maxsim_run import Options, split
@@ -213,3 +214,25 @@ def test_codes_of_another_type_are_refused():
     queries = maxsim_cuda.WholeQueries(x, x.float()[:, 0], None, one, one + 3, None, 3)
     with pytest.raises(ValueError, match=r"found codes of kind 'bits' as torch\.int8, expected"):
         maxsim_cuda.forward_codes(queries, "bits", x, 32, one, None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int8_vector", "binary"])
+def test_codes_on_a_gpu_score_as_on_the_cpu(kind, monkeypatch):
+    monkeypatch.setattr(_vectors, "gpu_of", lambda x: getattr(x, "is_cuda", False) or None)
+    rng = np.random.default_rng(5)
+    queries = [rng.normal(size=(n, 33)).astype(np.float32) for n in (5, 9)]
+    tokens = simtile.quantize(rng.normal(size=(120, 33)).astype(np.float32), kind)
+    offsets = np.array([0, 70, 70, 120])
+    moved = [
+        None if x is None else cuda_tensor(torch.from_numpy(x))
+        for x in (tokens.scale, tokens.offset)
+    ]
+    there = simtile.Quantized(cuda_tensor(torch.from_numpy(tokens.codes)), *moved, 33, kind)
+    options = {"return_argmax": True, "return_token_scores": True}
+    masks = {"query_mask": [np.arange(len(x)) != 2 for x in queries]}
+    expected = simtile.maxsim_packed(queries, tokens, offsets, **masks, **options)
+    found = simtile.maxsim_packed(queries, there, offsets, **masks, **options)
+    np.testing.assert_array_equal(plain(found[0]), expected[0])
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        for one, two in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(plain(one), two)
