@@ -174,8 +174,8 @@ struct ShortProducts {
       for (int64_t k = 0; k < dimensions; k += kPerByte)
         for (int b = 0; b < kPerByte; b++) {
           const int stored = row[k / kPerByte] >> (8 - kBits * (b + 1)) & ((1 << kBits) - 1);
-          to[k + b] = values.high[stored];
-          low[k + b] = values.low[stored];
+          to[k + b] = static_cast<int16_t>(+values.high[stored]);
+          low[k + b] = static_cast<int16_t>(+values.low[stored]);
         }
     }
   }
