@@ -165,6 +165,7 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   const int64_t lists = args.candidates ? plan.launch_groups : 1;
   const int64_t segments = plan.launch_groups * (plan.launch_items + work.warps);
   work.packed = pieces.take<uint4>(plan.groups * work.planes * work.steps * work.columns * 2);
+  work.factor = pieces.take<float>(plan.groups * work.columns);
   work.column = pieces.take<Column>(plan.groups * work.columns);
   work.group_columns = pieces.take<int>(plan.groups);
   work.place = pieces.take<int16_t>(args.queries.count * args.longest_query);

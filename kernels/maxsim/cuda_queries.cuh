@@ -101,6 +101,7 @@ __device__ inline void place_rows(const Work& work, PackState& state) {
         state.place[base + lane] = at;
         state.column[at] = column;
         work.column[group * work.columns + at] = column;
+        work.factor[group * work.columns + at] = column.factor;
       }
       tokens += __popc(there);
     }

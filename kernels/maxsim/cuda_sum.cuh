@@ -49,7 +49,7 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
         if (other > value || matched == kNoRow || (other != other && value == value))
           value = other, matched = other_row;
       }
-      value = __fmul_rn(value, work.column[(work.first_group + group) * work.columns + column].factor);
+      value = __fmul_rn(value, work.factor[(work.first_group + group) * work.columns + column]);
     }
     if (row < rows) {
       if (args.argmax) args.argmax[out + row] = matched;

@@ -58,6 +58,7 @@ struct Work {
 
   // Of all groups.
   uint4* packed;       // [groups][planes][steps][columns / 16][lane]
+  float* factor;       // [groups][columns] the factors of columns, side by side
   Column* column;      // [groups][columns]
   int* group_columns;  // [groups] that are tokens
   int16_t* place;      // [Q][longest_query] the column of each row in its group, -1 for none
