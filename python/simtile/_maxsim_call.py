@@ -1,0 +1,176 @@
+"""From the arguments of `simtile.maxsim` and its siblings to the functions that run them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simtile import _inputs, _maxsim_codes, _maxsim_run, _maxsim_select, _tensors
+from simtile._maxsim_codes import Coded
+from simtile._maxsim_inputs import Given
+from simtile._maxsim_run import Found, Options
+
+
+def each_its_own(left: Given, right: Given) -> Any:
+    """int64 [B, 1] where the inputs are; on a GPU it is made there, which nothing waits for."""
+    if not (left.of_tensors or right.of_tensors):
+        return np.arange(left.batch, dtype=np.int64)[:, None]
+    import torch
+
+    side = left if left.of_tensors else right
+    return torch.arange(side.batch, device=side.device)[:, None]
+
+
+def search(
+    left: Given,
+    right: Given | Coded,
+    candidates: Any,
+    options: Options,
+    allowed: Any,
+    k: int,
+    backend: str,
+    threads: int | None,
+) -> tuple[Any, Any]:
+    """The k best: on the CPU without scores of all, which elsewhere are computed and sorted."""
+    of_arrays = not (left.of_tensors or right.of_tensors)
+    if (
+        isinstance(right, Given)
+        and backend in ("auto", "cpu")
+        and (of_arrays or _are_read_in_place(left.x, right.x))
+    ):
+        arrays = _maxsim_run.search(
+            left,
+            right,
+            None if candidates is None else _tensors.as_array(candidates),
+            options,
+            allowed,
+            k,
+            _inputs.check_threads(threads),
+        )
+        if arrays is not None and of_arrays:
+            return arrays
+        if arrays is not None:
+            return _tensors.as_tensor(arrays[0], "cpu"), _tensors.as_tensor(arrays[1], "cpu")
+    found = run(left, right, candidates, options, False, False, backend, threads, grad=False)
+    return _maxsim_select.best(found.scores, candidates, allowed, k)
+
+
+def _are_read_in_place(*inputs: Any) -> bool:
+    from simtile.ops.maxsim import are_read_in_place
+
+    return are_read_in_place(*inputs)
+
+
+def read_options(
+    normalize: bool,
+    length_normalize: bool,
+    empty_score: float,
+    zero_rows: str,
+    temperature: float | None,
+) -> Options:
+    _inputs.check_choice("zero_rows", zero_rows, ("score", "pad"))
+    if isinstance(empty_score, bool) or not isinstance(empty_score, (int, float, np.number)):
+        raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
+    smooth = 0.0 if temperature is None else _inputs.check_temperature(temperature)
+    return Options(
+        bool(normalize), zero_rows == "pad", bool(length_normalize), float(empty_score), smooth
+    )
+
+
+def check_ids(ids: Any, queries: int) -> Any:
+    """int64 [Q, C]; whether they are below N is checked where they are used."""
+    array: Any = ids if _tensors.is_tensor(ids) else np.asarray(ids)
+    kind = _tensors.dtype_name(array)
+    if not kind.startswith(("int", "uint")):
+        raise ValueError(f"ids: found {kind} {list(array.shape)}, expected integers [{queries}, C]")
+    if len(array.shape) != 2 or array.shape[0] != queries:
+        hint = "; the same for all queries are numpy.tile(ids, (Q, 1))" if array.ndim == 1 else ""
+        raise ValueError(
+            f"ids: found {kind} {list(array.shape)}, expected [{queries}, C], one row for each "
+            f"query{hint}"
+        )
+    if _tensors.is_tensor(array):
+        return array.long()
+    return np.ascontiguousarray(array, np.int64)
+
+
+def run(
+    left: Given,
+    right: Given | Coded,
+    candidates: Any,
+    options: Options,
+    return_argmax: bool,
+    return_token_scores: bool,
+    backend: str,
+    threads: int | None,
+    *,
+    grad: bool = True,
+) -> Found:
+    thread_count = _inputs.check_threads(threads)
+    if isinstance(right, Coded):
+        return _maxsim_codes.run(
+            left,
+            right,
+            candidates,
+            options,
+            argmax=bool(return_argmax),
+            token_scores=bool(return_token_scores),
+            backend=backend,
+            threads=thread_count,
+        )
+    if left.of_tensors or right.of_tensors:
+        from simtile.ops.maxsim import maxsim_tensors
+
+        return maxsim_tensors(
+            left,
+            right,
+            candidates,
+            options,
+            bool(return_argmax),
+            bool(return_token_scores),
+            backend,
+            thread_count,
+            grad=grad,
+        )
+    return _maxsim_run.forward(
+        left,
+        right,
+        None if candidates is None else _tensors.as_array(candidates),
+        options,
+        argmax=bool(return_argmax),
+        token_scores=bool(return_token_scores),
+        backend=_inputs.check_array_backend(backend, "simtile.maxsim"),
+        threads=thread_count,
+    )
+
+
+def results(queries: Given, found: Found, candidates: int) -> Any:
+    """What a call returns: the scores, or a tuple of them and what else was asked for."""
+    details = [_maxsim_run.split(queries, candidates, x) for x in found[1:] if x is not None]
+    return (found.scores, *details) if details else found.scores
+
+
+def as_list(results: Any) -> list[Any]:
+    return list(results) if isinstance(results, tuple) else [results]
+
+
+def without_none(found: Found, candidates: Any) -> Found:
+    """-inf where the candidate is none."""
+    if candidates is None:
+        return found
+    none = candidates < 0
+    if _tensors.is_tensor(found.scores):
+        none = _tensors.as_tensor(none, found.scores.device)
+        return found._replace(scores=found.scores.masked_fill(none, float("-inf")))
+    found.scores[_tensors.as_array(none)] = -np.inf
+    return found
+
+
+def needs_grad(*sides: Given) -> bool:
+    tensors = [side.x for side in sides if _tensors.is_tensor(side.x)]
+    if not any(x.requires_grad for x in tensors):
+        return False
+    import torch
+
+    return torch.is_grad_enabled()
