@@ -22,7 +22,7 @@ from simtile.reference import topk_numpy
 torch = pytest.importorskip("torch")
 
 from simtile.doctor import device as devices  # noqa: E402 - it needs torch
-from simtile.doctor import gpu, topk  # noqa: E402
+from simtile.doctor import gpu, maxsim, topk  # noqa: E402
 
 TINY = (info_nce.Case(5, 6, 7, 1, ids=True), info_nce.Case(4, 4, 3, normalize=False))
 LARGE = info_nce.Case(9, 11, 8)
@@ -74,6 +74,12 @@ def info_nce_by_cpu(queries, documents, *, backend, precision=None, **options):
     return simtile.info_nce(queries, documents, backend="cpu", **options)
 
 
+def maxsim_by_cpu(*inputs, backend, **options):
+    assert backend in ("triton", "cuda")
+    assert backend == "triton" or not inputs[0].requires_grad
+    return simtile.maxsim(*inputs, backend="cpu", **options)
+
+
 def as_numpy(x):
     if not isinstance(x, torch.Tensor):
         return x
@@ -95,6 +101,7 @@ def fake(monkeypatch):
     """A device, kernels that are right, and sizes that take no time."""
     monkeypatch.setattr(gpu, "simtile", types.SimpleNamespace(info_nce=info_nce_by_cpu))
     monkeypatch.setattr(topk, "topk", types.SimpleNamespace(search=topk_by_numpy))
+    monkeypatch.setattr(maxsim, "simtile", types.SimpleNamespace(maxsim=maxsim_by_cpu))
     monkeypatch.setattr(info_nce, "SMALL", TINY)
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
@@ -144,13 +151,17 @@ EVERY = {
 }
 
 
+MAXSIM = {("maxsim", backend, dtype) for backend in ("triton", "cuda") for dtype in maxsim.DTYPES}
+
+
 def test_a_whole_run(report_of):
     status, shown, stored = report_of()
     assert stored["failures"] == []
     assert status == 0
     half = stored["gpu"]
     assert half["device"] == "Fake, sm_90, 132 multiprocessors, 80 GiB, L2 0 MiB"
-    assert names(half["checks"]) == EVERY == names(half["timings"])
+    assert names(half["checks"]) == EVERY | MAXSIM
+    assert names(half["timings"]) == EVERY
     whats = {(check["kernel"], check["what"]) for check in half["checks"]}
     assert whats == {
         ("info_nce", "values"),
@@ -159,10 +170,15 @@ def test_a_whole_run(report_of):
         ("info_nce", "beyond 2^31 elements"),
         ("topk", "equal to NumPy's"),
         ("topk", "beyond 2^31 bytes"),
+        ("maxsim", "values"),
+        ("maxsim", "same bits"),
     }
     for check in half["checks"]:
         outputs = " ".join(c["output"] for c in check["comparisons"])
-        if check["backend"] == "triton" and not check["what"].startswith("beyond"):
+        if check["kernel"] == "maxsim":
+            assert "token_scores" in outputs, check
+            assert ("grad_documents" in outputs) == (check["backend"] == "triton"), check
+        elif check["backend"] == "triton" and not check["what"].startswith("beyond"):
             assert "losses" in outputs, check
             for reduction in ("none", "mean"):
                 for name in ("queries", "documents", "temperature"):
@@ -177,7 +193,7 @@ def test_a_whole_run(report_of):
 def test_quick_leaves_out_the_largest_and_says_so(report_of):
     status, shown, stored = report_of("--quick")
     assert status == 0
-    assert names(stored["gpu"]["checks"]) == EVERY
+    assert names(stored["gpu"]["checks"]) == EVERY | MAXSIM
     assert not any("beyond" in check["what"] for check in stored["gpu"]["checks"])
     assert "sizes beyond 2^31 elements on the GPU: --quick" in shown
 
@@ -188,6 +204,22 @@ def test_a_device_with_little_memory(report_of, fake):
     assert status == 0
     assert not any("beyond" in check["what"] for check in stored["gpu"]["checks"])
     assert "8.0 GiB of its memory are free, 16 GiB are needed" in shown
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_one_wrong_output_of_maxsim_fails(backend, place, fake, monkeypatch):
+    def wrong(*inputs, **options):
+        found = list(maxsim_by_cpu(*inputs, **options))
+        changed = found[place].detach().clone().view(-1)
+        changed[0] = -1 - changed[0]
+        found[place] = found[place] + (changed.view(found[place].shape) - found[place].detach())
+        return tuple(found)
+
+    case = maxsim.Case(2, 3, 4, 5, 6)
+    assert all(c.ok for c in maxsim.values(fake, backend, "bfloat16", case))
+    monkeypatch.setattr(maxsim, "simtile", types.SimpleNamespace(maxsim=wrong))
+    assert sum(not c.ok for c in maxsim.values(fake, backend, "bfloat16", case)) == 1
 
 
 @pytest.mark.parametrize("variant", gpu.INFO_NCE, ids=lambda x: f"{x.backend} {x.label}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simtile
-from simtile.doctor import info_nce, limits, topk
+from simtile.doctor import info_nce, limits, maxsim, topk
 from simtile.doctor.cpu import differing_bits
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.info_nce import Array, Case, Exact, Inputs
@@ -82,6 +82,14 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
             what = "beyond 2^31 bytes"
             beyond = partial(topk.beyond_31_bits, device, kind)
             found.append(add("1 x (2^24 + 5) x 128 bytes, k = 1", what, beyond))
+    for backend in backends:
+        for dtype in maxsim.DTYPES:
+            add = partial(Check, "maxsim", backend, dtype)
+            for maxsim_case in maxsim.cases(backend):
+                exact = partial(maxsim.values, device, backend, dtype, maxsim_case)
+                found.append(add(str(maxsim_case), "values", exact))
+            same = partial(maxsim.same_bits, device, backend, dtype)
+            found.append(add(str(maxsim.REPEATED), "same bits", same))
     return [check for check in found if _fits(device, check)]
 
 
