@@ -27,6 +27,8 @@ Json = dict[str, Any]
 TESTS = {
     ("info_nce", "triton"): "tests/test_info_nce_backends.py",
     ("info_nce", "cuda"): "tests/test_info_nce_cuda_host.py",
+    ("maxsim", "triton"): "tests/test_maxsim_triton.py",
+    ("maxsim", "cuda"): "tests/test_maxsim_cuda_host.py",
     ("quantize", "triton"): "tests/test_quantize_triton.py",
     ("topk", "cuda"): "tests/test_topk.py",
 }
@@ -34,12 +36,15 @@ TESTS = {
 PTX: dict[tuple[str, str], str] = {
     ("info_nce", "triton"): "info_nce_triton",
     ("info_nce", "cuda"): "info_nce_cuda",
+    ("maxsim", "triton"): "maxsim_triton",
+    ("maxsim", "cuda"): "maxsim_cuda",
     ("quantize", "triton"): "quantize",
     ("topk", "cuda"): "topk",
 }
 # What `simtile doctor` calls the operation of a kernel, by element type; other types: all of them.
 CHECKS: dict[str, dict[str, str]] = {
     "info_nce": {"": "info_nce"},
+    "maxsim": {"": "maxsim"},
     "quantize": {"": "quantize"},
     "topk": {"": "topk"},
 }
