@@ -68,7 +68,7 @@ def check_all(form, candidates=None, gradients=True):
         for grad, right, x in zip(ours, theirs, tokens, strict=True):
             assert (grad[len(right) :] == 0).all()
             terms = scale
-            if form.options["normalize"]:  # of a difference that may be 0
+            if form.options.get("normalize"):  # of a difference that may be 0
                 norms = np.linalg.norm(x, axis=1, keepdims=True)
                 terms = scale + np.abs(total).sum() / np.maximum(norms, 1e-12)
             assert (np.abs(grad[: len(right)] - right) <= 2.0**-17 * terms).all()
