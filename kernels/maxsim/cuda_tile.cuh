@@ -148,9 +148,10 @@ template <class Format, int kQueryPlanes, int kRowTiles, bool kStaged>
 struct Tile {
   static constexpr int kTiles = rows_of_eight(Format::kMostEights, kRowTiles, kStaged);
   static constexpr int kTileRows = 8 * kTiles;
-  static constexpr bool kAhead = kStaged;  // the next step's loads run beside this one's products
   // Planes of floats add up in one sum; those of codes do not.
   static constexpr int kSums = Format::kIsCode ? kQueryPlanes : 1;
+  // The next step's loads run beside this one's products where registers hold both.
+  static constexpr bool kAhead = kStaged && (kSums == 1 || kRowTiles == 2);
   using Sum = std::conditional_t<Format::kIsCode, int32_t, float>;
 
   const Work& work;
