@@ -17,6 +17,7 @@ from late_interaction_cases import (
     MASKS,
     batch,
     close,
+    examples,
     mask,
     same_scores_and_gradients,
     tokens,
@@ -56,6 +57,7 @@ def side(rng, form, count, length, dim, kind, masking, dtype):
     return x, drawn
 
 
+@examples
 @given(
     pairs=st.booleans(),
     count=counts,
@@ -148,6 +150,7 @@ def test_documents_without_rows(documents):
 SCORES = [name for name in scoring.__all__ if not name.startswith(("XTR", "xtr"))]
 
 
+@examples
 @given(
     name=st.sampled_from(SCORES),
     count=counts,
@@ -181,6 +184,7 @@ def test_scores_for_losses(
 XTR = ["xtr_scores", "xtr_kd_scores", "xtr_scores_pairwise", "XTRScores", "XTRKDScores"]
 
 
+@examples
 @given(
     name=st.sampled_from(XTR),
     count=counts,
