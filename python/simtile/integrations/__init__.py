@@ -1,5 +1,5 @@
 """Look-alikes of other libraries' functions, one module each; none of those libraries is needed.
 
-:mod:`simtile.integrations.faiss` and :mod:`simtile.integrations.sentence_transformers` are imported
-by name; this package imports neither of them, nor torch.
+They are imported by name, :mod:`simtile.integrations.faiss` for one; this package imports none of
+them, nor torch.
 """
