@@ -11,6 +11,7 @@ from simtile.cascade_index import CascadeIndex
 from simtile.flat_index import FlatIndex
 from simtile.info_nce import info_nce, info_nce_grad
 from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
+from simtile.multi_vector_index import MultiVectorIndex
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
 from simtile.residual import ResidualCodec, ResidualTokens
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CascadeIndex",
     "FlatIndex",
+    "MultiVectorIndex",
     "Quantized",
     "ResidualCodec",
     "ResidualTokens",

@@ -7,12 +7,22 @@ call of a search takes one snapshot of the rows and works on that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _allow, _files, _index_device, _index_search, _inputs, _search_call, _vectors
+from simtile import (
+    _allow,
+    _documents,
+    _files,
+    _index_device,
+    _index_search,
+    _inputs,
+    _search_call,
+    _vectors,
+)
+from simtile._documents import NumberedDocuments, damaged
 from simtile._encoding import Encoding, check_ids
 from simtile._index_device import DeviceSearch
 from simtile._index_search import Search
@@ -29,7 +39,7 @@ Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-class DocumentIndex:
+class DocumentIndex(NumberedDocuments):
     """Adding, removing and storing documents; searching them is what a derived class adds.
 
     `_encodings` may change once, when the first documents are added to an index whose ranges come
@@ -54,14 +64,6 @@ class DocumentIndex:
         return self._encodings[-1].metric
 
     @property
-    def ids(self) -> Int64s:
-        """The ids, int64 [N], in the order in which documents were first added. Read-only.
-
-        It is the order of a mask for ``allow``. An updated document keeps its place.
-        """
-        return self._storage.snapshot.ids
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the stored documents, removed ones that still take memory among them."""
         shared = [e.ranges.nbytes for e in self._encodings if e.ranges is not None]
@@ -70,23 +72,6 @@ class DocumentIndex:
             + (0 if isinstance(segment.ids, range) else segment.ids.nbytes)
             for segment in self._storage.snapshot.segments
         )
-
-    def __len__(self) -> int:
-        return len(self._storage.snapshot)
-
-    def __contains__(self, document_id: object) -> bool:
-        if isinstance(document_id, (bool, np.bool_)) or not hasattr(document_id, "__index__"):
-            return False
-        value = document_id.__index__()
-        if not 0 <= value < 2**63:
-            return False
-        return bool(self._storage.snapshot.find(np.array([value], np.int64))[0] >= 0)
-
-    def __iter__(self) -> NoReturn:
-        raise TypeError(f"{self!r} is not a sequence; its ids are .ids")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self!r} is not pickled or copied; save it, and load the file")
 
     def add(self, x: Any, ids: Any = None) -> Int64s:
         """Add documents, all of them or, with an error, none.
@@ -256,15 +241,12 @@ class DocumentIndex:
                 _files.Section(name, dtype, (len(snapshot), *shape), _column(snapshot, name))
                 for name, (dtype, shape) in encoding.columns().items()
             ]
-        if not _is_counting(snapshot.ids):
-            sections.append(_files.section("ids", snapshot.ids))
+        sections += _documents.id_sections(snapshot)
         described = {
             **attributes,
             "dim": self.dim,
             "metric": self.metric,
-            "documents": len(snapshot),
-            "automatic_ids": snapshot.automatic,
-            "next_id": snapshot.next_id,
+            **_documents.counters(snapshot),
         }
         _files.write(path, self.FILE_KIND, described, sections)
 
@@ -294,13 +276,7 @@ class DocumentIndex:
         `whole`: whether to check also what must be read in full for it.
         """
         arrays = dict(contents.arrays)
-        count = contents.attributes.get("documents")
-        automatic = contents.attributes.get("automatic_ids")
-        next_id = contents.attributes.get("next_id")
-        if type(count) is not int or type(next_id) is not int or min(count, next_id) < 0:
-            raise damaged(path, f"{count!r} documents, next id {next_id!r}")
-        if automatic not in (None, True, False) or (automatic is None and count):
-            raise damaged(path, f"automatic ids: {automatic!r}")
+        count = _documents.count_of(path, contents.attributes)
         restored = []
         for encoding in self._encodings:
             ranges = arrays.pop(f"{encoding.prefix}ranges", None)
@@ -323,17 +299,9 @@ class DocumentIndex:
         }
         if "ids" in arrays:
             expected["ids"] = (np.dtype(np.int64), (count,))
-        found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-        if found != expected:
-            raise damaged(path, f"it has the sections {found}, expected {expected}")
+        _documents.check_sections(path, arrays, expected)
         ids = arrays.pop("ids", None)
-        if automatic and next_id < (count if ids is None else int(ids.max(initial=-1)) + 1):
-            raise damaged(path, f"{next_id} is the next id")
-        self._storage = Storage.of_file(arrays, count, ids, automatic, next_id)
-        if whole:
-            self._storage.snapshot.id_map.check()
-            if ids is not None and (ids < 0).any():
-                raise damaged(path, "an id below 0")
+        self._storage = _documents.stored(path, arrays, ids, contents.attributes, whole)
 
 
 def _devices(encodings: tuple[Encoding, ...], device: object) -> tuple[DeviceSearch, ...] | None:
@@ -348,15 +316,5 @@ def _column(snapshot: Snapshot, name: str) -> Iterator[Array]:
         yield part.columns[name]
 
 
-def damaged(path: _files.PathLike, what: str) -> ValueError:
-    return ValueError(f"{path}: the file is damaged: {what}")
-
-
 def _count(documents: _vectors.Rows | Quantized) -> int:
     return len(documents if isinstance(documents, Quantized) else documents.array)
-
-
-def _is_counting(ids: Int64s) -> bool:
-    return bool(len(ids) == 0 or (ids[0] == 0 and ids[-1] == len(ids) - 1)) and bool(
-        (ids[1:] - ids[:-1] == 1).all()
-    )

@@ -1,0 +1,523 @@
+"""MultiVectorIndex: what it finds is what MaxSim of the tokens it holds defines."""
+
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from tolerances import ROUNDOFF, ROUNDOFFS
+
+import simtile
+from simtile import MultiVectorIndex, _files, _multi_vector_search, _storage, _token_storage
+from simtile.reference import maxsim_numpy as oracle
+
+DIM = 11
+FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+LENGTHS = (0, 0, 1, 2, 7, 30)
+
+
+def draw_documents(rng, count, dim=DIM):
+    """Whole numbers: their scores are exact in every type, and many tie."""
+    return [
+        rng.integers(-2, 3, (rng.choice(LENGTHS), dim)).astype(np.float32) for _ in range(count)
+    ]
+
+
+def ranked(scores, ids, k):
+    """The best k of scores [Q, N]: highest first, then the lowest id."""
+    found = np.full((len(scores), k), -np.inf, np.float32), np.full((len(scores), k), -1)
+    for q, row in enumerate(scores):
+        order = sorted(range(len(ids)), key=lambda n: (-row[n], ids[n]))[:k]
+        found[0][q, : len(order)] = row[order]
+        found[1][q, : len(order)] = np.array(ids, np.int64)[order]
+    return found
+
+
+def assert_same(found, expected):
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y, strict=True)
+
+
+class AgainstTheOracle(RuleBasedStateMachine):
+    """The index beside a dict of documents that the float64 oracle scores."""
+
+    @initialize(dtype=st.sampled_from(sorted(FLOATS)), automatic=st.booleans())
+    def start(self, dtype, automatic):
+        self.index = MultiVectorIndex(DIM, dtype)
+        self.documents, self.automatic, self.next_id = {}, automatic, 0
+
+    @rule(count=st.integers(0, 5), seed=st.integers(0, 2**32), packed=st.booleans())
+    def add(self, count, seed, packed):
+        rng = np.random.default_rng(seed)
+        x = draw_documents(rng, count)
+        if self.automatic:
+            ids = np.arange(self.next_id, self.next_id + count)
+            self.next_id += count
+        else:
+            ids = rng.permutation(np.setdiff1d(np.arange(60), list(self.documents)))[:count]
+            x = x[: len(ids)]
+        self.documents.update(zip(ids.tolist(), x, strict=True))
+        if packed:
+            x = np.concatenate([np.zeros((0, DIM)), *x]), np.cumsum([0, *map(len, x)])
+        found = self.index.add(x, None if self.automatic else ids)
+        assert found.tolist() == ids.tolist()
+
+    def some_ids(self, rng, count):
+        return rng.permutation(np.array(list(self.documents), np.int64))[:count]
+
+    @rule(count=st.integers(0, 4), seed=st.integers(0, 2**32))
+    def update(self, count, seed):
+        rng = np.random.default_rng(seed)
+        ids = self.some_ids(rng, count)
+        x = draw_documents(rng, len(ids))
+        self.index.update(x, ids)
+        self.documents.update(zip(ids.tolist(), x, strict=True))
+
+    @rule(count=st.integers(0, 6), seed=st.integers(0, 2**32))
+    def remove(self, count, seed):
+        ids = self.some_ids(np.random.default_rng(seed), count)
+        self.index.remove(ids)
+        for i in ids.tolist():
+            del self.documents[i]
+
+    @rule(mmap=st.booleans(), full=st.booleans())
+    def reload(self, mmap, full):
+        path = self.directory / "index"
+        self.index.save(path)
+        verify = "full" if full else "header"
+        self.index = MultiVectorIndex.load(path, mmap, verify=verify)
+
+    @rule(k=st.integers(1, 9), seed=st.integers(0, 2**32), threads=st.sampled_from([1, 3]))
+    def search(self, k, seed, threads):
+        rng = np.random.default_rng(seed)
+        queries = draw_documents(rng, rng.integers(0, 4))
+        ids = np.array(list(self.documents), np.int64)
+        assert self.index.ids.tolist() == ids.tolist()
+        assert self.index.lengths.tolist() == [len(x) for x in self.documents.values()]
+        options = {"empty_score": -3.0, "threads": threads}
+        scores = oracle.maxsim(queries, list(self.documents.values()), empty_score=-3.0).scores
+        scores = np.reshape(scores, (len(queries), len(ids))).astype(np.float32)
+        assert_same([self.index.score(queries, **options)], [scores])
+        assert_same(self.index.search(queries, k, **options), ranked(scores, ids, k))
+        everything = {**options, "prefilter": max(k, len(ids))}
+        assert_same(self.index.search(queries, k, **everything), ranked(scores, ids, k))
+        mask = rng.random((len(queries), len(ids))) < 0.5
+        for prefilter in (None, max(k, len(ids))):
+            found = self.index.search(queries, k, allow=mask, prefilter=prefilter, **options)
+            for q in range(len(queries)):
+                one = ranked(scores[q : q + 1, mask[q]], ids[mask[q]], k)
+                assert_same([x[q] for x in found], [x[0] for x in one])
+        allowed = self.some_ids(rng, len(ids) // 2)
+        if len(allowed) > 1:  # of one document both an id and a mask could be meant
+            there = np.isin(ids, allowed)
+            found = self.index.search(queries, k, allow=allowed, **options)
+            assert_same(found, ranked(scores[:, there], ids[there], k))
+        places = rng.integers(-1, max(len(ids), 0), (len(queries), 4))
+        picked = np.append(scores, np.full((len(queries), 1), -np.inf, np.float32), axis=1)
+        expected = np.take_along_axis(picked, places % (len(ids) + 1), 1)
+        assert_same([self.index.score(queries, np.append(ids, -1)[places], **options)], [expected])
+
+
+@pytest.mark.parametrize("copied_bytes", [0, 1 << 26])
+def test_finds_what_the_oracle_finds(monkeypatch, tmp_path, copied_bytes):
+    """With many segments, or one that is copied; with tokens moved together at every chance."""
+    monkeypatch.setattr(_storage, "COPIED_BYTES", copied_bytes)
+    monkeypatch.setattr(_storage, "COMPACTED_ROWS", 3)
+    monkeypatch.setattr(_token_storage, "COMPACTED_TOKENS", 10)
+    monkeypatch.setattr(_multi_vector_search, "SCORES", 5)
+    monkeypatch.setattr(AgainstTheOracle, "directory", tmp_path, raising=False)
+    run_state_machine_as_test(AgainstTheOracle, settings=settings(stateful_step_count=15))
+
+
+@given(
+    dtype=st.sampled_from(sorted(FLOATS)),
+    normalize=st.booleans(),
+    holes=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_masks_batches_and_normalized_tokens(dtype, normalize, holes, seed):
+    """What is masked is not stored, even NaN of a query; lengths are those before rounding."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(5, 9, DIM))
+    q = rng.normal(size=(3, 4, DIM))
+    mask = rng.random((5, 9)) < 0.7
+    query_mask = rng.random((3, 4)) < 0.7
+    if not holes:
+        mask.sort(axis=1)
+        query_mask.sort(axis=1)
+    q[~query_mask] = np.nan
+    index = MultiVectorIndex(DIM, dtype, normalize=normalize)
+    assert index.add(torch.from_numpy(x), mask=mask).tolist() == [0, 1, 2, 3, 4]
+    found = index.score(torch.from_numpy(q), query_mask=query_mask)
+    assert isinstance(found, torch.Tensor)
+    assert index.lengths.tolist() == mask.sum(1).tolist()
+    if normalize:
+        x /= np.linalg.norm(x, axis=-1, keepdims=True)
+        q /= np.linalg.norm(q, axis=-1, keepdims=True)
+    wide = x.astype(np.float32).astype(FLOATS[dtype]).astype(np.float64)
+    documents = [row[there] for row, there in zip(wide, mask, strict=True)]
+    queries = [row[there] for row, there in zip(q, query_mask, strict=True)]
+    expected = np.array(oracle.maxsim(queries, documents).scores).reshape(3, 5)
+    sizes = (
+        4 * np.linalg.norm(np.nan_to_num(q), axis=-1).max() * np.linalg.norm(wide, axis=-1).max()
+    )
+    step = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    # A length that differs in its last digit may round a value of a narrow type the other way.
+    atol = sizes * (ROUNDOFFS["maxsim.scores"] * ROUNDOFF["float32"] + (step if normalize else 0))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=atol)
+
+
+def test_one_query_and_results_on_the_side_of_the_queries():
+    rng = np.random.default_rng(0)
+    index = MultiVectorIndex(DIM)
+    index.add(draw_documents(rng, 9), np.arange(9)[::-1] * 5)
+    q = rng.normal(size=(4, DIM))
+    scores, ids = index.search(q, 3)
+    assert scores.shape == ids.shape == (1, 3)
+    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
+    for queries in (q[None], [q], torch.from_numpy(q), [torch.from_numpy(q)]):
+        other = index.search(queries, 3)
+        assert isinstance(other[0], torch.Tensor) == (
+            isinstance(queries, torch.Tensor) or isinstance(queries[0], torch.Tensor)
+        )
+        assert_same([np.asarray(x) for x in other], (scores, ids))
+    masked = index.search(q, 3, query_mask=[True, False, True, True])
+    assert_same(masked, index.search(q[[0, 2, 3]], 3))
+    assert index.search([], 3)[0].shape == (0, 3)
+
+
+def test_a_prefilter_scores_those_of_the_nearest_means():
+    """The candidates are what a FlatIndex of the means finds, those that are allowed."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, DIM)) + 1 for n in rng.integers(1, 9, 60)]
+    q = [rng.normal(size=(n, DIM)) + 1 for n in (3, 5)]
+    ids = rng.permutation(60)
+    index = MultiVectorIndex(DIM)
+    index.add(x, ids)
+    means = simtile.FlatIndex(DIM, "bfloat16")
+    means.add(np.array([row.astype(np.float32).mean(0) for row in x]), ids)
+    allowed = rng.permutation(60)[:40]
+    near = means.search(np.array([row.mean(0) for row in q]), 10, allow=allowed)[1]
+    scores = index.score(q, near)
+    found = index.search(q, 4, allow=allowed, prefilter=10)
+    for i in range(2):
+        order = np.lexsort((near[i], -scores[i]))[:4]
+        assert_same([x[i] for x in found], [scores[i, order], near[i, order]])
+
+
+def test_the_bits_do_not_depend_on_where_a_document_is(monkeypatch):
+    """Scores of float tokens are those of `maxsim`, from all segments and as candidates."""
+    monkeypatch.setattr(_storage, "COPIED_BYTES", 0)
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, 33)).astype(np.float32) for n in rng.integers(0, 40, 30)]
+    q = rng.normal(size=(3, 7, 33)).astype(np.float32)
+    index = MultiVectorIndex(33)
+    for i in range(0, 30, 6):
+        index.add(x[i : i + 6])
+    expected = simtile.maxsim(q, x)
+    assert_same([index.score(q)], [expected])
+    places = rng.integers(0, 30, (3, 8))
+    assert_same([index.score(q, places)], [np.take_along_axis(expected, places, 1)])
+    assert_same(index.search(q, 30), ranked(expected, np.arange(30), 30))
+
+
+def test_what_was_given_may_change_afterwards():
+    x, ids = np.ones((2, 3, DIM), np.float32), np.array([4, 7])
+    index = MultiVectorIndex(DIM)
+    index.add(x, ids)
+    x[:], ids[:] = 0, 1
+    assert index.ids.tolist() == [4, 7]
+    assert index.score(np.ones((1, DIM)), [[4, 7]]).tolist() == [[DIM, DIM]]
+
+
+def test_tokens_of_removed_documents_are_given_back(monkeypatch):
+    """And memory grows with what is there, not with what has been."""
+    monkeypatch.setattr(_storage, "COMPACTED_ROWS", 3)
+    monkeypatch.setattr(_token_storage, "COMPACTED_TOKENS", 10)
+    index = MultiVectorIndex(DIM)
+    for i in range(40):
+        index.add(np.full((5, 20, DIM), i, np.float32), np.arange(5) + 5 * i)
+        if i > 1:
+            index.remove(np.arange(5) + 5 * (i - 2))
+        total = sum(tokens.length for tokens in index._state.tokens)
+        assert total <= 2 * 10 * 20 + 100
+    scores, ids = index.search(np.ones((1, DIM)), 11)
+    assert ids[0].tolist() == [*range(195, 200), *range(190, 195), -1]
+    assert scores[0].tolist() == [39.0 * DIM] * 5 + [38.0 * DIM] * 5 + [-np.inf]
+
+
+def test_an_interrupted_change_changes_nothing(monkeypatch):
+    monkeypatch.setattr(_storage, "COMPACTED_ROWS", 1)
+    monkeypatch.setattr(_token_storage, "COMPACTED_TOKENS", 1)
+    index = MultiVectorIndex(DIM)
+    index.add(np.ones((9, 4, DIM)), np.arange(9))
+    q = np.ones((1, DIM))
+    before = index.search(q, 20)
+
+    def fail(*_, **__):
+        raise MemoryError("no memory")
+
+    changes = [
+        lambda: index.add(np.ones((3, 70, DIM)), [20, 21, 22]),
+        lambda: index.update(np.zeros((8, 70, DIM)), np.arange(8)),
+        lambda: index.remove(np.arange(8)),
+    ]
+    for owner, name in ((_storage, "replace"), (_token_storage, "replace")):
+        for change in changes:
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, fail)
+                with pytest.raises(MemoryError):
+                    change()
+            assert len(index) == 9
+            assert_same(index.search(q, 20), before)
+    for change in changes:
+        change()
+    assert index.search(q, 20)[1][0, :5].tolist() == [8, 20, 21, 22, -1]
+
+
+def test_searches_see_one_state_while_others_write(monkeypatch, tmp_path):
+    """All documents have one generation, in memory and in a file that is saved meanwhile."""
+    monkeypatch.setattr(_storage, "COMPACTED_ROWS", 30)
+    monkeypatch.setattr(_token_storage, "COMPACTED_TOKENS", 100)
+    index = MultiVectorIndex(DIM)
+    rng = np.random.default_rng(0)
+    fixed, moving = rng.permutation(1000)[:40].reshape(2, 20)
+    q = np.ones((2, DIM), np.float32)
+    errors, done = [], threading.Event()
+
+    def generation(i):
+        return [np.full((1 + n % 5, DIM), i, np.float32) for n in range(20)]
+
+    index.add(generation(1), fixed)
+
+    def write():
+        for i in range(2, 60):
+            index.update(generation(i), rng.permutation(fixed))
+            index.add(generation(-1), moving)
+            index.remove(rng.permutation(moving))
+
+    def check(found):
+        scores, ids = found
+        there = int((ids[0] >= 0).sum())
+        assert there in (20, 40)
+        np.testing.assert_array_equal(ids[0, :20], np.sort(fixed))
+        assert len(np.unique(scores[0, :20])) == 1
+
+    def search():
+        while not done.is_set():
+            check(index.search(q, 41))
+            check(index.search(q, 41, prefilter=1000))
+
+    def save():
+        while not done.is_set():
+            index.save(tmp_path / "a")
+            check(MultiVectorIndex.load(tmp_path / "a", verify="full").search(q, 41))
+
+    def guarded(target):
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            if target is write:
+                done.set()
+
+    threads = [threading.Thread(target=guarded, args=(t,)) for t in (write, search, save)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_a_mapped_index_can_save_over_its_own_file(tmp_path):
+    rng = np.random.default_rng(0)
+    index = MultiVectorIndex(DIM, "float16", normalize=True)
+    index.add(draw_documents(rng, 50), rng.permutation(50))
+    index.save(tmp_path / "a")
+    mapped = MultiVectorIndex.load(tmp_path / "a")
+    assert mapped.normalize
+    assert not mapped._state.tokens[0].columns["codes"].flags.writeable
+    mapped.remove(mapped.ids[:10])
+    mapped.add(draw_documents(rng, 5), np.arange(100, 105))
+    mapped.update(draw_documents(rng, 2), [104, mapped.ids[3]])
+    q = draw_documents(rng, 3)
+    expected = mapped.search(q, 20)
+    mapped.save(tmp_path / "a")
+    assert_same(mapped.search(q, 20), expected)
+    again = MultiVectorIndex.load(tmp_path / "a", mmap=False)
+    assert_same(again.search(q, 20), expected)
+    assert again.ids.tolist() == mapped.ids.tolist()
+    assert again.lengths.tolist() == mapped.lengths.tolist()
+
+
+def small_file(path):
+    index = MultiVectorIndex(DIM)
+    index.add(draw_documents(np.random.default_rng(0), 12), np.arange(12)[::-1] * 3)
+    index.save(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, s: a.pop("dim"),
+        lambda a, s: a.update(dim="11"),
+        lambda a, s: a.update(dim=12),
+        lambda a, s: a.update(dtype="float16"),
+        lambda a, s: a.update(dtype=["float32"]),
+        lambda a, s: a.update(normalize=1),
+        lambda a, s: a.pop("normalize"),
+        lambda a, s: a.update(documents=11),
+        lambda a, s: a.update(documents=True),
+        lambda a, s: a.update(automatic_ids=None),
+        lambda a, s: a.update(automatic_ids=True, next_id=3),
+        lambda a, s: a.pop("next_id"),
+        lambda a, s: s.pop("codes"),
+        lambda a, s: s.pop("pooled_codes"),
+        lambda a, s: s.pop("offsets"),
+        lambda a, s: s.update(more=np.zeros(3)),
+        lambda a, s: s.update(codes=s["codes"][:-1]),
+        lambda a, s: s.update(codes=s["codes"].astype(np.float64)),
+        lambda a, s: s.update(pooled_codes=s["pooled_codes"][1:]),
+        lambda a, s: s.update(offsets=s["offsets"] + 1),
+        lambda a, s: s.update(offsets=s["offsets"] - 1),
+        lambda a, s: s.update(offsets=s["offsets"][[0, 2, 1, *range(3, 13)]] * 2),
+        lambda a, s: s["offsets"].__setitem__(3, 10**9),
+        lambda a, s: s["offsets"].__setitem__(3, -1),
+        lambda a, s: s.update(offsets=s["offsets"].astype(np.int32)),
+        lambda a, s: s.update(ids=np.zeros(12, np.int64)),
+        lambda a, s: s.update(ids=s["ids"] - 1),
+    ],
+)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, mmap):
+    path = tmp_path / "a"
+    small_file(path)
+
+    def rewrite(change):
+        contents = _files.read(path, "MultiVectorIndex")
+        change(contents.attributes, contents.arrays)
+        sections = [
+            _files.section(name, array, "bfloat16" if name == "pooled_codes" else None)
+            for name, array in contents.arrays.items()
+        ]
+        _files.write(path, "MultiVectorIndex", contents.attributes, sections)
+
+    rewrite(lambda a, s: None)
+    MultiVectorIndex.load(path, mmap, verify="full")
+    rewrite(change)
+    with pytest.raises(ValueError, match=r"damaged|twice"):
+        MultiVectorIndex.load(path, mmap, verify="full")
+
+
+@given(data=st.data(), mmap=st.booleans())
+def test_a_changed_byte_never_crashes(tmp_path_factory, data, mmap):
+    """With "full" it is found; with "header" a search ends with a result or an error."""
+    path = tmp_path_factory.mktemp("index") / "a"
+    small_file(path)
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    if bytes(raw) == path.read_bytes():
+        return
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=str(path)):
+        MultiVectorIndex.load(path, mmap, verify="full")
+    try:
+        loaded = MultiVectorIndex.load(path, mmap, verify="header")
+        loaded.search(np.ones((2, DIM)), 5)
+        loaded.search(np.ones((2, DIM)), 5, allow=[3], prefilter=5)
+        loaded.add(np.ones((1, 2, DIM)), [1000])
+        loaded.remove([3])
+    except ValueError:
+        pass
+
+
+def test_a_failed_save_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    small_file(path)
+    before = path.read_bytes()
+    index = MultiVectorIndex.load(path)
+    index.add(np.ones((1, 2, DIM)), [1000])
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(_files, "_write_parts", fail)
+    with pytest.raises(OSError, match="no space"):
+        index.save(path)
+    assert path.read_bytes() == before
+    assert [x.name for x in tmp_path.iterdir()] == ["a"]
+
+
+def test_another_index_is_named(tmp_path):
+    simtile.FlatIndex(DIM).save(tmp_path / "flat")
+    with pytest.raises(ValueError, match=r"holds a FlatIndex, expected a MultiVectorIndex"):
+        MultiVectorIndex.load(tmp_path / "flat")
+    MultiVectorIndex(DIM).save(tmp_path / "multi")
+    with pytest.raises(ValueError, match=r"use simtile.MultiVectorIndex.load"):
+        simtile.FlatIndex.load(tmp_path / "multi")
+    assert len(MultiVectorIndex.load(tmp_path / "multi")) == 0
+
+
+def test_properties():
+    index = MultiVectorIndex(DIM, "bfloat16")
+    assert (len(index), index.nbytes, index.token_bytes) == (0, 0, 2 * DIM)
+    index.add(np.zeros((2, 3, DIM)))
+    assert (index.dim, index.dtype, index.normalize) == (DIM, "bfloat16", False)
+    assert index.nbytes == 6 * 2 * DIM + 2 * (2 * DIM + 16)
+    assert 1 in index
+    assert 2 not in index
+    assert repr(index) == (
+        f"MultiVectorIndex(11, 'bfloat16', normalize=False; 2 documents, {index.nbytes} bytes)"
+    )
+    with pytest.raises(TypeError, match=r"not a sequence; its ids are \.ids"):
+        list(index)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="dtype: found 'float8'"):
+        MultiVectorIndex(DIM, "float8")
+    with pytest.raises(ValueError, match="dim: found 0"):
+        MultiVectorIndex(0)
+    index = MultiVectorIndex(DIM)
+    index.add(np.ones((2, 3, DIM)), [5, 9])
+    q = np.ones((2, 3, DIM))
+    calls = [
+        (lambda: index.add(np.ones((3, DIM)), [1]), r"x: found .*expected \[B, L, D\] or a list"),
+        (lambda: index.add(np.ones((1, 3, 7)), [1]), r"x: found float64 \[1, 3, 7\], expected 11"),
+        (lambda: index.add(np.ones((1, 3, DIM)), [1, 2]), r"ids: found .*expected \[1\]"),
+        (lambda: index.add(np.ones((1, 3, DIM)), [5]), r"ids: found 5 .*in the index already"),
+        (lambda: index.add(np.ones((2, 3, DIM)), [7, 7]), r"ids: found 7 at \[0\] and at \[1\]"),
+        (lambda: index.add((np.ones((3, DIM)), [0, 2]), [1]), r"x\[1\]: found .* from 0 to 2"),
+        (lambda: index.add(np.full((1, 3, DIM), np.nan), [1]), r"its tokens: found NaN in row 0"),
+        (lambda: index.add(np.ones((1, 3, DIM)), [1], mask=[[True]]), "mask: found"),
+        (lambda: index.add(np.ones((1, 3, DIM))), "ids: found None, expected ids"),
+        (lambda: index.update(q, [5, 6]), r"ids: found 6 at \[1\], which is not in the index"),
+        (lambda: index.remove([6]), "ids: found 6"),
+        (lambda: index.search(q[..., :7], 1), r"queries: found .*expected 11 dimensions"),
+        (lambda: index.search(q * np.nan, 1), r"queries: found NaN at \[0, 0\]"),
+        (lambda: index.search(q, 0), "k: found 0"),
+        (lambda: index.search(q, 3, prefilter=2), "prefilter: found 2, expected at least k"),
+        (lambda: index.search(q, 1, allow=[6]), "allow: found the unknown id 6"),
+        (lambda: index.search(q, 1, allow=np.ones(3, bool)), r"allow: found a mask \[3\]"),
+        (lambda: index.search(q, 1, threads=0), "threads: found 0"),
+        (lambda: index.score(q, [[5, 6], [5, 9]]), r"ids: found 6 at \[0, 1\]"),
+        (lambda: index.score(q, [5, 9]), r"ids: found int64 \[2\], expected integers \[2, C\]"),
+    ]
+    before = index.search(q, 3)
+    for call, message in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    for call in (
+        lambda: index.search(q, 1, prefilter=True),
+        lambda: index.search(q, 1, empty_score="0"),
+    ):
+        with pytest.raises(TypeError, match=r"prefilter: found True|empty_score: found '0'"):
+            call()
+    assert_same(index.search(q, 3), before)
