@@ -1,5 +1,6 @@
 """MultiVectorIndex: what it finds is what MaxSim of the tokens it holds defines."""
 
+import itertools
 import threading
 
 import ml_dtypes
@@ -12,10 +13,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 import simtile
-from simtile import MultiVectorIndex, _files, _multi_vector_search, _storage, _token_storage
+from simtile import (
+    MultiVectorIndex,
+    _files,
+    _multi_vector_search,
+    _storage,
+    _token_encoding,
+    _token_storage,
+    _vectors,
+)
 from simtile.reference import maxsim_numpy as oracle
 
 DIM = 11
+CODES = ("int8", "binary", "residual1", "residual2", "residual4")
 FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 LENGTHS = (0, 0, 1, 2, 7, 30)
 
@@ -25,6 +35,41 @@ def draw_documents(rng, count, dim=DIM):
     return [
         rng.integers(-2, 3, (rng.choice(LENGTHS), dim)).astype(np.float32) for _ in range(count)
     ]
+
+
+def codec(bits, dim=DIM):
+    rng = np.random.default_rng(bits)
+    return simtile.ResidualCodec.train(rng.normal(size=(300, dim)), bits, centroids=7)
+
+
+def new_index(dtype, **options):
+    if dtype.startswith("residual"):
+        options["codec"] = codec(int(dtype[-1]))
+    return MultiVectorIndex(DIM, dtype, **options)
+
+
+def as_codes(tokens, index):
+    """Tokens as `simtile.maxsim_packed` takes them."""
+    if index.codec is not None:
+        return index.codec.encode(tokens)
+    return simtile.quantize(tokens, "int8_vector" if index.dtype == "int8" else "binary")
+
+
+def unit(tokens):
+    return _token_encoding.normalized(_vectors.Rows(tokens, "float32", None)).array
+
+
+def scores_of(index, queries, documents, empty_score):
+    """Of floats by the oracle, of codes by those of all documents together."""
+    shape = len(queries), len(documents)
+    if index.dtype in FLOATS:
+        scores = oracle.maxsim(queries, documents, empty_score=empty_score).scores
+        return np.reshape(scores, shape).astype(np.float32)
+    tokens = np.concatenate([np.zeros((0, DIM), np.float32), *documents])
+    offsets = np.cumsum([0, *map(len, documents)])
+    codes = as_codes(tokens, index)
+    scores = simtile.maxsim_packed(queries, codes, offsets, empty_score=empty_score)
+    return scores.reshape(shape)
 
 
 def ranked(scores, ids, k):
@@ -43,11 +88,11 @@ def assert_same(found, expected):
 
 
 class AgainstTheOracle(RuleBasedStateMachine):
-    """The index beside a dict of documents that the float64 oracle scores."""
+    """The index beside a dict of its documents."""
 
-    @initialize(dtype=st.sampled_from(sorted(FLOATS)), automatic=st.booleans())
+    @initialize(dtype=st.sampled_from([*FLOATS, *CODES]), automatic=st.booleans())
     def start(self, dtype, automatic):
-        self.index = MultiVectorIndex(DIM, dtype)
+        self.index = new_index(dtype)
         self.documents, self.automatic, self.next_id = {}, automatic, 0
 
     @rule(count=st.integers(0, 5), seed=st.integers(0, 2**32), packed=st.booleans())
@@ -99,8 +144,7 @@ class AgainstTheOracle(RuleBasedStateMachine):
         assert self.index.ids.tolist() == ids.tolist()
         assert self.index.lengths.tolist() == [len(x) for x in self.documents.values()]
         options = {"empty_score": -3.0, "threads": threads}
-        scores = oracle.maxsim(queries, list(self.documents.values()), empty_score=-3.0).scores
-        scores = np.reshape(scores, (len(queries), len(ids))).astype(np.float32)
+        scores = scores_of(self.index, queries, list(self.documents.values()), -3.0)
         assert_same([self.index.score(queries, **options)], [scores])
         assert_same(self.index.search(queries, k, **options), ranked(scores, ids, k))
         everything = {**options, "prefilter": max(k, len(ids))}
@@ -169,6 +213,71 @@ def test_masks_batches_and_normalized_tokens(dtype, normalize, holes, seed):
     # A length that differs in its last digit may round a value of a narrow type the other way.
     atol = sizes * (ROUNDOFFS["maxsim.scores"] * ROUNDOFF["float32"] + (step if normalize else 0))
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_codes_are_those_of_the_tokens(tmp_path, dtype, normalize):
+    """Learnt from the first tokens; the scores are near those of what codes stand for."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, DIM)).astype(np.float32) for n in rng.integers(0, 30, 40)]
+    q = rng.normal(size=(3, 6, DIM)).astype(np.float32)
+    index = MultiVectorIndex(DIM, dtype, normalize=normalize)
+    index.add(x[:30])
+    index.add(x[30:])
+    if normalize:
+        x = [unit(row) for row in x]  # to the last bit: a value at a bucket's end counts
+        q = q / np.linalg.norm(q, axis=2, keepdims=True)
+    tokens, offsets = np.concatenate(x), np.cumsum([0, *map(len, x)])
+    if dtype.startswith("residual"):
+        bits = int(dtype[-1])
+        learnt = simtile.ResidualCodec.train(np.concatenate(x[:30]), bits)
+        for name in ("centroids", "bucket_weights", "bucket_cutoffs"):
+            np.testing.assert_array_equal(getattr(index.codec, name), getattr(learnt, name))
+        stored = index.codec.encode(tokens)
+        wide, width = stored.decode(), (DIM * bits + 7) // 8 + 8
+    else:
+        stored = as_codes(tokens, index)
+        wide = stored.dequantize()
+        if dtype == "binary" and normalize:
+            wide = wide / np.sqrt(DIM)
+        width = {"int8": DIM + 4, "binary": (DIM + 7) // 8}[dtype]
+    assert index.token_bytes == width
+    expected = oracle.maxsim(q, [wide[a:b] for a, b in itertools.pairwise(offsets)]).scores
+    found = index.score(q)
+    np.testing.assert_allclose(found, np.array(expected), rtol=0, atol=1e-3)
+    index.save(tmp_path / "a")
+    for mmap in (False, True):
+        again = MultiVectorIndex.load(tmp_path / "a", mmap)
+        assert_same([again.score(q)], [found])
+        again.add(x[:1])
+        assert_same([again.score(q, [[40]] * 3)], [index.score(q, [[0]] * 3)])
+
+
+def test_a_codec_is_given_or_learnt_once(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10, 12, DIM))
+    index = MultiVectorIndex(DIM, "residual2", centroids=5)
+    with pytest.raises(ValueError, match="found 96 tokens in the first add, expected at least 100"):
+        index.add(x[:8])
+    assert index.codec is None
+    index.add([np.zeros((0, DIM))])
+    assert index.search(x[0], 2)[1].tolist() == [[0, -1]]
+    index.save(tmp_path / "a")
+    index = MultiVectorIndex.load(tmp_path / "a")
+    with pytest.raises(ValueError, match="ids: found ids"):
+        index.add(x, np.arange(10))
+    assert index.codec is None  # of an add that failed
+    index.add(x)
+    learnt = index.codec
+    assert learnt.centroids.shape == (5, DIM)
+    index.add(x[:1])
+    assert index.codec is learnt
+    chosen = rng.normal(size=(4, DIM)).astype(np.float32)
+    MultiVectorIndex(DIM, "residual1", centroids=chosen).save(tmp_path / "b")
+    index = MultiVectorIndex.load(tmp_path / "b")
+    index.add(x)
+    np.testing.assert_array_equal(index.codec.centroids, chosen)
 
 
 def test_one_query_and_results_on_the_side_of_the_queries():
@@ -356,8 +465,8 @@ def test_a_mapped_index_can_save_over_its_own_file(tmp_path):
     assert again.lengths.tolist() == mapped.lengths.tolist()
 
 
-def small_file(path):
-    index = MultiVectorIndex(DIM)
+def small_file(path, dtype="float32"):
+    index = new_index(dtype)
     index.add(draw_documents(np.random.default_rng(0), 12), np.arange(12)[::-1] * 3)
     index.save(path)
 
@@ -396,8 +505,37 @@ def small_file(path):
 )
 @pytest.mark.parametrize("mmap", [False, True])
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, mmap):
-    path = tmp_path / "a"
-    small_file(path)
+    refuse_changed(tmp_path / "a", "float32", change, mmap)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change"),
+    [
+        ("int8", lambda a, s: s.pop("scales")),
+        ("int8", lambda a, s: s.update(scales=-1 - s["scales"])),
+        ("int8", lambda a, s: s.update(codes=s["codes"].view(np.uint8))),
+        ("int8", lambda a, s: a.update(centroids=3)),
+        ("binary", lambda a, s: a.update(dim=20)),
+        ("binary", lambda a, s: s.update(centroids=np.ones((1, DIM), np.float32))),
+        ("residual2", lambda a, s: a.update(dtype="residual1")),
+        ("residual2", lambda a, s: a.update(centroids=3)),
+        ("residual2", lambda a, s: s.pop("centroids")),
+        ("residual2", lambda a, s: s.pop("bucket_weights")),
+        ("residual2", lambda a, s: [s.pop(x) for x in ("bucket_weights", "bucket_cutoffs")]),
+        ("residual2", lambda a, s: s.update(centroids=s["centroids"][:0])),
+        ("residual2", lambda a, s: s.update(bucket_cutoffs=-s["bucket_cutoffs"])),
+        ("residual2", lambda a, s: s.update(centroid_ids=s["centroid_ids"] + 7)),
+        ("residual2", lambda a, s: s.update(centroid_ids=s["centroid_ids"] - 7)),
+        ("residual2", lambda a, s: s.update(residuals=s["residuals"][:, 1:])),
+        ("residual2", lambda a, s: s.update(inverse_norms=s["inverse_norms"][1:])),
+    ],
+)
+def test_a_file_of_codes_that_contradicts_itself_is_refused(tmp_path, dtype, change):
+    refuse_changed(tmp_path / "a", dtype, change, mmap=True)
+
+
+def refuse_changed(path, dtype, change, mmap):
+    small_file(path, dtype)
 
     def rewrite(change):
         contents = _files.read(path, "MultiVectorIndex")
@@ -415,11 +553,11 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, mmap):
         MultiVectorIndex.load(path, mmap, verify="full")
 
 
-@given(data=st.data(), mmap=st.booleans())
-def test_a_changed_byte_never_crashes(tmp_path_factory, data, mmap):
+@given(data=st.data(), mmap=st.booleans(), dtype=st.sampled_from(["float32", "int8", "residual2"]))
+def test_a_changed_byte_never_crashes(tmp_path_factory, data, mmap, dtype):
     """With "full" it is found; with "header" a search ends with a result or an error."""
     path = tmp_path_factory.mktemp("index") / "a"
-    small_file(path)
+    small_file(path, dtype)
     raw = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -485,6 +623,15 @@ def test_wrong_arguments():
         MultiVectorIndex(DIM, "float8")
     with pytest.raises(ValueError, match="dim: found 0"):
         MultiVectorIndex(0)
+    for options, message in (
+        ({"dtype": "int8", "centroids": 3}, "centroids: found some for dtype 'int8'"),
+        ({"dtype": "residual1", "centroids": 0}, "centroids: found 0"),
+        ({"dtype": "residual1", "centroids": np.ones((3, 7))}, r"centroids: .*\[K, 11\]"),
+        ({"dtype": "residual1", "codec": codec(2)}, "codec: found .*expected dim=11 and bits=1"),
+        ({"dtype": "residual2", "codec": codec(2), "centroids": 3}, "centroids: found some beside"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MultiVectorIndex(DIM, **options)
     index = MultiVectorIndex(DIM)
     index.add(np.ones((2, 3, DIM)), [5, 9])
     q = np.ones((2, 3, DIM))

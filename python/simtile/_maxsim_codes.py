@@ -41,10 +41,16 @@ class Coded(NamedTuple):
     offsets: Int64s  # [N + 1]
     mask: Array | None  # bool [T]
     query_steps: Array | None  # float32 [R], of queries that are codes themselves
+    # Where documents start and end [N], on the CPU, if they are not one after the other.
+    runs: tuple[Int64s, Int64s] | None = None
 
     @property
     def batch(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.bounds[0])
+
+    @property
+    def bounds(self) -> tuple[Int64s, Int64s]:
+        return (self.offsets[:-1], self.offsets[1:]) if self.runs is None else self.runs
 
     @property
     def x(self) -> Any:
@@ -200,8 +206,7 @@ def _forward(
             folded.terms,
             _tensors.as_array(documents.x),
             tokens.dim,
-            documents.offsets[:-1].copy(),
-            documents.offsets[1:].copy(),
+            *(np.ascontiguousarray(x) for x in documents.bounds),
             document_mask,
             *operands,
             options.length_normalize,

@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _core, _maxsim_inputs, _tensors, _token_encoding, _vectors
+from simtile import (
+    _core,
+    _maxsim_codes,
+    _maxsim_inputs,
+    _tensors,
+    _token_encoding,
+    _vectors,
+)
 from simtile._encoding import Encoding
 from simtile._index_search import Search
+from simtile._maxsim_codes import Coded
 from simtile._maxsim_inputs import Given
+from simtile._maxsim_run import Options
 from simtile._token_encoding import TokenEncoding
-from simtile._token_storage import State
+from simtile._token_storage import State, Tokens
+from simtile.quantized import Quantized
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -21,6 +31,7 @@ Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 SCORES = 1 << 22  # of all queries together that are held before the best of them are chosen
+_NO_OFFSETS = np.zeros(1, np.int64)
 
 
 class Queries:
@@ -89,24 +100,44 @@ class MultiVectorSearch:
             return scores
         for segment, here, starts, ends in self.state.runs(rows):
             if candidates is None and len(here) == len(rows):
-                self._run(segment.columns, starts, ends, None, scores)
-            elif candidates is None:
-                part = np.empty((count, len(here)), np.float32)
-                self._run(segment.columns, starts, ends, None, part)
-                scores[:, here] = part
+                return self._run(segment, starts, ends, None)
+            if candidates is None:
+                scores[:, here] = self._run(segment, starts, ends, None)
             else:
                 place = np.full(len(rows) + 1, -1, np.int64)  # the last one is for -1
                 place[here] = np.arange(len(here))
                 local = place[candidates]
-                part = np.empty(shape, np.float32)
-                self._run(segment.columns, starts, ends, local, part)
+                part = self._run(segment, starts, ends, local)
                 scores[local >= 0] = part[local >= 0]
         return scores
 
     def _run(
-        self, columns: Any, starts: Int64s, ends: Int64s, candidates: Int64s | None, scores: Floats
-    ) -> None:
-        tokens = self.state.encoding.tokens(columns)
+        self, segment: Tokens, starts: Int64s, ends: Int64s, candidates: Int64s | None
+    ) -> Floats:
+        encoding = self.state.encoding
+        tokens = segment.operand(encoding)
+        if not isinstance(tokens, _vectors.Rows):
+            # Floats are normalized before; of bits it is their length that is left.
+            options = Options(
+                normalize=encoding.normalize and encoding.dtype == "binary",
+                empty_score=self.empty_score,
+            )
+            kind = tokens.kind if isinstance(tokens, Quantized) else "residual"
+            coded = Coded(tokens, kind, _NO_OFFSETS, None, None, (starts, ends))
+            found = _maxsim_codes.run(
+                self.queries.given,
+                coded,
+                candidates,
+                options,
+                argmax=False,
+                token_scores=False,
+                backend="cpu",
+                threads=self.threads,
+            )
+            coded_scores: Floats = found.scores
+            return coded_scores
+        count = len(starts) if candidates is None else candidates.shape[1]
+        scores = np.empty((len(self.queries), count), np.float32)
         arguments: list[Any] = [
             tokens.kind,
             *self.queries.side.arguments,
@@ -126,6 +157,7 @@ class MultiVectorSearch:
             self.threads,
         ]
         _core.maxsim(*arguments)
+        return scores
 
     def topk(self, k: int, allowed: Mask | None) -> tuple[Floats, Int64s]:
         """The best k: scores and ids. `allowed`: of rows, [R] or [Q, R]; None for all."""

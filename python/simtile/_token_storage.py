@@ -17,7 +17,8 @@ import numpy.typing as npt
 from simtile import _storage
 from simtile._id_map import as_array
 from simtile._snapshot import Array, Columns, Int64s, Snapshot
-from simtile._token_encoding import TokenEncoding
+from simtile._token_encoding import Operand, TokenEncoding
+from simtile._vectors import Rows
 
 COMPACTED_TOKENS = 1 << 16  # fewer tokens of removed documents are not worth copying the others
 
@@ -34,6 +35,15 @@ class Tokens:
     @cached_property
     def columns(self) -> Columns:
         return {name: array[: self.length] for name, array in self.room.items()}
+
+    def operand(self, encoding: TokenEncoding) -> Operand:
+        """What MaxSim reads, kept: codes are checked when this is made."""
+        if not self.length:  # there may be no codec yet
+            return Rows(np.empty((0, encoding.dim), np.float32), "float32", None)
+        found: Operand | None = self.__dict__.get("_operand")
+        if found is None:
+            found = self.__dict__["_operand"] = encoding.operand(self.columns)
+        return found
 
     @property
     def end(self) -> int:

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from simtile import (
     _allow,
-    _documents,
     _encoding,
     _files,
     _index_search,
     _inputs,
     _maxsim_inputs,
+    _multi_vector_file,
     _multi_vector_search,
     _search_call,
     _tensors,
@@ -34,6 +34,7 @@ from simtile._multi_vector_search import MultiVectorSearch, Queries
 from simtile._storage import Storage
 from simtile._token_encoding import TokenEncoding
 from simtile._token_storage import State, Tokens
+from simtile.residual import ResidualCodec
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal[
+    "float32", "bfloat16", "float16", "int8", "binary", "residual1", "residual2", "residual4"
+]
 # [N, L, D], [L, D] of each length, or (tokens [T, D], offsets [N + 1])
 Matrices: TypeAlias = "npt.ArrayLike | torch.Tensor | Sequence[npt.ArrayLike | torch.Tensor]"
 
@@ -54,11 +57,22 @@ class MultiVectorIndex(NumberedDocuments):
     dim : int
         Dimensions of a token.
     dtype : str
-        What is stored of a token: "float32", "bfloat16" or "float16", the floats rounded to the
-        nearest.
+        What is stored of a token:
+
+        * "float32", "bfloat16", "float16": the floats, rounded to the nearest.
+        * "int8": symmetric, with one scale for each token ("int8_vector" of `simtile.quantize`).
+        * "binary": one bit for each dimension, x > 0, which stands for 1 or -1.
+        * "residual1", "residual2", "residual4": the nearest of some centroids and 1, 2 or 4 bits
+          for each dimension of the rest (`ResidualCodec`), always of length 1. The codec is learnt
+          from the first `add`, of at least 100 tokens, or is ``codec``, and stays.
     normalize : bool
         Divide tokens of documents and queries by max(‖x‖, 1e-12); those of documents before they
-        are rounded.
+        are rounded. Bits are then divided by √dim.
+    centroids : int or float32 [K, dim], optional
+        For "residual1", "residual2" and "residual4": how many centroids are learnt, or which they
+        are. Without it as `ResidualCodec.train` chooses.
+    codec : ResidualCodec, optional
+        In place of one that is learnt.
 
     Raises
     ------
@@ -83,8 +97,16 @@ class MultiVectorIndex(NumberedDocuments):
 
     FILE_KIND = "MultiVectorIndex"
 
-    def __init__(self, dim: int, dtype: Dtype = "float32", *, normalize: bool = False) -> None:
-        encoding = TokenEncoding.of(dim, dtype, normalize)
+    def __init__(
+        self,
+        dim: int,
+        dtype: Dtype = "float32",
+        *,
+        normalize: bool = False,
+        centroids: int | npt.ArrayLike | None = None,
+        codec: ResidualCodec | None = None,
+    ) -> None:
+        encoding = TokenEncoding.of(dim, dtype, normalize, centroids, codec)
         self._pooled = _multi_vector_search.pooled_encoding(encoding.dim)
         self._storage = Storage()
         self._state = State(self._storage.snapshot, (), encoding)
@@ -105,6 +127,11 @@ class MultiVectorIndex(NumberedDocuments):
         return self._state.encoding.normalize
 
     @property
+    def codec(self) -> ResidualCodec | None:
+        """That of "residual1", "residual2" and "residual4" once it is known, else None."""
+        return self._state.encoding.codec
+
+    @property
     def token_bytes(self) -> int:
         """Bytes that are stored of a token."""
         return self._state.encoding.token_bytes
@@ -121,10 +148,15 @@ class MultiVectorIndex(NumberedDocuments):
     def nbytes(self) -> int:
         """Bytes of the stored documents, removed ones that still take memory among them."""
         state = self._state
-        return sum(tokens.nbytes for tokens in state.tokens) + sum(
-            sum(column.nbytes for column in segment.columns.values())
-            + (0 if isinstance(segment.ids, range) else segment.ids.nbytes)
-            for segment in state.snapshot.segments
+        shared = sum(array.nbytes for array in state.encoding.shared.values())
+        return (
+            shared
+            + sum(tokens.nbytes for tokens in state.tokens)
+            + sum(
+                sum(column.nbytes for column in segment.columns.values())
+                + (0 if isinstance(segment.ids, range) else segment.ids.nbytes)
+                for segment in state.snapshot.segments
+            )
         )
 
     def __repr__(self) -> str:
@@ -157,7 +189,7 @@ class MultiVectorIndex(NumberedDocuments):
         ------
         ValueError, TypeError
             ``x`` has another shape or type, or NaN or an infinity in a token; an id is there
-            already, or given twice.
+            already, or given twice; there is no codec and these are fewer than 100 tokens.
         """
         rows, lengths = self._check_documents(x, mask)
         known = None if ids is None else _encoding.check_ids("ids", ids, len(lengths))
@@ -308,29 +340,7 @@ class MultiVectorIndex(NumberedDocuments):
         OSError
             The file cannot be written.
         """
-        state = self._state
-        snapshot, encoding = state.snapshot, state.encoding
-        lengths = [part.columns["ends"] - part.columns["starts"] for part in snapshot.parts(_RUNS)]
-        offsets = np.zeros(len(snapshot) + 1, np.int64)
-        if lengths:
-            np.cumsum(np.concatenate(lengths), out=offsets[1:])
-        total = int(offsets[-1])
-        sections = [
-            _files.Section(name, dtype, (total, *shape), state.stored(name))
-            for name, (dtype, shape) in encoding.columns().items()
-        ]
-        sections.append(_files.section("offsets", offsets))
-        for name, (dtype, shape) in self._pooled.columns().items():
-            parts = (part.columns[name] for part in snapshot.parts([name]))
-            sections.append(_files.Section(name, dtype, (len(snapshot), *shape), parts))
-        sections += _documents.id_sections(snapshot)
-        attributes = {
-            "dim": encoding.dim,
-            "dtype": encoding.dtype,
-            "normalize": encoding.normalize,
-            **_documents.counters(snapshot),
-        }
-        _files.write(path, self.FILE_KIND, attributes, sections)
+        _multi_vector_file.write(path, self.FILE_KIND, self._state, self._pooled)
 
     @classmethod
     def load(
@@ -361,46 +371,19 @@ class MultiVectorIndex(NumberedDocuments):
             It cannot be opened.
         """
         contents = _files.read(path, cls.FILE_KIND, map_file=bool(mmap), verify=verify)
-        attributes, arrays = contents.attributes, dict(contents.arrays)
-        if type(attributes.get("normalize")) is not bool:
-            raise damaged(path, f"normalize: {attributes.get('normalize')!r}")
-        names = ("dim", "dtype", "normalize")
+        arrays = dict(contents.arrays)
         make: Any = cls
         try:
             index: MultiVectorIndex = make(
-                attributes.get("dim"), attributes.get("dtype"), normalize=attributes["normalize"]
+                **_multi_vector_file.constructor(contents.attributes, arrays)
             )
         except (TypeError, ValueError) as error:
-            described = {name: attributes.get(name) for name in names}
-            raise damaged(path, f"{described}: {error}") from None
-        index._restore(path, attributes, arrays, whole=verify == "full" or not mmap)
+            raise damaged(path, str(error)) from None
+        whole = verify == "full" or not mmap
+        index._storage, index._state = _multi_vector_file.restored(
+            path, contents.attributes, arrays, index._state.encoding, index._pooled, whole
+        )
         return index
-
-    def _restore(
-        self, path: _files.PathLike, attributes: Any, arrays: dict[str, Array], whole: bool
-    ) -> None:
-        encoding = self._state.encoding
-        count = _documents.count_of(path, attributes)
-        offsets = arrays.get("offsets")
-        if offsets is None or offsets.dtype != np.int64 or offsets.shape != (count + 1,):
-            raise damaged(path, "offsets are missing, or of another type or shape")
-        total = int(offsets[-1])
-        expected = {"offsets": (np.dtype(np.int64), (count + 1,))}
-        for name, array in encoding.empty().items():
-            expected[name] = (array.dtype, (total, *array.shape[1:]))
-        for name, array in self._pooled.empty().items():
-            expected[name] = (array.dtype, (count, *array.shape[1:]))
-        if "ids" in arrays:
-            expected["ids"] = (np.dtype(np.int64), (count,))
-        _documents.check_sections(path, arrays, expected)
-        if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
-            raise damaged(path, "offsets do not ascend from 0")
-        columns = {"starts": offsets[:-1], "ends": offsets[1:]}
-        columns |= {name: arrays[name] for name in self._pooled.columns()}
-        self._storage = _documents.stored(path, columns, arrays.get("ids"), attributes, whole)
-        room = {name: arrays[name] for name in encoding.columns()}
-        tokens = (Tokens(0, total, room, fixed=True),) if total else ()
-        self._state = State(self._storage.snapshot, tokens, encoding)
 
     def _begin(
         self, state: State, queries: Any, query_mask: Any, empty_score: float, threads: int | None
@@ -450,7 +433,9 @@ class MultiVectorIndex(NumberedDocuments):
         columns = self._pooled.encode(means)
         tokens, first = state.tokens, 0
         if len(rows.array):
-            tokens, first = _token_storage.append(tokens, state.encoding.encode(rows))
+            encoding = state.encoding.trained(rows)
+            tokens, first = _token_storage.append(tokens, encoding.encode(rows))
+            self._state = replace(state, encoding=encoding)  # nothing is searched by it yet
         return tokens, {"starts": starts + first, "ends": ends + first, **columns}
 
     @contextmanager
@@ -470,9 +455,6 @@ class MultiVectorIndex(NumberedDocuments):
         state = _token_storage.compacted(state)
         self._storage.snapshot = state.snapshot
         self._state = state
-
-
-_RUNS = ("starts", "ends")
 
 
 def _check_prefilter(prefilter: Any, k: int) -> int:
