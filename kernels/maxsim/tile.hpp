@@ -23,9 +23,9 @@ __attribute__((noinline)) void multiply_tokens(const T* a, int64_t stride, const
   const T* quarter[(rows + 3) / 4];
 #pragma GCC unroll 4
   for (int i = 0; i < (rows + 3) / 4; i++) quarter[i] = a + 4 * i * stride;
-  // Documents come from memory, in more streams than the hardware's prefetcher follows: it is told of the next tile's rows, which
+  // Documents come from memory, in more streams than the hardware's prefetcher follows: it is told of the rows two tiles on, which
   // lie side by side in most calls.
-  const T* ahead = a + rows * stride;
+  const T* ahead = a + 2 * rows * stride;
   for (int64_t k = 0; k < depth; k++) {
     __builtin_prefetch(ahead);
     ahead += rows;
@@ -138,20 +138,39 @@ struct Best {
   template <Keep keep>
   SIMTILE_INLINE bool take_finite(const T* products, int rows, const int32_t* index,
                                   const Vector<T> (&before)[kVectors]) {
-    Vector<T> best[kVectors], zero{};
+    Vector<T> best[kVectors], zero[kVectors], odd_best[kVectors], odd_zero[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
-      best[v] = before[v];
-      zero += before[v] == -static_cast<T>(__builtin_inf()) ? Vector<T>{} : before[v] * 0;
+      best[v] = odd_best[v] = before[v];
+      zero[v] = before[v] == -static_cast<T>(__builtin_inf()) ? Vector<T>{} : before[v] * 0;
+      odd_zero[v] = Vector<T>{};
     }
-    for (int i = 0; i < rows; i++)
+    // Every second row apart: each chain waits for itself.
+    int i = 0;
+    for (; i + 2 <= rows; i += 2)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) {
+        const T* const p = products + i * kColumns + v * Simd<T>::kLanes;
+        const Vector<T> x = load<T>(p), y = load<T>(p + kColumns);
+        best[v] = maximum(best[v], x);
+        odd_best[v] = maximum(odd_best[v], y);
+        zero[v] += x * 0;  // NaN of what is not finite
+        odd_zero[v] += y * 0;
+      }
+    if (i < rows)
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) {
         const Vector<T> x = load<T>(products + i * kColumns + v * Simd<T>::kLanes);
         best[v] = maximum(best[v], x);
-        zero += x * 0;  // NaN of what is not finite
+        zero[v] += x * 0;
       }
-    if (any<T>(zero != 0)) return false;
+    Vector<T> zeros{};
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      best[v] = maximum(best[v], odd_best[v]);
+      zeros += zero[v] + odd_zero[v];
+    }
+    if (any<T>(zeros != 0)) return false;
     Integer better = {};
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
@@ -162,9 +181,9 @@ struct Best {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
       Integer at = argmax[v];
-      for (int i = rows - 1; i >= 0; i--) {
-        const Vector<T> x = load<T>(products + i * kColumns + v * Simd<T>::kLanes);
-        at = x == best[v] ? Integer{} + index[i] : at;
+      for (int row = rows - 1; row >= 0; row--) {
+        const Vector<T> x = load<T>(products + row * kColumns + v * Simd<T>::kLanes);
+        at = x == best[v] ? Integer{} + index[row] : at;
       }
       argmax[v] = best[v] > before[v] ? at : argmax[v];
     }
