@@ -28,6 +28,7 @@ import cascade_tables  # noqa: E402
 import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
+import maxsim_tables  # noqa: E402
 import overlap_tables  # noqa: E402
 import quantize_tables  # noqa: E402
 import tables  # noqa: E402
@@ -65,6 +66,8 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "info_nce_short": ("info_nce", tables.info_nce_short),
     "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
     "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
+    "maxsim": ("maxsim", maxsim_tables.maxsim),
+    "maxsim_short": ("maxsim", maxsim_tables.short),
     "quantize": ("quantize", quantize_tables.markdown),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
     "quantized_overlap": ("quantized_overlap", overlap_tables.quantized_overlap),
