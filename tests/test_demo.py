@@ -22,10 +22,13 @@ from simtile.demo import (
     docstrings,
     jsonl,
     machine,
+    rerank,
     retrieval,
     run,
     search,
+    show,
     step,
+    tokens,
 )
 
 
@@ -48,9 +51,67 @@ def sign(folder, name):
     path.write_text(json.dumps(manifest))
 
 
+class TestTokens:
+    """The shipped token vectors, and what they are used for."""
+
+    def test_contents(self, shipped):
+        found = tokens.load_tokens(len(shipped.pairs))
+        assert len(found.documents) == len(shipped.pairs)
+        assert len(found.queries) == len(found.rows) == 400
+        held_out = adapter.split(len(shipped.pairs), adapter.HELD_OUT, 0)[1]
+        assert set(found.rows) <= set(held_out)  # what the tokens' head was trained on is not there
+        for own in found.queries:
+            np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1, atol=0.02)
+
+    def test_tokens_belong_to_their_texts(self, shipped):
+        found = tokens.load_tokens(len(shipped.pairs))
+        scores = found.documents.score(found.queries)
+        best = scores.argmax(axis=1)
+        assert (best == found.rows).mean() > 0.25
+        assert (best == np.roll(found.rows, 1)).mean() < 0.05
+
+    @pytest.mark.parametrize("name", [tokens.DOCUMENTS_FILE, tokens.QUERIES_FILE])
+    def test_one_changed_byte_is_found(self, folder, name):
+        path = folder / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(jsonl.CorpusError, match=f"{name} has another SHA-256"):
+            tokens.load_tokens(2079, folder)
+
+    def test_missing_file(self, folder):
+        (folder / tokens.DOCUMENTS_FILE).unlink()
+        with pytest.raises(jsonl.CorpusError, match="damaged, reinstall simtile"):
+            tokens.load_tokens(2079, folder)
+
+    def test_places(self):
+        ids = np.array([[4, 2, 9], [1, 3, 0], [5, 6, 7]])
+        np.testing.assert_array_equal(rerank.places(ids, np.array([9, 1, 8]), 50), [2, 0, 50])
+
+    def test_reranking_is_the_order_of_all_scores(self):
+        generator = np.random.default_rng(0)
+        documents = generator.standard_normal((40, 8)).astype(np.float32)
+        own = [generator.standard_normal((n, 6)).astype(np.float32) for n in (3, 5, 1)]
+        index = simtile.MultiVectorIndex(6, "float32")
+        index.add([generator.standard_normal((4, 6)).astype(np.float32) for _ in documents])
+        targets = np.array([0, 1, 2])
+        result = rerank.measure(documents[:3], own, targets, documents, index, threads=1)
+        scores = index.score(own)
+        wanted = (scores > scores[np.arange(3), targets][:, None]).sum(axis=1)
+        np.testing.assert_array_equal(result.reranked, wanted)
+        np.testing.assert_array_equal(result.everything, wanted)
+        np.testing.assert_array_equal(result.searched, 0)  # the documents are the queries
+
+    def test_a_wrong_order_is_found(self, capsys):
+        places = np.zeros(3, np.int64)
+        result = rerank.Reranked(places, places + 2, places + 1, 1.0, 1.0, 1.0)
+        assert "stands behind" in rerank.report(show.make_console(), 4, result, "")
+        assert rerank.report(show.make_console(), 4, result._replace(reranked=places), "") == ""
+
+
 class TestCorpus:
     def test_size_and_licence(self):
-        assert sum(file.stat().st_size for file in corpus.DATA.iterdir()) < 3_000_000
+        assert sum(file.stat().st_size for file in corpus.DATA.iterdir()) < 5_500_000
         licence = (corpus.DATA / corpus.LICENCE_FILE).read_text()
         assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in licence
         assert "PSF License Agreement" in (corpus.DATA / "README.md").read_text()

@@ -25,10 +25,24 @@ class BagOfWords:
 
     calls = 0
 
-    def encode(self, batch, batch_size, normalize_embeddings, show_progress_bar):
+    max_seq_length = 256
+
+    def encode(
+        self,
+        batch,
+        batch_size,
+        normalize_embeddings=False,
+        show_progress_bar=False,
+        output_value="sentence_embedding",
+    ):
+        if output_value == "token_embeddings":
+            return [self.tokens(text.split()[: self.max_seq_length]) for text in batch]
         type(self).calls += 1
         vectors = np.stack([sum(map(self.word, text.split())) for text in batch])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def tokens(self, words):
+        return torch.from_numpy(np.stack([self.word(word) for word in words]))
 
     @staticmethod
     def word(word):
@@ -168,6 +182,18 @@ class TestModel:
         wanted = BagOfWords().encode(batch, 0, True, False)
         np.testing.assert_allclose(found, wanted, atol=1e-6)
         assert sum(counts) == len(batch)
+
+    def test_token_vectors_come_in_the_order_of_the_texts(self):
+        batch = [f"w{i} {'word ' * (i % 5)}" for i in range(2 * minilm.BATCH)]
+        counts = []
+        model = BagOfWords()
+        found = minilm.token_vectors(model, batch, 3, counts.append)
+        for i, (text, vectors) in enumerate(zip(batch, found, strict=True)):
+            assert vectors.shape == (min(3, 1 + i % 5), DIM)
+            first = model.word(text.split()[0])
+            np.testing.assert_allclose(vectors[0], first / np.linalg.norm(first), rtol=1e-5)
+        assert sum(counts) == len(batch)
+        assert model.max_seq_length == 256
 
 
 class TestCache:

@@ -39,7 +39,7 @@ import numpy as np
 from simtile.demo import corpus, docstrings, minilm
 
 DOCUMENT_WORDS = 12
-SIZE_LIMIT = 3_000_000  # bytes, all files of the folder together
+SIZE_LIMIT = 5_500_000  # bytes, all files of the folder together
 DATA = Path(__file__).resolve().parent.parent / "python" / "simtile" / "demo" / "data"
 
 

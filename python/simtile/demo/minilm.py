@@ -92,3 +92,29 @@ def embed(
     if result is None:
         raise ValueError("texts: found none, expected at least one")
     return result
+
+
+def token_vectors(
+    model: Any, texts: Sequence[str], tokens: int, on_done: Callable[[int], None] | None = None
+) -> list[npt.NDArray[np.float32]]:
+    """The vectors of the first ``tokens`` tokens of each text, float32 [L, 384], of length 1."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    found: dict[int, npt.NDArray[np.float32]] = {}
+    before, model.max_seq_length = model.max_seq_length, tokens
+    try:
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            vectors = model.encode(
+                [texts[i] for i in rows],
+                batch_size=BATCH,
+                output_value="token_embeddings",
+                show_progress_bar=False,
+            )
+            for row, own in zip(rows, vectors, strict=True):
+                array = own.cpu().numpy().astype(np.float32)
+                found[row] = array / np.linalg.norm(array, axis=1, keepdims=True)
+            if on_done is not None:
+                on_done(len(rows))
+    finally:
+        model.max_seq_length = before
+    return [found[i] for i in range(len(texts))]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import simtile
-from simtile.demo import cache, machine, minilm, plots, show, step
+from simtile.demo import cache, machine, minilm, plots, rerank, show, step
 from simtile.demo.retrieval import recall_at
 from simtile.demo.run import GRADIENT_TOLERANCE, Options, Ranks
 from simtile.demo.texts import MINIMUM_DOCUMENTS, Texts, read_texts, shortened, split
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PLOT = "simtile-demo-train.png"
 LARGE_BATCH = 8192
+DOCUMENT_TOKENS, QUERY_TOKENS = 64, 32
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -59,6 +60,10 @@ def run_training(options: Options, corpus: Path | None, console: Console | None 
     problem, line = train_and_time(
         console, options, threads, texts, queries, documents, folder / PLOT
     )
+    wrong, reranked = report_reranking(
+        console, options, threads, texts, queries, documents, model_folder
+    )
+    problem, line = problem or wrong, line + reranked
     console.print()
     if problem:
         console.print(f"FAILED: {problem}", style="bold red")
@@ -95,6 +100,44 @@ def embeddings(console: Console, texts: Texts, model_folder: Path) -> tuple[Floa
             soft_wrap=True,
         )
     return queries, documents
+
+
+def report_reranking(
+    console: Console,
+    options: Options,
+    threads: int,
+    texts: Texts,
+    queries: FloatArray,
+    documents: FloatArray,
+    model_folder: Path,
+) -> tuple[str, str]:
+    """Late interaction over the model's own token vectors; what is wrong ("") and the result."""
+    rows = split(texts, options.seed)[2]
+    model = minilm.load_model(model_folder)
+    with show.progress(console, "embedding tokens", len(texts.documents) + len(rows)) as advance:
+
+        def on_done(count: int) -> None:
+            advance(count, "")
+
+        tokens = minilm.token_vectors(model, texts.documents, DOCUMENT_TOKENS, on_done)
+        own = minilm.token_vectors(model, [texts.queries[i] for i in rows], QUERY_TOKENS, on_done)
+    index = simtile.MultiVectorIndex(tokens[0].shape[1], "int8")
+    index.add(tokens)
+    with console.status("reranking…"):
+        result = rerank.measure(
+            queries[rows], own, texts.targets[rows], documents, index, threads=threads
+        )
+    note = (
+        f"{len(rows):,} held-out queries, {len(index):,} documents, MiniLM as it is: its vector of "
+        f"a text, and the vectors of its first {DOCUMENT_TOKENS} tokens as int8, "
+        f"{index.nbytes / len(index):,.0f} bytes a document. ±: {rerank.error(result):.3f}, one "
+        "standard error of the change in recall@1."
+    )
+    line = (
+        f"; reranked by MaxSim, recall@1 goes from {recall_at(1, result.searched):.3f} to "
+        f"{recall_at(1, result.reranked):.3f}"
+    )
+    return rerank.report(console, 4, result, note), line
 
 
 def train_and_time(
