@@ -91,11 +91,17 @@ def check_scores(form, found, options):
 def check_gradients(form, inputs, weights, options):
     keep = {name: x for name, x in options.items() if name != "empty_score"}
     expected = oracle.maxsim_grad(*form.wide, weights, *form.case.mask_arrays, **keep)
+    smooth = 0.0
+    if options.get("temperature"):
+        # Shares are exp of similarities / temperature, whose rounding they multiply.
+        sizes = zip(form.oracle(**keep).scale, form.wide[0], strict=True)
+        largest = max(row.max(initial=0.0) / max(len(tokens), 1) for row, tokens in sizes)
+        smooth = 2 * ROUNDOFF["float32"] * largest / options["temperature"]
     for x, side in zip(inputs, expected, strict=True):
         assert x.grad.dtype == x.dtype
         assert x.grad.device == x.device
         # Of 16-bit types, a gradient is rounded to them, and shares of tokens to two of them.
-        rounding = 2.0**-17 + (0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps)
+        rounding = 2.0**-17 + smooth + (0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps)
         scale = max(np.abs(g).max(initial=0.0) for g in side)
         for ours, theirs in zip(x.grad.double().numpy(force=True), side, strict=True):
             assert (ours[len(theirs) :] == 0).all()

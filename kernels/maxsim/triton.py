@@ -387,7 +387,7 @@ def smooth_query_gradients(
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     query_rows = queries + query.to(tl.int64) * query_stride_b + i.to(tl.int64) * query_stride_r
     of_query = tl.load(query_factor + row, mask=row_inside & (normalize != 0), other=1.0)
-    result = tl.zeros((BO, BQ), tl.float32)
+    result = tl.zeros((BQ, BO), tl.float32)
     for c in range(candidate_count):
         at_pair = group.to(tl.int64) * candidate_count + c
         chosen = tl.load(candidates + at_pair, mask=has_candidates != 0, other=0)
@@ -400,7 +400,7 @@ def smooth_query_gradients(
         matched = row_inside & (tl.load(argmax + out, mask=row_inside, other=-1) >= 0)
         smooth = tl.load(token_scores + out, mask=matched, other=0.0)
         scale = weight(grad_scores, query_counts, pair, query, matched, length_normalize)
-        sums = tl.zeros((BO, BQ), tl.float32)
+        sums = tl.zeros((BQ, BO), tl.float32)
         for start in range(0, end, BJ):
             j = start + tl.arange(0, BJ)
             inside = j < end
@@ -430,15 +430,16 @@ def smooth_query_gradients(
                 mask=there[:, None] & (o < dim)[None, :],
                 other=0.0,
             )
-            shares *= of_document[:, None]
+            # With the shares on the left: on sm_90, products with them on the right were wrong.
+            shares = tl.trans(shares * of_document[:, None])
             high = narrow(shares, d.dtype, EMULATE)
-            sums = dot(tl.trans(d), high, sums, PRECISION, EMULATE)
+            sums = dot(high, d, sums, PRECISION, EMULATE)
             if SPLIT:  # to the element type in two parts
                 low = narrow(shares - high.to(tl.float32), d.dtype, EMULATE)
-                sums = dot(tl.trans(d), low, sums, PRECISION, EMULATE)
-        result += sums * scale[None, :]
+                sums = dot(low, d, sums, PRECISION, EMULATE)
+        result += sums * scale[:, None]
     place = grad + row[:, None] * grad_stride + o[None, :]
-    tl.store(place, tl.trans(result), mask=row_inside[:, None] & (o < dim)[None, :])
+    tl.store(place, result, mask=row_inside[:, None] & (o < dim)[None, :])
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
