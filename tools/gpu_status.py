@@ -28,6 +28,7 @@ TESTS = {
     ("info_nce", "triton"): "tests/test_info_nce_backends.py",
     ("info_nce", "cuda"): "tests/test_info_nce_cuda_host.py",
     ("maxsim", "triton"): "tests/test_maxsim_triton.py",
+    ("maxsim", "cuda"): "tests/test_maxsim_cuda_host.py",
     ("quantize", "triton"): "tests/test_quantize_triton.py",
     ("topk", "cuda"): "tests/test_topk.py",
 }
@@ -36,6 +37,7 @@ PTX: dict[tuple[str, str], str] = {
     ("info_nce", "triton"): "info_nce_triton",
     ("info_nce", "cuda"): "info_nce_cuda",
     ("maxsim", "triton"): "maxsim_triton",
+    ("maxsim", "cuda"): "maxsim_cuda",
     ("quantize", "triton"): "quantize",
     ("topk", "cuda"): "topk",
 }
