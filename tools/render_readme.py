@@ -46,7 +46,14 @@ def entry(name: str) -> Callable[[Json], str]:
     return lambda results: tables.info_nce_entry(name, results["entries"][name])
 
 
-PTX_KERNELS = ("topk", "info_nce_triton", "info_nce_cuda", "quantize", "maxsim_triton", "maxsim_cuda")
+PTX_KERNELS = (
+    "topk",
+    "info_nce_triton",
+    "info_nce_cuda",
+    "quantize",
+    "maxsim_triton",
+    "maxsim_cuda",
+)
 
 # Regions of several files: what makes markdown of the results' folder
 FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {

@@ -78,15 +78,21 @@ def measure(
         seconds["everything"].append(time.perf_counter() - done)
         for name, row in zip(found, (ids, reranked, everything), strict=True):
             found[name].append(row)
-    rows = [
-        places(np.concatenate(found[name]), targets, len(documents))
-        for name in ("searched", "reranked", "everything")
-    ]
+    ranks = {
+        name: places(np.concatenate(rows), targets, len(documents)) for name, rows in found.items()
+    }
     # The first ones touch the documents for the first time.
     middle = {
         name: float(np.median(values[len(values) // 10 :])) for name, values in seconds.items()
     }
-    return Reranked(*rows, middle["search"], middle["rerank"], middle["everything"])
+    return Reranked(
+        ranks["searched"],
+        ranks["reranked"],
+        ranks["everything"],
+        middle["search"],
+        middle["rerank"],
+        middle["everything"],
+    )
 
 
 def error(result: Reranked) -> float:
