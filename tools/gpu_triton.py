@@ -26,12 +26,18 @@ SUFFIX = {"bfloat16": "BF16", "float16": "F32", "float32": "TF32"}
 
 
 def meant(kind: str | None, dtype: str, arch: str) -> tuple[str, ...]:
-    """Opcodes for what a Variant expects: "mma", "fma", an opcode, or None without products."""
+    """Opcodes for what a Variant expects: "mma", "mma of warps", "fma", an opcode, or None.
+
+    "mma of warps": some products are too narrow for the instruction of four warps, others are not.
+    """
     if kind is None:
         return ()
     if kind == "fma":
         # AMD's matrix unit multiplies float32 as it is.
         return ("v_mfma_f32_*f32",) if arch == "gfx942" else ("FFMA*",)
+    if kind == "mma of warps":
+        own = f"HMMA.*.{SUFFIX[dtype]}"
+        return (*meant("mma", dtype, arch), *((own,) if arch in ("sm_90", "sm_100") else ()))
     if kind == "mma":
         return {
             "sm_80": (f"HMMA.*.{SUFFIX[dtype]}",),

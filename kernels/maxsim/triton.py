@@ -387,7 +387,12 @@ def smooth_query_gradients(
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     query_rows = queries + query.to(tl.int64) * query_stride_b + i.to(tl.int64) * query_stride_r
     of_query = tl.load(query_factor + row, mask=row_inside & (normalize != 0), other=1.0)
-    result = tl.zeros((BQ, BO), tl.float32)
+    # With the shares of 16-bit types on the left: on the right their products were wrong on sm_90.
+    # Without a matrix unit that would spill.
+    if SPLIT:  # noqa: SIM108
+        result = tl.zeros((BQ, BO), tl.float32)
+    else:
+        result = tl.zeros((BO, BQ), tl.float32)
     for c in range(candidate_count):
         at_pair = group.to(tl.int64) * candidate_count + c
         chosen = tl.load(candidates + at_pair, mask=has_candidates != 0, other=0)
@@ -400,7 +405,7 @@ def smooth_query_gradients(
         matched = row_inside & (tl.load(argmax + out, mask=row_inside, other=-1) >= 0)
         smooth = tl.load(token_scores + out, mask=matched, other=0.0)
         scale = weight(grad_scores, query_counts, pair, query, matched, length_normalize)
-        sums = tl.zeros((BQ, BO), tl.float32)
+        sums = tl.zeros_like(result)
         for start in range(0, end, BJ):
             j = start + tl.arange(0, BJ)
             inside = j < end
@@ -430,15 +435,22 @@ def smooth_query_gradients(
                 mask=there[:, None] & (o < dim)[None, :],
                 other=0.0,
             )
-            # With the shares on the left: on sm_90, products with them on the right were wrong.
-            shares = tl.trans(shares * of_document[:, None])
-            high = narrow(shares, d.dtype, EMULATE)
-            sums = dot(high, d, sums, PRECISION, EMULATE)
+            shares *= of_document[:, None]
             if SPLIT:  # to the element type in two parts
+                shares = tl.trans(shares)
+                high = narrow(shares, d.dtype, EMULATE)
+                sums = dot(high, d, sums, PRECISION, EMULATE)
                 low = narrow(shares - high.to(tl.float32), d.dtype, EMULATE)
                 sums = dot(low, d, sums, PRECISION, EMULATE)
-        result += sums * scale[:, None]
+            else:
+                sums = dot(tl.trans(d), shares, sums, PRECISION, EMULATE)
+        if SPLIT:
+            result += sums * scale[:, None]
+        else:
+            result += sums * scale[None, :]
     place = grad + row[:, None] * grad_stride + o[None, :]
+    if not SPLIT:
+        result = tl.trans(result)
     tl.store(place, result, mask=row_inside[:, None] & (o < dim)[None, :])
 
 

@@ -233,7 +233,7 @@ def variants(family: str, dim: int = 128) -> Iterator[Variant]:
             {**options, "EMULATE": False},
             tile.warps,
             tile.stages,
-            expects,
+            "mma of warps" if options["SPLIT"] and family != "gfx942" else expects,
         )
     block = {"PAIRS": PAIRS, "BLOCK": PAIR_BLOCK}
     yield _variant("sum_tokens", kernels.sum_tokens, "float32", block, 4)
