@@ -115,7 +115,9 @@ def test_a_pair_scores_the_same_wherever_it_stands(level, temperature):
         repeated = scores[np.ix_([1, 4], [0, 5, 7])]
         assert (repeated == repeated[0, 0]).all()
         chosen = np.full((5, 1), 5)
-        assert call.run(chosen)[0][4, 0] == repeated[0, 0]
+        # With candidates the AMX level multiplies float32 another way: README, "On the AMX unit".
+        again = call.run(chosen)[0][4, 0]
+        np.testing.assert_allclose(again, repeated[0, 0], rtol=1e-6 if "amx" in level else 0)
         np.testing.assert_array_equal(call.run(threads=1)[0], scores)
 
 
