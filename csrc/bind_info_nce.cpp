@@ -9,7 +9,6 @@
 #include "arrays.hpp"
 #include "call.hpp"
 #include "isa.hpp"
-#include "workspace.hpp"
 
 namespace py = pybind11;
 
@@ -93,13 +92,8 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
   const double candidates =
       static_cast<double>(args.documents) + (own_negatives ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
   const double work = 3.0 * args.rows * candidates * args.dimensions;
-  const long long useful = static_cast<long long>(work / kWorkPerThread) + 1;
-  const long long wanted = resolve_threads(threads);
   const InfoNceVariant& variant = kernels().info_nce.by_element[static_cast<int>(type.element)];
-  Call call(wanted < useful ? wanted : useful);
-  const Executor executor = call.executor();
-  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
-  variant.run(args, executor, workspace.data());
+  run_variant(variant, args, useful_threads(work, kWorkPerThread, threads));
   return grad_temperature;
 }
 

@@ -9,7 +9,6 @@
 #include "call.hpp"
 #include "isa.hpp"
 #include "maxsim_arrays.hpp"
-#include "workspace.hpp"
 
 namespace py = pybind11;
 
@@ -62,15 +61,8 @@ void maxsim(const std::string& dtype, const py::array& queries, const py::array&
   args.token_scores = output("token_scores", token_scores, 'f', compute.bytes, {query_rows * args.candidate_count});
 
   const MaxsimVariant& variant = kernels().maxsim().by_element[static_cast<int>(type.element)];
-  const double mean = static_cast<double>(document_rows) / static_cast<double>(args.documents.count + 1) + 1;
-  const double products = static_cast<double>(query_rows) * static_cast<double>(args.candidate_count) * mean *
-                          static_cast<double>(args.dimensions);
-  const long long wanted = resolve_threads(threads);
-  const double useful = products / kProductsPerThread + 1;
-  Call call(useful < static_cast<double>(wanted) ? static_cast<long long>(useful) : wanted);
-  const Executor executor = call.executor();
-  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
-  variant.run(args, executor, workspace.data());
+  const double products = products_of(args, query_rows, document_rows);
+  run_variant(variant, args, useful_threads(products, kProductsPerThread, threads));
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 #include "call.hpp"
 #include "isa.hpp"
 #include "maxsim_arrays.hpp"
-#include "workspace.hpp"
 
 namespace py = pybind11;
 
@@ -82,17 +81,12 @@ void maxsim_backward(const std::string& dtype, const py::array& queries, const p
 
   const MaxsimBackwardVariant& variant = kernels().maxsim_backward().by_element[static_cast<int>(type.element)];
   // A gathered row twice; or similarities twice, and two products with them.
-  const double mean = static_cast<double>(document_rows) / static_cast<double>(args.documents.count + 1) + 1;
+  const double mean = mean_rows(args.documents, document_rows);
   const double matches = static_cast<double>(query_rows) * static_cast<double>(args.candidate_count);
   const double products =
       matches * static_cast<double>(args.dimensions) * (temperature > 0 ? 4 * mean : 2) +
       static_cast<double>(args.query_rows + args.document_rows) * static_cast<double>(args.dimensions);
-  const long long wanted = resolve_threads(threads);
-  const double useful = products / kProductsPerThread + 1;
-  Call call(useful < static_cast<double>(wanted) ? static_cast<long long>(useful) : wanted);
-  const Executor executor = call.executor();
-  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
-  variant.run(args, executor, workspace.data());
+  run_variant(variant, args, useful_threads(products, kProductsPerThread, threads));
 }
 
 }  // namespace

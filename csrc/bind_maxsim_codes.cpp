@@ -10,7 +10,6 @@
 #include "call.hpp"
 #include "isa.hpp"
 #include "maxsim_arrays.hpp"
-#include "workspace.hpp"
 
 namespace py = pybind11;
 
@@ -120,15 +119,8 @@ void maxsim_codes(const std::string& kind_name, const py::array& queries, const 
   args.token_scores = output("token_scores", token_scores, 'f', 4, {query_rows * args.candidate_count});
 
   const MaxsimVariant& variant = kernels().maxsim_codes().by_kind[static_cast<int>(kind.kind)];
-  const double mean = static_cast<double>(document_rows) / static_cast<double>(args.documents.count + 1) + 1;
-  const double products = static_cast<double>(query_rows) * static_cast<double>(args.candidate_count) * mean *
-                          static_cast<double>(dimensions);
-  const long long wanted = resolve_threads(threads);
-  const double useful = products / kProductsPerThread + 1;
-  Call call(useful < static_cast<double>(wanted) ? static_cast<long long>(useful) : wanted);
-  const Executor executor = call.executor();
-  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
-  variant.run(args, executor, workspace.data());
+  const double products = products_of(args, query_rows, document_rows);
+  run_variant(variant, args, useful_threads(products, kProductsPerThread, threads));
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include "isa.hpp"
 #include "maxsim/topk_args.hpp"
 #include "maxsim_arrays.hpp"
-#include "workspace.hpp"
 
 namespace py = pybind11;
 
@@ -69,17 +68,9 @@ void maxsim_topk(const std::string& dtype, const py::array& queries, const py::a
   args.scores = static_cast<float*>(output("scores", score_array, 'f', 4, {pairs.queries.count, k}));
   args.ids = static_cast<int64_t*>(output("ids", id_array, 'i', 8, {pairs.queries.count, k}));
 
-  const MaxsimTopkVariant& variant =
-      static_cast<const MaxsimFloatsKernel&>(kernels().maxsim()).topk_by_element[static_cast<int>(type.element)];
-  const double mean = static_cast<double>(document_rows) / static_cast<double>(pairs.documents.count + 1) + 1;
-  const double products = static_cast<double>(query_rows) * static_cast<double>(pairs.candidate_count) * mean *
-                          static_cast<double>(pairs.dimensions);
-  const long long wanted = resolve_threads(threads);
-  const double useful = products / kProductsPerThread + 1;
-  Call call(useful < static_cast<double>(wanted) ? static_cast<long long>(useful) : wanted);
-  const Executor executor = call.executor();
-  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
-  variant.run(args, executor, workspace.data());
+  const MaxsimTopkVariant& variant = kernels().maxsim().topk_by_element[static_cast<int>(type.element)];
+  const double products = products_of(pairs, query_rows, document_rows);
+  run_variant(variant, args, useful_threads(products, kProductsPerThread, threads));
 }
 
 }  // namespace

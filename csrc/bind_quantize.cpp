@@ -16,7 +16,7 @@ namespace simtile {
 namespace {
 
 // A thread more than this many bytes justify costs more to wake than it saves (about 30 us of reading).
-constexpr int64_t kBytesPerThread = 512 << 10;
+constexpr double kBytesPerThread = 512 << 10;
 
 Codes codes_named(const std::string& kind) {
   if (kind == "int8") return Codes::int8;
@@ -55,10 +55,8 @@ T* output(const char* name, py::array& array, char kind, std::initializer_list<i
   return static_cast<T*>(array.mutable_data());  // refuses what is read-only
 }
 
-long long useful_threads(const py::array& x, long long threads) {
-  const long long useful = x.shape(0) * x.shape(1) * x.itemsize() / kBytesPerThread + 1;
-  const long long wanted = resolve_threads(threads);
-  return wanted < useful ? wanted : useful;
+long long threads_for(const py::array& x, long long threads) {
+  return useful_threads(static_cast<double>(x.shape(0) * x.shape(1) * x.itemsize()), kBytesPerThread, threads);
 }
 
 int64_t quantize(const py::array& x, const std::string& dtype, const std::string& kind,
@@ -81,7 +79,7 @@ int64_t quantize(const py::array& x, const std::string& dtype, const std::string
   if (args.rows == 0) return -1;
 
   const QuantizeVariant& variant = kernels().quantize().by_element[static_cast<int>(type.element)];
-  Call call(useful_threads(x, threads));
+  Call call(threads_for(x, threads));
   const Executor executor = call.executor();
   const Workspace workspace(static_cast<size_t>(variant.codes_bytes(args, executor.threads)));
   return variant.codes(args, executor, workspace.data());
@@ -102,7 +100,7 @@ void value_ranges(const py::array& x, const std::string& dtype, py::array ends, 
     args.largest = out + args.dimensions;
   }
   const QuantizeVariant& variant = kernels().quantize().by_element[static_cast<int>(type.element)];
-  Call call(useful_threads(x, threads));
+  Call call(threads_for(x, threads));
   const Executor executor = call.executor();
   const Workspace workspace(static_cast<size_t>(variant.ranges_bytes(args, executor.threads)));
   variant.ranges(args, executor, workspace.data());

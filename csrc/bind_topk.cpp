@@ -215,10 +215,9 @@ const int64_t* candidate_rows(const py::array& candidates, const TopkProblem& pr
   return rows;
 }
 
-long long useful_threads(const TopkProblem& problem, int64_t pairs_per_query, long long threads) {
+long long threads_for(const TopkProblem& problem, int64_t pairs_per_query, long long threads) {
   const double bytes = 1.0 * problem.queries * pairs_per_query * std::max<int64_t>(problem.documents_stride, 1);
-  const long long useful = static_cast<long long>(std::min(bytes / kBytesPerThread, 1.0 * kMaxThreads)) + 1;
-  return std::min<long long>(resolve_threads(threads), useful);
+  return useful_threads(bytes, kBytesPerThread, threads);
 }
 
 const TopkVariant& variant_of(const TopkProblem& problem) {
@@ -246,7 +245,7 @@ void topk(const std::string& kind, const std::string& metric, const py::array& q
   if (args.problem.queries == 0) return;
   const TopkVariant& variant = variant_of(args.problem);
   const int64_t pairs = args.candidates ? args.candidate_count : args.problem.documents;
-  Call call(useful_threads(args.problem, pairs, threads));
+  Call call(threads_for(args.problem, pairs, threads));
   const Executor executor = call.executor();
   const Workspace workspace(static_cast<size_t>(variant.topk_workspace_bytes(args, executor.threads)));
   variant.topk(args, executor, workspace.data());
@@ -280,7 +279,7 @@ py::typing::Tuple<py::array, py::array, py::array> range_search(
   std::vector<Hit> all;
   if (args.problem.queries > 0) {
     const TopkVariant& variant = variant_of(args.problem);
-    Call call(useful_threads(args.problem, args.problem.documents, threads));
+    Call call(threads_for(args.problem, args.problem.documents, threads));
     const Executor executor = call.executor();
     std::vector<std::vector<Hit>> by_worker(static_cast<size_t>(executor.threads));
     args.context = &by_worker;
@@ -327,7 +326,7 @@ void score_rows(const std::string& kind, const std::string& metric, const py::ar
   args.scores = output_data("scores", scores, score_dtype(args.problem), 4, args.problem.queries, args.candidate_count);
   if (args.problem.queries == 0) return;
   const TopkVariant& variant = variant_of(args.problem);
-  Call call(useful_threads(args.problem, args.candidate_count, threads));
+  Call call(threads_for(args.problem, args.candidate_count, threads));
   const Executor executor = call.executor();
   const Workspace workspace(static_cast<size_t>(variant.score_workspace_bytes(args, executor.threads)));
   variant.score(args, executor, workspace.data());
@@ -344,7 +343,7 @@ void code_norms(const std::string& kind, const py::array& documents, int64_t dim
   if (out.ndim() != 1 || out.shape(0) != args.problem.documents || !(out.flags() & py::array::c_style))
     refuse("out", "not C-contiguous [N]");
   args.norms = static_cast<float*>(out.mutable_data());
-  Call call(useful_threads(args.problem, 8, threads));
+  Call call(threads_for(args.problem, 8, threads));
   variant.norms(args, call.executor());
 }
 

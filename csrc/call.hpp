@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "threads.hpp"
+#include "workspace.hpp"
 
 namespace simtile {
 
@@ -46,5 +47,21 @@ class Call {
   Run run_;
   PyThreadState* state_;
 };
+
+// At most the threads of a call that the work is worth waking: one for each `work_per_thread`, and one more.
+inline long long useful_threads(double work, double work_per_thread, long long threads) {
+  const long long wanted = resolve_threads(threads);
+  const double useful = work / work_per_thread + 1;
+  return useful < static_cast<double>(wanted) ? static_cast<long long>(useful) : wanted;
+}
+
+// A kernel with its scratch memory, on so many threads.
+template <class Variant, class Args>
+void run_variant(const Variant& variant, const Args& args, long long threads) {
+  Call call(threads);
+  const Executor executor = call.executor();
+  const Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, executor.threads)));
+  variant.run(args, executor, workspace.data());
+}
 
 }  // namespace simtile

@@ -103,6 +103,17 @@ inline const int64_t* candidate_data(const py::array& candidates, int64_t querie
   return data;
 }
 
+// Of a document in some number of rows; one more, so that a call of nothing is some work too.
+inline double mean_rows(const MaxsimSide& documents, int64_t rows) {
+  return static_cast<double>(rows) / static_cast<double>(documents.count + 1) + 1;
+}
+
+// Multiply-adds of all pairs.
+inline double products_of(const MaxsimArgs& args, int64_t query_rows, int64_t document_rows) {
+  return static_cast<double>(query_rows) * static_cast<double>(args.candidate_count) *
+         mean_rows(args.documents, document_rows) * static_cast<double>(args.dimensions);
+}
+
 inline double checked_temperature(double temperature) {
   if (!(temperature >= 0) || std::isinf(temperature)) refuse("temperature", "not 0 or a positive number");
   return temperature;

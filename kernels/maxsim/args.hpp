@@ -68,8 +68,16 @@ struct MaxsimVariant {
   void (*run)(const MaxsimArgs&, const Executor&, void* workspace);
 };
 
+struct MaxsimTopkArgs;  // topk_args.hpp
+
+struct MaxsimTopkVariant {
+  int64_t (*workspace_bytes)(const MaxsimTopkArgs&, int threads);
+  void (*run)(const MaxsimTopkArgs&, const Executor&, void* workspace);
+};
+
 struct MaxsimKernel {
   MaxsimVariant by_element[4];
+  MaxsimTopkVariant topk_by_element[4];  // null for float64
 };
 
 struct MaxsimCodesKernel {

@@ -330,9 +330,9 @@ template <typename Document>
 constexpr MaxsimTopkVariant maxsim_topk_variant = {MaxsimTopkOf<Document>::workspace_bytes,
                                                    MaxsimTopkOf<Document>::run};
 
-constexpr MaxsimFloatsKernel maxsim_kernel = {
-    {{maxsim_variant<float, float>, maxsim_variant<double, double>, maxsim_variant<float, bf16>,
-      maxsim_variant<float, f16>}},
+constexpr MaxsimKernel maxsim_kernel = {
+    {maxsim_variant<float, float>, maxsim_variant<double, double>, maxsim_variant<float, bf16>,
+     maxsim_variant<float, f16>},
     {maxsim_topk_variant<float>, {nullptr, nullptr}, maxsim_topk_variant<bf16>, maxsim_topk_variant<f16>}};
 
 }  // namespace

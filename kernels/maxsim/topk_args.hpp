@@ -15,14 +15,4 @@ struct MaxsimTopkArgs {
   int64_t* ids;          // [Q, k], and -1
 };
 
-struct MaxsimTopkVariant {
-  int64_t (*workspace_bytes)(const MaxsimTopkArgs&, int threads);
-  void (*run)(const MaxsimTopkArgs&, const Executor&, void* workspace);
-};
-
-// What a level's table holds as MaxsimKernel.
-struct MaxsimFloatsKernel : MaxsimKernel {
-  MaxsimTopkVariant topk_by_element[4];  // null for float64
-};
-
 }  // namespace simtile

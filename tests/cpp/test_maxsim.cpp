@@ -30,8 +30,7 @@ bool are_best_found(const KernelTable& level, const MaxsimArgs& args, int64_t k,
   topk.k = k;
   topk.scores = static_cast<float*>(scores.data());
   topk.ids = static_cast<int64_t*>(ids.data());
-  const simtile::MaxsimTopkVariant& variant =
-      static_cast<const simtile::MaxsimFloatsKernel&>(level.maxsim()).topk_by_element[static_cast<int>(args.element)];
+  const simtile::MaxsimTopkVariant& variant = level.maxsim().topk_by_element[static_cast<int>(args.element)];
   simtile::Run run(threads, nullptr, nullptr);
   const simtile::Workspace workspace(static_cast<size_t>(variant.workspace_bytes(topk, threads)));
   variant.run(topk, run.executor(), workspace.data());
