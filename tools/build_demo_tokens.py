@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 
 import simtile
-from simtile.demo import adapter, corpus, minilm, tokens
+from simtile.demo import adapter, corpus, minilm, retrieval, tokens
 
 DATA = Path(__file__).resolve().parent.parent / "python" / "simtile" / "demo" / "data"
 READ_TOKENS, DOCUMENT_TOKENS, QUERY_TOKENS = 128, 40, 32
@@ -80,8 +80,7 @@ def build() -> dict[str, bytes]:
     index = simtile.MultiVectorIndex(DIM, "residual2", normalize=True, centroids=CENTROIDS)
     index.add([document @ weight for document in documents])
     rows = held_out[:QUERIES]
-    projected = [queries[i] @ weight for i in rows]
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in projected]
+    unit = [retrieval.unit_rows(queries[i] @ weight) for i in rows]
     codes = simtile.quantize(np.concatenate(unit), "int8_vector")
     with tempfile.TemporaryDirectory() as folder:
         index.save(Path(folder) / tokens.DOCUMENTS_FILE)

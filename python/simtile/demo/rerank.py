@@ -100,6 +100,14 @@ def error(result: Reranked) -> float:
     return paired_standard_error(result.searched < 1, result.reranked < 1)
 
 
+def line(result: Reranked) -> str:
+    """The end of a demo's last line."""
+    return (
+        f"; reranked by MaxSim, recall@1 goes from {recall_at(1, result.searched):.3f} to "
+        f"{recall_at(1, result.reranked):.3f}"
+    )
+
+
 def report(console: Console, number: int, result: Reranked, note: str) -> str:
     """Show it; what is wrong, "" if nothing is."""
     show.section(console, number, "Late interaction: what a search found, reranked by MaxSim")

@@ -68,8 +68,7 @@ def run_demo(options: Options, console: Console | None = None) -> int:
     console.print(
         result_line(before, after, pairs, plain, fused)
         + search_line(found)
-        + f"; reranked by MaxSim, recall@1 goes from {recall_at(1, reranked.searched):.3f} to "
-        f"{recall_at(1, reranked.reranked):.3f}"
+        + rerank.line(reranked)
         + f" ({time.perf_counter() - started:.0f} s in all)",
         style="bold green",
     )

@@ -133,11 +133,7 @@ def report_reranking(
         f"{index.nbytes / len(index):,.0f} bytes a document. ±: {rerank.error(result):.3f}, one "
         "standard error of the change in recall@1."
     )
-    line = (
-        f"; reranked by MaxSim, recall@1 goes from {recall_at(1, result.searched):.3f} to "
-        f"{recall_at(1, result.reranked):.3f}"
-    )
-    return rerank.report(console, 4, result, note), line
+    return rerank.report(console, 4, result, note), rerank.line(result)
 
 
 def train_and_time(
