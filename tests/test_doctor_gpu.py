@@ -452,7 +452,7 @@ def test_memory_is_poisoned(monkeypatch):
 
 INTERPRETED = """
 import json
-from simtile.doctor import gpu, info_nce
+from simtile.doctor import gpu, info_nce, maxsim
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.results import run_check
 from simtile.kernels.info_nce import triton_configs as configs
@@ -462,6 +462,9 @@ info_nce_triton._pinned = lambda *arguments: configs.Config(tile, tile)
 configs.ROW_PADDING = 64
 info_nce.SMALL = (info_nce.Case(5, 6, 7, 1, own=True, targets=True, ids=True),)
 gpu.LARGE, gpu.REPEATED, gpu.REPEATS = (), info_nce.SMALL[0], 1
+maxsim.SMALL = (maxsim.Case(2, 5, 3, 7, 9, normalize=True),)
+maxsim.SMOOTH = maxsim.Case(2, 5, 3, 7, 9, temperature=0.5)
+maxsim.REPEATED, maxsim.REPEATS = maxsim.SMALL[0], 1
 checks = gpu.checks(TorchDevice("cpu"), ("triton",), quick=True)
 print(json.dumps([run_check(check) for check in checks]))
 """
@@ -481,5 +484,5 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     assert done.returncode == 0, done.stderr
     checks = json.loads(done.stdout.splitlines()[-1])
     assert [check["message"] for check in checks if check["status"] != "passed"] == []
-    assert names(checks) == {name for name in EVERY if name[1] == "triton"}
-    assert len(checks) == 5 * 2
+    assert names(checks) == {name for name in EVERY | MAXSIM if name[1] == "triton"}
+    assert len(checks) == 5 * 2 + 3 * 3  # labels of info_nce and of MaxSim, checks of each
