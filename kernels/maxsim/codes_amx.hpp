@@ -17,7 +17,10 @@ template <int bits>
 SIMTILE_INLINE __m512i expand_codes(const uint8_t* bytes, int64_t left) {
   if constexpr (bits == 1) {
     uint64_t word = 0;
-    __builtin_memcpy(&word, bytes, static_cast<size_t>(least<int64_t>(left, 8)));
+    if (left >= 8)  // of a size that is known: no call
+      __builtin_memcpy(&word, bytes, 8);
+    else
+      __builtin_memcpy(&word, bytes, static_cast<size_t>(left));
     alignas(64) static const uint8_t places[64] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2,
                                                    2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5,
                                                    5, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7, 7};
