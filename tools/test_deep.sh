@@ -21,6 +21,8 @@ PATH=$PWD/.venv/bin:$PATH
 kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
   tests/test_maxsim_topk.py tests/test_quantize.py)
 
+drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_topk)
+
 # pytest runs on two workers (-n 2): most tests are one thread's work, compiling mutants or the oracle's.
 names=() seconds=() results=()
 stage() {
@@ -36,6 +38,11 @@ stage() {
   (($? == 0)) || result=FAILED
   set -e
   names+=("$name") seconds+=($((SECONDS - start))) results+=("$result")
+}
+
+# Commands, one a line, two at a time: most use one core. What a command prints comes whole, at its end.
+in_pairs() {
+  xargs -P 2 -I{} bash -c 'output=$({} 2>&1); result=$?; echo "$output"; ((result == 0)) || { echo "FAILED ($result): {}"; exit 1; }'
 }
 
 configure() {  # preset, directory, options
@@ -65,20 +72,12 @@ symbols() {
   "$python" tools/check_symbols.py "$build/release" "$build/debug"
 }
 
-drivers() {
+run_drivers() {
+  local driver kind
   "$build/release/tests/cpp/test_threads"
-  "$build/release/tests/cpp/test_info_nce"
-  "$build/release/tests/cpp/test_maxsim"
-  "$build/release/tests/cpp/test_maxsim_backward"
-  "$build/release/tests/cpp/test_maxsim_codes"
-  "$build/debug/tests/cpp/test_info_nce"
-  "$build/debug/tests/cpp/test_maxsim"
-  "$build/debug/tests/cpp/test_maxsim_backward"
-  "$build/debug/tests/cpp/test_maxsim_codes"
-  "$build/release/tests/cpp/test_quantize"
-  "$build/debug/tests/cpp/test_quantize"
-  "$build/release/tests/cpp/test_topk"
-  "$build/debug/tests/cpp/test_topk"
+  for kind in release debug; do
+    for driver in "${drivers[@]}"; do "$build/$kind/tests/cpp/$driver"; done
+  done
 }
 
 # The quick tests of some files. Python's own allocations look like leaks, and a test asks for more
@@ -98,13 +97,8 @@ address_sanitizer() {
     --config-settings=build-dir="$build/sanitized-build" \
     --config-settings=cmake.define.SIMTILE_BUILD_CPP_TESTS=ON \
     --config-settings=cmake.define.SIMTILE_SANITIZE=address,undefined .
-  "$build/sanitized-build/tests/cpp/test_threads"
-  "$build/sanitized-build/tests/cpp/test_info_nce"
-  "$build/sanitized-build/tests/cpp/test_maxsim"
-  "$build/sanitized-build/tests/cpp/test_maxsim_backward"
-  "$build/sanitized-build/tests/cpp/test_maxsim_codes"
-  "$build/sanitized-build/tests/cpp/test_quantize"
-  "$build/sanitized-build/tests/cpp/test_topk"
+  local driver
+  for driver in test_threads "${drivers[@]}"; do "$build/sanitized-build/tests/cpp/$driver"; done
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
   with_libasan "$build/sanitized/bin/python" "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
   with_libasan "$build/sanitized/bin/python" tests/test_info_nce_backends.py tests/test_search_backends.py -k "cpu["
@@ -118,13 +112,10 @@ cuda_on_host() {
 thread_sanitizer() {
   configure release tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSIMTILE_SANITIZE=thread
   # -R: GCC 12's runtime does not know the wider address randomisation of newer kernels.
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_threads"
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_info_nce"
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_maxsim"
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_maxsim_backward"
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_maxsim_codes"
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_quantize"
-  TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/test_topk"
+  local driver
+  for driver in test_threads "${drivers[@]}"; do
+    TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/$driver"
+  done
 }
 
 every_level() {
@@ -151,10 +142,12 @@ aarch64() {
   local emulate="qemu-aarch64 -L /usr/aarch64-linux-gnu"
   $emulate "$build/aarch64/tests/cpp/test_threads" --no-fork
   local driver level
-  for driver in test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_topk; do
-    $emulate "$build/aarch64/tests/cpp/$driver" | tee "$build/aarch64.out"
+  for driver in "${drivers[@]}"; do
+    echo "$emulate $build/aarch64/tests/cpp/$driver >$build/aarch64-$driver.out"
+  done | in_pairs
+  for driver in "${drivers[@]}"; do
     for level in neon neon_dot neon_mm; do
-      grep -qx "$level" "$build/aarch64.out" || { echo "$driver: level $level was not run"; return 1; }
+      grep -qx "$level" "$build/aarch64-$driver.out" || { echo "$driver: level $level was not run"; return 1; }
     done
   done
 }
@@ -183,16 +176,11 @@ wheel() {
     [[ $found == "80 86-real 89-real 90-real 100-real 120" ]] || { echo "the wheel's architectures: $found"; return 1; }
   fi
   # x86-64 with SSE2 and little else: the kernels' own drivers.
-  local cpu
+  local cpu driver
   for cpu in qemu64 core2duo; do
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_threads" --no-fork
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_info_nce"
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_maxsim"
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_maxsim_backward"
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_maxsim_codes"
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_quantize"
-    qemu-x86_64 -cpu "$cpu" "$build/release/tests/cpp/test_topk"
-  done
+    echo "qemu-x86_64 -cpu $cpu $build/release/tests/cpp/test_threads --no-fork"
+    for driver in "${drivers[@]}"; do echo "qemu-x86_64 -cpu $cpu $build/release/tests/cpp/$driver"; done
+  done | in_pairs
   # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
   local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python
   (cd / && qemu-x86_64 -cpu Nehalem "$interpreter" "$smoke" --level baseline)
@@ -219,7 +207,7 @@ gpu_report() {
 }
 
 stage "symbols of every ISA object, Release and Debug" symbols
-stage "C++ drivers, Release and Debug" drivers
+stage "C++ drivers, Release and Debug" run_drivers
 stage "drivers and Python tests with AddressSanitizer and UBSan" address_sanitizer
 stage "C++ drivers with ThreadSanitizer" thread_sanitizer
 stage "Python tests of the kernels at every ISA level" every_level
