@@ -19,7 +19,7 @@ SIMTILE_INLINE void multiply_some(int64_t count, const T* a, int64_t a_row, int6
   if constexpr (rows > 1) {
     if (count < rows) return multiply_some<T, rows - 1>(count, a, a_row, a_k, b, depth, accumulate, out);
   }
-  multiply<rows, T>(a, a_row, a_k, b, depth, accumulate, out);
+  multiply<rows, ValueStep<T>>(a, a_row, a_k, b, depth, accumulate, out);
 }
 
 // out[count][kColumns] (+)= A B, for any count.

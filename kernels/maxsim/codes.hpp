@@ -69,44 +69,31 @@ SIMTILE_INLINE Ints dot_shorts(Ints sum, Ints a, Ints b) {
 #endif
 }
 
-// out[rows][kColumns] = rows of pairs times a panel of pairs; as multiply() of tile/f32.hpp.
-template <int rows>
-__attribute__((noinline)) void multiply_shorts(const int16_t* a, int64_t stride, const int32_t* b, int64_t pairs,
-                                               int32_t* out) {
-  constexpr int kVectors = Tile<float>::kColumnVectors;
-  constexpr int kLanes = Simd<float>::kLanes;
-  Ints acc[rows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) acc[i][v] = Ints{};
-  for (int64_t k = 0; k < pairs; k++) {
-    Ints column[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) column[v] = load_ints(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-      int32_t two;
-      __builtin_memcpy(&two, a + i * stride + 2 * k, 4);
-      const Ints x = broadcast_int(two);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) acc[i][v] = dot_shorts(acc[i][v], x, column[v]);
-    }
-    b += Tile<float>::kColumns;
+// A step of multiply() of tile/f32.hpp, of two int16.
+struct ShortsStep {
+  typedef int16_t Left;
+  typedef int32_t Right;
+  typedef int32_t Sum;
+  typedef Ints Sums;
+  static SIMTILE_INLINE Ints spread(const int16_t* a) {
+    int32_t two;
+    __builtin_memcpy(&two, a, 4);
+    return broadcast_int(two);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) store_ints(out + i * Tile<float>::kColumns + v * kLanes, acc[i][v]);
-}
+  static SIMTILE_INLINE Ints lanes(const int32_t* b) { return load_ints(b); }
+  static SIMTILE_INLINE Ints add(Ints sums, Ints x, Ints y) { return dot_shorts(sums, x, y); }
+  static SIMTILE_INLINE Ints load_sums(const int32_t* p) { return load_ints(p); }
+  static SIMTILE_INLINE void store_sums(int32_t* p, Ints sums) { store_ints(p, sums); }
+};
 
+// out[count][kColumns] = rows of pairs times a panel of pairs.
 template <int rows = Tile<float>::kRows>
 SIMTILE_INLINE void multiply_some_shorts(int count, const int16_t* a, int64_t stride, const int32_t* b, int64_t pairs,
                                          int32_t* out) {
   if constexpr (rows > 1) {
     if (count < rows) return multiply_some_shorts<rows - 1>(count, a, stride, b, pairs, out);
   }
-  multiply_shorts<rows>(a, stride, b, pairs, out);
+  multiply<rows, ShortsStep>(a, stride, 2, b, pairs, false, out);
 }
 
 // From dot products to similarities in units of the query's token; MaxsimCodes says how. `Dots` gives the dot products of a row.

@@ -41,38 +41,18 @@ SIMTILE_INLINE Vector<float> load_present(const Source* p, int64_t left) {
   return left > 0 ? load_widened_first<float>(p, static_cast<int>(left)) : Vector<float>{};
 }
 
-// As multiply() of f32.hpp, on pairs.
-template <int rows>
-__attribute__((noinline)) void multiply_pairs(const uint32_t* a, int64_t a_row, int64_t a_k, const uint32_t* b,
-                                              int64_t depth, bool accumulate, float* out) {
-  constexpr int kVectors = Tile<float>::kColumnVectors;
-  constexpr int kLanes = Simd<float>::kLanes;
-  Vector<float> acc[rows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) acc[i][v] = Vector<float>{};
-  for (int64_t k = 0; k < depth; k++) {
-    Pairs column[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) column[v] = load_pairs(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-      const Pairs x = Pairs{} + a[i * a_row];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) acc[i][v] = dot_pairs(acc[i][v], x, column[v]);
-    }
-    a += a_k;
-    b += Tile<float>::kColumns;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) {
-      float* p = out + i * Tile<float>::kColumns + v * kLanes;
-      store<float>(p, accumulate ? load<float>(p) + acc[i][v] : acc[i][v]);
-    }
-}
+// A step of multiply() of f32.hpp, of a pair.
+struct PairStep {
+  typedef uint32_t Left;
+  typedef uint32_t Right;
+  typedef float Sum;
+  typedef Vector<float> Sums;
+  static SIMTILE_INLINE Pairs spread(const uint32_t* a) { return Pairs{} + *a; }
+  static SIMTILE_INLINE Pairs lanes(const uint32_t* b) { return load_pairs(b); }
+  static SIMTILE_INLINE Sums add(Sums sums, Pairs x, Pairs y) { return dot_pairs(sums, x, y); }
+  static SIMTILE_INLINE Sums load_sums(const float* p) { return load<float>(p); }
+  static SIMTILE_INLINE void store_sums(float* p, Sums sums) { store<float>(p, sums); }
+};
 
 template <typename SourceElement>
 struct Bf16Engine : ScorePanel<float> {
@@ -157,7 +137,7 @@ struct Bf16Engine : ScorePanel<float> {
               k * kColumns;
           float* s = reinterpret_cast<float*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
-            multiply_pairs<kRows>(queries + r * pairs + k * kRows, 1, kRows, b, now, k > 0, s + r * kColumns);
+            multiply<kRows, PairStep>(queries + r * pairs + k * kRows, 1, kRows, b, now, k > 0, s + r * kColumns);
             if (k + now == pairs) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
           }
         }
@@ -194,7 +174,7 @@ struct Bf16Engine : ScorePanel<float> {
           const int stored = static_cast<int>(least<int64_t>(kDocumentRows, count - first - m));
           if (accumulate) prefetch_block(at, dimensions * 4, stored, columns * 4);
           alignas(64) float tile[kDocumentRows * kColumns];
-          multiply_pairs<kDocumentRows>(a + m, 1, kColumns, reinterpret_cast<const uint32_t*>(slice),
+          multiply<kDocumentRows, PairStep>(a + m, 1, kColumns, reinterpret_cast<const uint32_t*>(slice),
                                         row_pairs(queries.count), false, tile);
           write_tile<float>(tile, at, dimensions, stored, columns, accumulate);
         }
@@ -231,7 +211,7 @@ struct Bf16Engine : ScorePanel<float> {
       for (int64_t slice = first_slice; slice < last_slice; slice++) {
         const int64_t d = slice * kColumns;
         alignas(64) float tile[kRows * kColumns];
-        multiply_pairs<kRows>(a, pairs, 1, packed + (slice - first_slice) * kPacked / 2 * kColumns, pairs, false, tile);
+        multiply<kRows, PairStep>(a, pairs, 1, packed + (slice - first_slice) * kPacked / 2 * kColumns, pairs, false, tile);
         write_tile<float>(tile, out + r * dimensions + d, dimensions, static_cast<int>(present),
                           least<int64_t>(kColumns, dimensions - d), accumulate);
       }

@@ -18,38 +18,55 @@ struct Tile {
   static constexpr int64_t kDepth = 24576 / (kColumns * static_cast<int64_t>(sizeof(T)));
 };
 
-// acc (+)= A * B. Element (row, k) of A is a[row * a_row + k * a_k]; B is [depth][kColumns]. Not inlined: on its own the loop keeps all
+// A step along K, of one value: what lies in A and in B's panel, and how their product is added.
+template <typename T>
+struct ValueStep {
+  typedef T Left;
+  typedef T Right;
+  typedef T Sum;
+  typedef Vector<T> Sums;
+  static SIMTILE_INLINE Vector<T> spread(const T* a) { return broadcast<T>(*a); }
+  static SIMTILE_INLINE Vector<T> lanes(const T* b) { return load<T>(b); }
+  static SIMTILE_INLINE Sums add(Sums sums, Vector<T> x, Vector<T> y) { return sums + x * y; }
+  static SIMTILE_INLINE Sums load_sums(const T* p) { return load<T>(p); }
+  static SIMTILE_INLINE void store_sums(T* p, Sums sums) { store<T>(p, sums); }
+};
+
+// out (+)= A * B. Element (row, k) of A is a[row * a_row + k * a_k]; B is [depth][kColumns]. Not inlined: on its own the loop keeps all
 // accumulators in registers, among other loops GCC spills them.
-template <int rows, typename T>
-__attribute__((noinline)) void multiply(const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t depth,
-                                        bool accumulate, T* out) {
-  constexpr int kVectors = Tile<T>::kColumnVectors;
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vector<T> acc[rows][kVectors];
+template <int rows, class Step>
+__attribute__((noinline)) void multiply(const typename Step::Left* a, int64_t a_row, int64_t a_k,
+                                        const typename Step::Right* b, int64_t depth, bool accumulate,
+                                        typename Step::Sum* out) {
+  typedef typename Step::Sum Sum;
+  typedef typename Step::Sums Sums;
+  constexpr int kLanes = static_cast<int>(sizeof(Sums) / sizeof(Sum));
+  constexpr int kVectors = Tile<float>::kColumnVectors, kColumns = kVectors * kLanes;
+  Sums acc[rows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) acc[i][v] = Vector<T>{};
+    for (int v = 0; v < kVectors; v++) acc[i][v] = Sums{};
   for (int64_t k = 0; k < depth; k++) {
-    Vector<T> column[kVectors];
+    decltype(Step::lanes(b)) column[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) column[v] = load<T>(b + v * kLanes);
+    for (int v = 0; v < kVectors; v++) column[v] = Step::lanes(b + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
-      const Vector<T> x = broadcast<T>(a[i * a_row]);
+      const auto x = Step::spread(a + i * a_row);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) acc[i][v] += x * column[v];
+      for (int v = 0; v < kVectors; v++) acc[i][v] = Step::add(acc[i][v], x, column[v]);
     }
     a += a_k;
-    b += Tile<T>::kColumns;
+    b += kColumns;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
       // Every pass sums from zero: shorter chains of additions round less.
-      T* p = out + i * Tile<T>::kColumns + v * kLanes;
-      store<T>(p, accumulate ? load<T>(p) + acc[i][v] : acc[i][v]);
+      Sum* p = out + i * kColumns + v * kLanes;
+      Step::store_sums(p, accumulate ? Step::load_sums(p) + acc[i][v] : acc[i][v]);
     }
 }
 
