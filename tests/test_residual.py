@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from info_nce_backends import cpu_level
 
 import simtile
-from simtile import ResidualCodec, ResidualTokens
+from simtile import ResidualCodec, ResidualTokens, _kmeans
 
 RNG = np.random.default_rng(0)
 BITS = (1, 2, 4)
@@ -64,6 +65,71 @@ def test_training_approaches_the_tokens_with_more_bits(bits):
     np.testing.assert_array_equal(codec.centroids, again.centroids)
     cosine = (codec.encode(tokens).decode() * tokens).sum(1)
     assert cosine.mean() > {1: 0.93, 2: 0.96, 4: 0.98}[bits]
+
+
+def draw_unit(rng, count, dim, centers=60):
+    x = rng.normal(size=(centers, dim))[rng.integers(centers, size=count)]
+    x += 0.6 * rng.normal(size=(count, dim))
+    return (x / np.linalg.norm(x, axis=1)[:, None]).astype(np.float32)
+
+
+def plain_kmeans(vectors, count, seed):
+    """Lloyd's iterations in double precision, from the centroids that `_kmeans` begins with."""
+    rng = np.random.default_rng(seed)
+    wide = vectors.astype(np.float64)
+    centroids = wide[np.sort(rng.choice(len(wide), count, replace=False))]
+    for _ in range(_kmeans.ITERATIONS):
+        products = wide @ centroids.T
+        owner = products.argmax(1)
+        sums = np.zeros_like(centroids)
+        np.add.at(sums, owner, wide)
+        lost = np.setdiff1d(np.arange(count), owner)
+        sums[lost] = wide[np.argsort(products.max(1), kind="stable")[: len(lost)]]
+        centroids = sums / np.linalg.norm(sums, axis=1)[:, None]
+    return centroids.astype(np.float32)
+
+
+@pytest.mark.parametrize(("count", "dim", "centroids"), [(4000, 48, 128), (989, 111, 7)])
+def test_codes_in_training_cost_no_precision(count, dim, centroids):
+    """What is stored is as near to the tokens as with centroids of exact assignments."""
+    tokens = draw_unit(np.random.default_rng(2), count, dim)
+    found = ResidualCodec.train(tokens, 2, centroids=centroids, seed=5)
+    exact = ResidualCodec.train(tokens, 2, centroids=plain_kmeans(tokens, centroids, 5))
+
+    def error(codec):
+        return np.square(codec.encode(tokens).decode() - tokens).sum(1).mean()
+
+    assert error(found) < 1.01 * error(exact)
+
+
+def test_centroids_are_the_same_on_every_computer():
+    tokens = draw_unit(np.random.default_rng(3), 1500, 70)
+    expected = _kmeans.train(tokens, 40, threads=1)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-6)
+    for level in simtile.cpu_info()["detected"]:
+        with cpu_level(level):
+            for threads in (1, 3):
+                np.testing.assert_array_equal(_kmeans.train(tokens, 40, threads=threads), expected)
+
+
+def test_centroids_that_lose_their_vectors():
+    """Of equal vectors only one centroid is the nearest; zeros are no direction at all."""
+    few = draw_unit(np.random.default_rng(4), 6, 9)
+    tokens = np.concatenate([np.repeat(few, 30, axis=0), np.zeros((5, 9), np.float32)])
+    centroids = _kmeans.train(tokens, 20)
+    for vector in few:
+        np.testing.assert_allclose((centroids @ vector).max(), 1, rtol=1e-6)
+    assert np.isfinite(centroids).all()
+
+
+def test_buckets_are_learnt_from_some_of_many_tokens(monkeypatch):
+    tokens = draw_unit(np.random.default_rng(6), 5000, 20)
+    all_of_them = ResidualCodec.train(tokens, 2, centroids=tokens[:64])
+    monkeypatch.setattr("simtile.residual._BUCKET_SAMPLE", 999)
+    some = ResidualCodec.train(tokens, 2, centroids=tokens[:64])
+    for name in ("bucket_weights", "bucket_cutoffs"):
+        difference = getattr(some, name) - getattr(all_of_them, name)
+        assert 0 < np.abs(difference).max() < 0.05 * np.ptp(all_of_them.bucket_weights)
 
 
 def test_given_centroids_are_kept_and_the_default_number_is_colberts():

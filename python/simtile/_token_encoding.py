@@ -13,7 +13,7 @@ from simtile import _encoding, _inputs, _maxsim_inputs, _tensors, _vectors
 from simtile._encoding import FLOATS
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
-from simtile.residual import ResidualCodec, ResidualTokens
+from simtile.residual import ResidualCodec, ResidualTokens, unit_rows
 
 Array = npt.NDArray[Any]
 Operand = _vectors.Rows | Quantized | ResidualTokens
@@ -22,7 +22,6 @@ RESIDUALS = {"residual1": 1, "residual2": 2, "residual4": 4}
 DTYPES = (*FLOATS, "int8", "binary", *RESIDUALS)
 KINDS: dict[str, Any] = {"int8": "int8_vector", "binary": "binary"}  # of Quantized
 FEW_TOKENS = 100  # that a codec is not learnt from
-SMALLEST_NORM = 1e-12
 CODEC = ("centroids", "bucket_weights", "bucket_cutoffs")  # a codec's arrays
 
 
@@ -170,10 +169,7 @@ def _check_centroids(centroids: Any, dim: int) -> Any:
 
 def normalized(rows: _vectors.Rows) -> _vectors.Rows:
     """float32 rows divided by their lengths, or by 1e-12 where they are shorter."""
-    x = _widened(rows)
-    norms = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    unit = (x / np.maximum(norms, SMALLEST_NORM)).astype(np.float32)
-    return _vectors.Rows(unit, "float32", None)
+    return _vectors.Rows(unit_rows(_widened(rows)), "float32", None)
 
 
 def pooled(rows: _vectors.Rows, starts: Array, ends: Array) -> Array:

@@ -22,7 +22,10 @@ FloatArray = npt.NDArray[np.float32]
 BITS = (1, 2, 4)
 # As int16, of which both bytes are int8.
 LARGEST_WEIGHT = 32639
-_BLOCK = 1 << 16  # tokens that are widened at a time
+_BLOCK = 1 << 12  # tokens that are widened at a time: 4 MiB of 128 doubles
+# Tokens that buckets are learnt from, at most: of 128 dimensions four million values, whose
+# quantiles are right to about a thousandth of a bucket's share.
+_BUCKET_SAMPLE = 1 << 15
 
 
 class ResidualCodec:
@@ -118,7 +121,7 @@ class ResidualCodec:
         centroids : int or float32 [K, D], optional
             How many, or which. Without it the power of two at or below 16 √T.
         seed : int
-            Of the tokens that k-means begins with.
+            Of the tokens that k-means begins with, and of those that are sampled.
         threads : int, optional
         """
         unit = unit_rows(_floats("tokens", tokens, 2))
@@ -131,8 +134,12 @@ class ResidualCodec:
                 raise ValueError(f"centroids: found {centroids}, expected at least 1")
             centroids = _kmeans.train(unit, int(centroids), seed=seed, threads=threads)
         chosen = _floats("centroids", centroids, 2)
-        nearest = topk(unit, chosen, 1, metric="dot", threads=threads)[1][:, 0]
-        residuals = unit - chosen[nearest]
+        sample = unit
+        if len(unit) > _BUCKET_SAMPLE:
+            rng: Any = np.random.default_rng((seed, 1))  # other numbers than k-means draws
+            sample = unit[np.sort(rng.choice(len(unit), _BUCKET_SAMPLE, replace=False))]
+        nearest = topk(sample, chosen, 1, metric="dot", threads=threads)[1][:, 0]
+        residuals = sample - chosen[nearest]
         steps = 1 << operator.index(bits)
         cutoffs = np.quantile(residuals, np.arange(1, steps) / steps).astype(np.float32)
         weights = np.quantile(residuals, (np.arange(steps) + 0.5) / steps).astype(np.float32)
@@ -277,9 +284,13 @@ class ResidualTokens:
 
 
 def unit_rows(x: FloatArray) -> FloatArray:
-    """Rows of length 1; zeros stay zeros."""
-    norms = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    unit: FloatArray = (x / np.maximum(norms, 1e-12)).astype(np.float32)
+    """Rows divided by their lengths, or by 1e-12 where they are shorter."""
+    unit = np.empty(x.shape, np.float32)
+    for begin in range(0, len(x), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        wide = x[rows].astype(np.float64)
+        wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+        unit[rows] = wide
     return unit
 
 
