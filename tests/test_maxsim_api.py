@@ -13,7 +13,7 @@ from maxsim_calls import FORMS, STORED, Form, check
 from maxsim_cases import cases
 
 import simtile
-from simtile import _core, _maxsim_inputs, _maxsim_run, _maxsim_select
+from simtile import _core, _maxsim_run, _maxsim_select, _maxsim_sides
 
 DTYPES = sorted(STORED)
 BOTH = {"return_argmax": True, "return_token_scores": True}
@@ -290,7 +290,7 @@ def test_matrices_of_their_own_score_as_one_matrix(case, dtype):
     apart = simtile.maxsim(*form.arguments, **form.options, **BOTH)
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
-        patch.setattr(_maxsim_inputs, "_side_of_parts", lambda side: None)
+        patch.setattr(_maxsim_sides, "_side_of_parts", lambda side: None)
         together = simtile.maxsim(*form.arguments, **form.options, **BOTH)
     for ours, theirs in zip(apart, together, strict=True):
         assert_same(ours, theirs)

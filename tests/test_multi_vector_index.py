@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from info_nce_backends import cpu_level
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 import simtile
 from simtile import (
     MultiVectorIndex,
     _files,
+    _maxsim_run,
     _multi_vector_search,
     _storage,
     _token_encoding,
@@ -332,6 +334,38 @@ def test_the_bits_do_not_depend_on_where_a_document_is(monkeypatch):
     places = rng.integers(0, 30, (3, 8))
     assert_same([index.score(q, places)], [np.take_along_axis(expected, places, 1)])
     assert_same(index.search(q, 30), ranked(expected, np.arange(30), 30))
+
+
+@pytest.mark.parametrize("level", simtile.cpu_info()["detected"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_best_are_those_of_all_scores_bit_for_bit(monkeypatch, level, dtype):
+    """With few and many tokens of queries, which kernels multiply differently, and equal documents.
+
+    No matrix of scores is made on the way.
+    """
+    monkeypatch.setattr(_storage, "COPIED_BYTES", 0)
+    rng = np.random.default_rng(0)
+    own = [rng.normal(size=(n, 70)).astype(np.float32) for n in rng.integers(0, 30, 40)]
+    ids = rng.permutation(500)[:120]
+    index = MultiVectorIndex(70, dtype)
+    for i in range(0, 120, 50):
+        index.add([own[n % 40] for n in range(120)[i : i + 50]], ids[i : i + 50])
+    index.remove(ids[::7])
+    allowed = rng.random((5, len(index))) < 0.6
+    calls = []
+    with cpu_level(level):
+        for lengths in ([3, 1, 0, 2, 5], [32, 5, 0, 33, 90]):
+            q = [rng.normal(size=(n, 70)).astype(np.float32) for n in lengths]
+            scores = index.score(q, empty_score=-9)
+            for k, threads in ((1, 1), (7, 2), (500, 2)):
+                options = {"empty_score": -9, "threads": threads}
+                calls.append((q, k, options, None, ranked(scores, index.ids, k)))
+                some = [ranked(scores[[i]][:, a], index.ids[a], k) for i, a in enumerate(allowed)]
+                each = tuple(np.concatenate(x) for x in zip(*some, strict=True))
+                calls.append((q, k, options, allowed, each))
+        monkeypatch.delattr(_maxsim_run, "score")
+        for q, k, options, allow, expected in calls:
+            assert_same(index.search(q, k, allow=allow, **options), expected)
 
 
 def test_what_was_given_may_change_afterwards():

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _core, _maxsim_inputs, _maxsim_run, _tensors, _vectors
+from simtile import _core, _maxsim_inputs, _maxsim_run, _maxsim_sides, _tensors, _vectors
 from simtile._maxsim_inputs import Given, Int64s
 from simtile._maxsim_run import Found, Options
 from simtile.quantized import CODE_KINDS, PER_VECTOR, Quantized
@@ -225,8 +225,8 @@ def prepared(
     """Rows of queries, their steps if they are codes, where each query's start and end, mask."""
     steps = documents.query_steps
     if steps is None:
-        side = _maxsim_inputs.side_of(queries, dense=dense)
-        values = _maxsim_inputs.widen(side.rows.array, side.rows.kind, "float64")
+        side = _maxsim_sides.side_of(queries, dense=dense)
+        values = _maxsim_sides.widen(side.rows.array, side.rows.kind, "float64")
         starts, ends, mask = side.starts, side.ends, side.mask
     else:
         values, mask = queries.x, queries.mask

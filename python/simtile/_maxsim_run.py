@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _core, _maxsim_inputs, _tensors
+from simtile import _core, _maxsim_sides, _tensors
 from simtile._maxsim_inputs import Given, Int64s
+from simtile._maxsim_sides import Side
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +49,7 @@ def forward(
     """Scores in float64 if an input is float64, else in float32."""
     if backend == "reference":
         documents = documents.together()
-    left, right = _maxsim_inputs.pair_of_sides(queries, documents)
+    left, right = _maxsim_sides.pair_of_sides(queries, documents)
     count = check_candidates(candidates, len(right))
     compute = left.rows.array.dtype
     rows = detail_shape(queries, count)
@@ -60,7 +61,14 @@ def forward(
     if backend == "reference":
         _reference(queries, documents, candidates, options, found)
         return found
-    details = [None if x is None else x.reshape(-1) for x in found[1:]]
+    score(left, right, candidates, options, found, threads)
+    return found
+
+
+def score(
+    left: Side, right: Side, candidates: Int64s | None, options: Options, found: Found, threads: int
+) -> None:
+    """Fill the arrays of `found`."""
     arguments: list[Any] = [
         right.rows.kind,
         *left.arguments,
@@ -72,11 +80,10 @@ def forward(
         options.temperature,
         candidates,
         found.scores,
-        *details,
+        *(None if x is None else x.reshape(-1) for x in found[1:]),
         threads,
     ]
     _core.maxsim(*arguments)
-    return found
 
 
 def search(
@@ -90,18 +97,33 @@ def search(
 ) -> tuple[Array, Array] | None:
     """The k best of what `forward` would score, without scores of the others.
 
-    Returns
-    -------
-    scores : float32 [Q, k]
-        Best first, -inf where there are no more.
-    ids : int64 [Q, k]
-        Of equal scores the lowest first, and each once; -1 where there are no more. None instead
-        of both where an input is float64: the kernel orders float32.
+    None where an input is float64: the kernel orders float32.
     """
-    left, right = _maxsim_inputs.pair_of_sides(queries, documents)
+    left, right = _maxsim_sides.pair_of_sides(queries, documents)
     if right.rows.kind == "float64":
         return None
     check_candidates(candidates, len(right))
+    return best(left, right, candidates, options, allowed, k, threads)
+
+
+def best(
+    left: Side,
+    right: Side,
+    candidates: Int64s | None,
+    options: Options,
+    allowed: npt.NDArray[np.bool_] | None,
+    k: int,
+    threads: int,
+) -> tuple[Array, Array]:
+    """The k best of what `score` would score of documents that are not float64.
+
+    Returns
+    -------
+    scores : float32 [Q, k]
+        Best first, -inf where there are no more. A NaN is not found.
+    documents : int64 [Q, k]
+        Of equal scores the lowest first, and each once; -1 where there are no more.
+    """
     scores = np.empty((len(left), k), np.float32)
     ids = np.empty(scores.shape, np.int64)
     arguments: list[Any] = [
@@ -141,7 +163,7 @@ def backward(
 
     `argmax` is what `forward` found, and so are `token_scores`, which a smooth maximum needs.
     """
-    left, right = _maxsim_inputs.pair_of_sides(queries, documents, dense=True)
+    left, right = _maxsim_sides.pair_of_sides(queries, documents, dense=True)
     compute = left.rows.array.dtype
     smooth = token_scores is not None and options.temperature > 0
     grads = tuple(
@@ -258,7 +280,7 @@ def lists(queries: Given, documents: Given) -> tuple[Any, Any, Any, Any]:
         None if side.mask is None else _tensors.as_array(side.mask) for side in (queries, documents)
     ]
     values = [
-        _maxsim_inputs.widen(*_maxsim_inputs.elements(side), "float64")
+        _maxsim_sides.widen(*_maxsim_sides.elements(side), "float64")
         for side in (queries, documents)
     ]
     return (

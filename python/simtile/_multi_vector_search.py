@@ -1,27 +1,20 @@
-"""One search of an index of token vectors: queries, MaxSim of each segment, the best k."""
+"""One search of an index of token vectors: MaxSim of each segment, and the best k."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from simtile import (
-    _core,
-    _maxsim_codes,
-    _maxsim_inputs,
-    _tensors,
-    _token_encoding,
-    _vectors,
-)
-from simtile._encoding import Encoding
+from simtile import _maxsim_codes, _maxsim_run, _vectors
+from simtile._encoding import FLOATS, Encoding
+from simtile._id_map import is_ascending
 from simtile._index_search import Search
 from simtile._maxsim_codes import Coded
-from simtile._maxsim_inputs import Given
-from simtile._maxsim_run import Options
-from simtile._token_encoding import TokenEncoding
+from simtile._maxsim_run import Found, Options
+from simtile._maxsim_sides import Side
+from simtile._multi_vector_inputs import Queries
 from simtile._token_storage import State, Tokens
 from simtile.quantized import Quantized
 
@@ -32,53 +25,6 @@ Mask = npt.NDArray[np.bool_]
 
 SCORES = 1 << 22  # of all queries together that are held before the best of them are chosen
 _NO_OFFSETS = np.zeros(1, np.int64)
-
-
-class Queries:
-    """Queries in float32, of length 1 where the index normalizes, and without NaN."""
-
-    def __init__(self, queries: Any, query_mask: Any, encoding: TokenEncoding) -> None:
-        if not isinstance(queries, (list, tuple)):
-            queries = queries if _tensors.is_tensor(queries) else np.asarray(queries)
-            if len(queries.shape) == 2:
-                queries = queries[None]
-                query_mask = None if query_mask is None else [query_mask]
-        given = _maxsim_inputs.given("queries", queries, query_mask, "query_mask")
-        self.device = given.x.device if _tensors.is_tensor(given.x) else None
-        if given.dim == 0:  # a list of none
-            given = given._replace(x=np.zeros((0, encoding.dim), np.float32))
-        if given.dim != encoding.dim:
-            found = f"{_tensors.dtype_name(given.x)} {list(given.x.shape)}"
-            raise ValueError(
-                f"queries: found {found}, expected {encoding.dim} dimensions as the index has"
-            )
-        x = _maxsim_inputs.widen(*_maxsim_inputs.elements(given), "float32")
-        mask = None if given.mask is None else _tensors.as_array(given.mask)
-        wrong = np.isnan(x).any(-1)
-        if mask is not None:
-            wrong &= mask
-        if wrong.any():
-            raise ValueError(
-                f"queries: found NaN at {np.argwhere(wrong)[0].tolist()}, expected numbers: "
-                "nothing could be compared with it"
-            )
-        if encoding.normalize:
-            rows = _vectors.Rows(x.reshape(-1, encoding.dim), "float32", None)
-            with np.errstate(invalid="ignore"):
-                x = _token_encoding.normalized(rows).array.reshape(x.shape)
-        self.given = given._replace(x=x, mask=mask)
-        none = Given("tokens", np.empty((0, encoding.dim), np.float32), np.zeros(1, np.int64), None)
-        self.side = _maxsim_inputs.pair_of_sides(self.given, none)[0]
-
-    def __len__(self) -> int:
-        return len(self.side)
-
-    def pooled(self) -> Floats:
-        """The mean of each query's tokens, [Q, D]."""
-        rows, starts, ends, mask = self.side.arguments
-        if mask is not None:
-            rows = np.where(mask[:, None], rows, np.float32(0))
-        return _token_encoding.pooled(_vectors.Rows(rows, "float32", None), starts, ends)
 
 
 class MultiVectorSearch:
@@ -137,26 +83,11 @@ class MultiVectorSearch:
             coded_scores: Floats = found.scores
             return coded_scores
         count = len(starts) if candidates is None else candidates.shape[1]
-        scores = np.empty((len(self.queries), count), np.float32)
-        arguments: list[Any] = [
-            tokens.kind,
-            *self.queries.side.arguments,
-            tokens.array,
-            np.ascontiguousarray(starts),
-            np.ascontiguousarray(ends),
-            None,
-            False,  # normalized before
-            False,
-            False,
-            self.empty_score,
-            0.0,
-            candidates,
-            scores,
-            None,
-            None,
-            self.threads,
-        ]
-        _core.maxsim(*arguments)
+        found = Found(np.empty((len(self.queries), count), np.float32), None, None)
+        documents = side_of(tokens, starts, ends)
+        options = Options(empty_score=self.empty_score)  # floats were normalized before
+        _maxsim_run.score(self.queries.side, documents, candidates, options, found, self.threads)
+        scores: Floats = found.scores
         return scores
 
     def topk(self, k: int, allowed: Mask | None) -> tuple[Floats, Int64s]:
@@ -165,13 +96,46 @@ class MultiVectorSearch:
         if allowed is not None:
             anyone = allowed if allowed.ndim == 1 else allowed.any(0)
             rows = np.flatnonzero(anyone)
+        each = allowed if allowed is not None and allowed.ndim == 2 else None
+        if self.state.encoding.dtype in FLOATS:
+            return self._best_floats(k, rows, each)
+        return self._best_codes(k, rows, each)
+
+    def _best_floats(self, k: int, rows: Int64s, allowed: Mask | None) -> tuple[Floats, Int64s]:
+        """The best k of some rows, as the kernel finds them without a matrix of scores."""
+        if not len(rows):
+            return none_found(len(self.queries), k)
+        ids = self.state.row_ids[rows]
+        if not is_ascending(ids):  # the kernel orders equal scores by the place of the document
+            order = np.argsort(ids, kind="stable")
+            rows, ids = rows[order], ids[order]
+        options = Options(empty_score=self.empty_score)  # floats were normalized before
+        parts = []
+        for segment, here, starts, ends in self.state.runs(rows):
+            tokens: Any = segment.operand(self.state.encoding)
+            scores, places = _maxsim_run.best(
+                self.queries.side,
+                side_of(tokens, starts, ends),
+                None,
+                options,
+                None if allowed is None else np.ascontiguousarray(allowed[:, rows[here]]),
+                min(k, len(here)),
+                self.threads,
+            )
+            parts.append((scores, np.where(places < 0, -1, ids[here][places])))
+        if len(parts) == 1 and parts[0][0].shape[1] == k:
+            return parts[0]
+        return _merged(parts, k)
+
+    def _best_codes(self, k: int, rows: Int64s, allowed: Mask | None) -> tuple[Floats, Int64s]:
+        """The best k of some rows, from the scores of some of them at a time."""
         count = len(self.queries)
         step = max(1, SCORES // max(count, 1))
         found = none_found(count, k)
         for begin in range(0, len(rows), step):
             chunk = rows[begin : begin + step]
             scores = self.score(chunk)
-            if allowed is not None and allowed.ndim == 2:
+            if allowed is not None:
                 scores[~allowed[:, chunk]] = np.nan
             ids = np.broadcast_to(self.state.row_ids[chunk], scores.shape)
             if begin:
@@ -198,6 +162,18 @@ class MultiVectorSearch:
         return search.topk(0, count)[1]
 
 
+def side_of(tokens: _vectors.Rows, starts: Int64s, ends: Int64s) -> Side:
+    """Documents of floats, runs of a segment's rows."""
+    starts, ends = np.ascontiguousarray(starts), np.ascontiguousarray(ends)
+    return Side("tokens", tokens, starts, ends, None, None)
+
+
+def _merged(parts: list[tuple[Floats, Int64s]], k: int) -> tuple[Floats, Int64s]:
+    """The best k of what was found in each segment."""
+    scores, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    return best(scores, ids, k)
+
+
 def none_found(queries: int, k: int) -> tuple[Floats, Int64s]:
     return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)
 
@@ -214,8 +190,3 @@ def best(scores: Floats, ids: Int64s, k: int) -> tuple[Floats, Int64s]:
         found[q, : len(places)] = row[places]
         found_ids[q, : len(places)] = own[places]
     return found, found_ids
-
-
-def pooled_encoding(dim: int) -> Encoding:
-    """How the means of documents' tokens are stored and compared."""
-    return replace(Encoding.of(dim, "bfloat16", "cosine"), prefix="pooled_")

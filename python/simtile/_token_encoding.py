@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _encoding, _inputs, _maxsim_inputs, _tensors, _vectors
+from simtile import _encoding, _inputs, _maxsim_sides, _tensors, _vectors
 from simtile._encoding import FLOATS
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
@@ -144,7 +144,7 @@ class TokenEncoding:
 
 def _widened(rows: _vectors.Rows) -> Array:
     """float32."""
-    return _maxsim_inputs.widen(rows.array, rows.kind, "float32")
+    return _maxsim_sides.widen(rows.array, rows.kind, "float32")
 
 
 def _check_centroids(centroids: Any, dim: int) -> Any:

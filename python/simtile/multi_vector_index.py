@@ -5,39 +5,28 @@ What a search returns is defined by `reference/maxsim.py` on the tokens that are
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from simtile import (
     _allow,
-    _encoding,
     _files,
     _index_search,
     _inputs,
-    _maxsim_inputs,
     _multi_vector_file,
-    _multi_vector_search,
+    _multi_vector_inputs,
     _search_call,
-    _tensors,
-    _token_encoding,
-    _token_storage,
     _vectors,
 )
-from simtile._documents import NumberedDocuments, damaged
-from simtile._multi_vector_search import MultiVectorSearch, Queries
-from simtile._storage import Storage
+from simtile._documents import damaged
+from simtile._multi_vector_inputs import Queries
+from simtile._multi_vector_search import MultiVectorSearch
+from simtile._token_documents import Matrices, TokenDocuments
 from simtile._token_encoding import TokenEncoding
-from simtile._token_storage import State, Tokens
+from simtile._token_storage import State
 from simtile.residual import ResidualCodec
-
-if TYPE_CHECKING:
-    import torch
 
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
@@ -45,11 +34,9 @@ Mask = npt.NDArray[np.bool_]
 Dtype = Literal[
     "float32", "bfloat16", "float16", "int8", "binary", "residual1", "residual2", "residual4"
 ]
-# [N, L, D], [L, D] of each length, or (tokens [T, D], offsets [N + 1])
-Matrices: TypeAlias = "npt.ArrayLike | torch.Tensor | Sequence[npt.ArrayLike | torch.Tensor]"
 
 
-class MultiVectorIndex(NumberedDocuments):
+class MultiVectorIndex(TokenDocuments):
     """Documents of token vectors, searched by late interaction (MaxSim).
 
     Parameters
@@ -106,122 +93,13 @@ class MultiVectorIndex(NumberedDocuments):
         centroids: int | npt.ArrayLike | None = None,
         codec: ResidualCodec | None = None,
     ) -> None:
-        encoding = TokenEncoding.of(dim, dtype, normalize, centroids, codec)
-        self._pooled = _multi_vector_search.pooled_encoding(encoding.dim)
-        self._storage = Storage()
-        self._state = State(self._storage.snapshot, (), encoding)
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of a token."""
-        return self._state.encoding.dim
-
-    @property
-    def dtype(self) -> str:
-        """What is stored."""
-        return self._state.encoding.dtype
-
-    @property
-    def normalize(self) -> bool:
-        """Whether tokens are divided by their lengths."""
-        return self._state.encoding.normalize
-
-    @property
-    def codec(self) -> ResidualCodec | None:
-        """That of "residual1", "residual2" and "residual4" once it is known, else None."""
-        return self._state.encoding.codec
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes that are stored of a token."""
-        return self._state.encoding.token_bytes
-
-    @property
-    def lengths(self) -> Int64s:
-        """How many tokens each document has, int64 [N], in the order of `ids`."""
-        state = self._state
-        lengths = state.ends - state.starts
-        rows = state.snapshot.ordered_rows
-        return lengths if rows is None else lengths[rows]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored documents, removed ones that still take memory among them."""
-        state = self._state
-        shared = sum(array.nbytes for array in state.encoding.shared.values())
-        return (
-            shared
-            + sum(tokens.nbytes for tokens in state.tokens)
-            + sum(
-                sum(column.nbytes for column in segment.columns.values())
-                + (0 if isinstance(segment.ids, range) else segment.ids.nbytes)
-                for segment in state.snapshot.segments
-            )
-        )
+        super().__init__(TokenEncoding.of(dim, dtype, normalize, centroids, codec))
 
     def __repr__(self) -> str:
         return (
             f"MultiVectorIndex({self.dim}, {self.dtype!r}, normalize={self.normalize}; {len(self)} "
             f"documents, {self.nbytes} bytes)"
         )
-
-    def add(self, x: Matrices, ids: Any = None, *, mask: Any = None) -> Int64s:
-        """Add documents, all of them or, with an error, none.
-
-        Parameters
-        ----------
-        x : list of [L, D], array or Tensor [N, L, D], or tuple (tokens [T, D], offsets [N + 1])
-            Floats. Of a tuple document n is ``tokens[offsets[n] : offsets[n + 1]]``. The index
-            keeps a copy. A document may have no token.
-        ids : int [N], optional
-            From 0 to 2^63 - 1, in any order, none of them in the index. Without it the index
-            numbers its documents 0, 1, 2, …, and never gives a number twice. Once chosen, the way
-            stays.
-        mask : bool [N, L] or [T], or list of [L], optional
-            False for what is no token; it is not stored.
-
-        Returns
-        -------
-        int64 [N]
-            The ids.
-
-        Raises
-        ------
-        ValueError, TypeError
-            ``x`` has another shape or type, or NaN or an infinity in a token; an id is there
-            already, or given twice; there is no codec and these are fewer than 100 tokens.
-        """
-        rows, lengths = self._check_documents(x, mask)
-        known = None if ids is None else _encoding.check_ids("ids", ids, len(lengths))
-        with self._changing():
-            tokens, columns = self._appended(rows, lengths)
-            added = self._storage.add(columns, known)
-            self._publish(tokens)
-            return added
-
-    def update(self, x: Matrices, ids: Any, *, mask: Any = None) -> None:
-        """Replace documents, all of them or, with an error, none.
-
-        Parameters
-        ----------
-        x, mask : as in `add`
-        ids : int [N]
-            Each in the index, and once.
-        """
-        rows, lengths = self._check_documents(x, mask)
-        known = _encoding.check_ids("ids", ids, len(lengths))
-        with self._changing():
-            self._storage.check_known(known)
-            tokens, columns = self._appended(rows, lengths)
-            self._storage.update(columns, known)
-            self._publish(tokens)
-
-    def remove(self, ids: Any) -> None:
-        """Remove documents: all that ids [n] name, or, if one is unknown or given twice, none."""
-        known = _encoding.check_ids("ids", ids)
-        with self._changing():
-            self._storage.remove(known)
-            self._publish(self._state.tokens)
 
     def search(
         self,
@@ -285,7 +163,7 @@ class MultiVectorIndex(NumberedDocuments):
                 allowed = np.concatenate([np.empty((*mask.shape[:-1], 0), bool), *masks], axis=-1)
             found = search.topk(count, allowed)
         else:
-            kept = _check_prefilter(prefilter, count)
+            kept = _multi_vector_inputs.check_prefilter(prefilter, count)
             candidates = search.pooled_topk(self._pooled, masks, min(kept, max(len(snapshot), 1)))
             found = search.rescored(candidates, count)
         return _like(search.queries, found[0]), _like(search.queries, found[1])
@@ -312,7 +190,8 @@ class MultiVectorIndex(NumberedDocuments):
         Returns
         -------
         float32 [Q, C], or [Q, N] in the order of `ids` without them
-            The bits that `search` gives for the same documents.
+            The bits that `search` gives for the same documents. Those of ``ids`` in float32 may
+            differ in the last ones on processors with AMX, as of two calls of `simtile.maxsim`.
         """
         state = self._state
         search = self._begin(state, queries, query_mask, empty_score, threads)
@@ -388,82 +267,10 @@ class MultiVectorIndex(NumberedDocuments):
     def _begin(
         self, state: State, queries: Any, query_mask: Any, empty_score: float, threads: int | None
     ) -> MultiVectorSearch:
-        if isinstance(empty_score, bool) or not isinstance(empty_score, (int, float, np.number)):
-            raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
+        score = _multi_vector_inputs.check_empty_score(empty_score)
         thread_count = _inputs.check_threads(threads)
         checked = Queries(queries, query_mask, state.encoding)
-        return MultiVectorSearch(state, checked, float(empty_score), thread_count)
-
-    def _check_documents(self, x: Any, mask: Any) -> tuple[_vectors.Rows, Int64s]:
-        """Tokens [T, D] of all documents, and how many each has."""
-        if isinstance(x, tuple) and len(x) == 2:
-            given = _maxsim_inputs.given_packed("x[0]", x[0], x[1], mask, "mask", "x[1]")
-        else:
-            given = _maxsim_inputs.given("x", x, mask, "mask")
-        if given.dim == 0:  # a list of none
-            given = given._replace(x=np.empty((0, self.dim), np.float32))
-        if given.dim != self.dim:
-            found = f"{_tensors.dtype_name(given.x)} {list(given.x.shape)}"
-            raise ValueError(
-                f"{given.name}: found {found}, expected {self.dim} dimensions as the index has"
-            )
-        array, kind = _maxsim_inputs.elements(given)
-        if given.width is None:
-            offsets = np.asarray(given.offsets)
-        else:
-            offsets = np.arange(given.batch + 1, dtype=np.int64) * given.width
-        rows = array.reshape(-1, self.dim)
-        lengths: Int64s = np.diff(offsets)
-        if given.mask is not None:
-            there = _tensors.as_array(given.mask).reshape(-1)
-            before = np.concatenate([[0], np.cumsum(there)])
-            lengths, rows = np.diff(before[offsets]).astype(np.int64), rows[there]
-        tokens = _vectors.Rows(_vectors.side_by_side(rows), kind, None)
-        _encoding.check_finite(f"{given.name}, its tokens", tokens)
-        return (_token_encoding.normalized(tokens) if self.normalize else tokens), lengths
-
-    def _appended(
-        self, rows: _vectors.Rows, lengths: Int64s
-    ) -> tuple[tuple[Tokens, ...], dict[str, Array]]:
-        """The tokens with those of more documents, and the columns of these."""
-        state = self._state
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = ends - lengths
-        means = _vectors.Rows(_token_encoding.pooled(rows, starts, ends), "float32", None)
-        columns = self._pooled.encode(means)
-        tokens, first = state.tokens, 0
-        if len(rows.array):
-            encoding = state.encoding.trained(rows)
-            tokens, first = _token_storage.append(tokens, encoding.encode(rows))
-            self._state = replace(state, encoding=encoding)  # nothing is searched by it yet
-        return tokens, {"starts": starts + first, "ends": ends + first, **columns}
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """As the only writer; with an error the documents are what they were."""
-        with self._storage.lock:
-            before = self._storage.snapshot, self._state
-            try:
-                yield
-            except BaseException:
-                self._storage.snapshot, self._state = before
-                raise
-
-    def _publish(self, tokens: tuple[Tokens, ...]) -> None:
-        """Make what the storage and the tokens now are the state that searches see."""
-        state = replace(self._state, snapshot=self._storage.snapshot, tokens=tokens)
-        state = _token_storage.compacted(state)
-        self._storage.snapshot = state.snapshot
-        self._state = state
-
-
-def _check_prefilter(prefilter: Any, k: int) -> int:
-    if isinstance(prefilter, bool) or not hasattr(prefilter, "__index__"):
-        raise TypeError(f"prefilter: found {prefilter!r}, expected a number of documents")
-    count = operator.index(prefilter)
-    if count < k:
-        raise ValueError(f"prefilter: found {count}, expected at least k, which is {k}")
-    return count
+        return MultiVectorSearch(state, checked, score, thread_count)
 
 
 def _like(queries: Queries, found: Array) -> Any:

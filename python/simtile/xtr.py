@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _inputs, _maxsim_inputs, _tensors, search
+from simtile import _inputs, _maxsim_inputs, _maxsim_sides, _tensors, search
 from simtile._maxsim_inputs import Given
 
 if TYPE_CHECKING:
@@ -162,11 +162,11 @@ def layout(side: Given) -> Layout:
 
 
 def _of_arrays(queries: Given, documents: Given, options: Options) -> Array:
-    (own, own_kind), (x, kind) = (_maxsim_inputs.elements(side) for side in (queries, documents))
+    (own, own_kind), (x, kind) = (_maxsim_sides.elements(side) for side in (queries, documents))
     compute = "float64" if "float64" in (own_kind, kind) else "float32"
-    tokens = _maxsim_inputs.widen(own, own_kind, compute).reshape(-1, queries.dim)
+    tokens = _maxsim_sides.widen(own, own_kind, compute).reshape(-1, queries.dim)
     if compute == "float64" or options.normalize:
-        others = _maxsim_inputs.widen(x, kind, compute).reshape(-1, documents.dim)
+        others = _maxsim_sides.widen(x, kind, compute).reshape(-1, documents.dim)
     else:
         others = np.asarray(documents.x).reshape(-1, documents.dim)
     own_there, there = (
