@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from killed_saves import kill_while_saving
 
 from simtile import _files
 
@@ -408,33 +408,27 @@ while True:
 """
 
 
-def kill_while_saving(path, kills):
-    seen = set()
-    for i in range(kills):
-        with subprocess.Popen([sys.executable, "-c", SAVER, path], stdout=subprocess.PIPE) as saver:
-            saver.stdout.readline()
-            time.sleep((i * 0.00037) % 0.04)  # from the first bytes to several saves later
-            saver.send_signal(signal.SIGKILL)
+def kill_savers(path, kills):
+    def save(i):
+        x = np.full((300_000, 2), i)
+        _files.write(path, KIND, {"i": i}, [_files.section("x", x)])
+
+    def generation(path):
         contents = _files.read(path, KIND, verify="full")
         value = contents.attributes["i"]
         np.testing.assert_array_equal(contents.arrays["x"], np.full((300_000, 2), value))
-        seen.add(value)
-        for left in path.parent.glob(".*.tmp"):
-            left.unlink()
-        if value != 0:
-            _files.write(path, KIND, {"i": 0}, [_files.section("x", np.zeros((300_000, 2), int))])
-    return seen
+        return value
+
+    return kill_while_saving(SAVER, path, kills, generation, lambda: save(0))
 
 
 @pytest.mark.slow  # starts 30 processes
 def test_killed_while_saving(tmp_path):
     """The file is always there, whole: the old one or a newer one."""
-    _files.write(tmp_path / "a", KIND, {"i": 0}, [_files.section("x", np.zeros((300_000, 2), int))])
-    kill_while_saving(tmp_path / "a", 30)
+    kill_savers(tmp_path / "a", 30)
 
 
 @pytest.mark.deep  # a thousand processes
 def test_killed_a_thousand_times_while_saving(tmp_path):
-    _files.write(tmp_path / "a", KIND, {"i": 0}, [_files.section("x", np.zeros((300_000, 2), int))])
-    seen = kill_while_saving(tmp_path / "a", 1000)
+    seen = kill_savers(tmp_path / "a", 1000)
     assert len(seen) > 1  # some kills came late enough for a save to end

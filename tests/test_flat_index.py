@@ -570,6 +570,7 @@ def write_changed(path, change):
         lambda a, s: a.update(automatic_ids=1),
         lambda a, s: a.update(automatic_ids=None),
         lambda a, s: a.update(automatic_ids=True, next_id=3),
+        lambda a, s: a.update(automatic_ids=True, next_id=2**63),
         lambda a, s: a.pop("next_id"),
         lambda a, s: s.pop("codes"),
         lambda a, s: s.pop("norms"),

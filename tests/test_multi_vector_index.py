@@ -3,7 +3,6 @@
 import itertools
 import threading
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -11,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from info_nce_backends import cpu_level
+from multi_vector_cases import CODES, DIM, FLOATS, assert_same, codec, draw_documents, new_index
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 import simtile
 from simtile import (
     MultiVectorIndex,
-    _files,
     _maxsim_run,
     _multi_vector_search,
     _storage,
@@ -25,29 +24,6 @@ from simtile import (
     _vectors,
 )
 from simtile.reference import maxsim_numpy as oracle
-
-DIM = 11
-CODES = ("int8", "binary", "residual1", "residual2", "residual4")
-FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-LENGTHS = (0, 0, 1, 2, 7, 30)
-
-
-def draw_documents(rng, count, dim=DIM):
-    """Whole numbers: their scores are exact in every type, and many tie."""
-    return [
-        rng.integers(-2, 3, (rng.choice(LENGTHS), dim)).astype(np.float32) for _ in range(count)
-    ]
-
-
-def codec(bits, dim=DIM):
-    rng = np.random.default_rng(bits)
-    return simtile.ResidualCodec.train(rng.normal(size=(300, dim)), bits, centroids=7)
-
-
-def new_index(dtype, **options):
-    if dtype.startswith("residual"):
-        options["codec"] = codec(int(dtype[-1]))
-    return MultiVectorIndex(DIM, dtype, **options)
 
 
 def as_codes(tokens, index):
@@ -82,11 +58,6 @@ def ranked(scores, ids, k):
         found[0][q, : len(order)] = row[order]
         found[1][q, : len(order)] = np.array(ids, np.int64)[order]
     return found
-
-
-def assert_same(found, expected):
-    for x, y in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(x, y, strict=True)
 
 
 class AgainstTheOracle(RuleBasedStateMachine):
@@ -483,165 +454,6 @@ def test_searches_see_one_state_while_others_write(monkeypatch, tmp_path):
         thread.join()
     if errors:
         raise errors[0]
-
-
-def test_a_mapped_index_can_save_over_its_own_file(tmp_path):
-    rng = np.random.default_rng(0)
-    index = MultiVectorIndex(DIM, "float16", normalize=True)
-    index.add(draw_documents(rng, 50), rng.permutation(50))
-    index.save(tmp_path / "a")
-    mapped = MultiVectorIndex.load(tmp_path / "a")
-    assert mapped.normalize
-    assert not mapped._state.tokens[0].columns["codes"].flags.writeable
-    mapped.remove(mapped.ids[:10])
-    mapped.add(draw_documents(rng, 5), np.arange(100, 105))
-    mapped.update(draw_documents(rng, 2), [104, mapped.ids[3]])
-    q = draw_documents(rng, 3)
-    expected = mapped.search(q, 20)
-    mapped.save(tmp_path / "a")
-    assert_same(mapped.search(q, 20), expected)
-    again = MultiVectorIndex.load(tmp_path / "a", mmap=False)
-    assert_same(again.search(q, 20), expected)
-    assert again.ids.tolist() == mapped.ids.tolist()
-    assert again.lengths.tolist() == mapped.lengths.tolist()
-
-
-def small_file(path, dtype="float32"):
-    index = new_index(dtype)
-    index.add(draw_documents(np.random.default_rng(0), 12), np.arange(12)[::-1] * 3)
-    index.save(path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda a, s: a.pop("dim"),
-        lambda a, s: a.update(dim="11"),
-        lambda a, s: a.update(dim=12),
-        lambda a, s: a.update(dtype="float16"),
-        lambda a, s: a.update(dtype=["float32"]),
-        lambda a, s: a.update(normalize=1),
-        lambda a, s: a.pop("normalize"),
-        lambda a, s: a.update(documents=11),
-        lambda a, s: a.update(documents=True),
-        lambda a, s: a.update(automatic_ids=None),
-        lambda a, s: a.update(automatic_ids=True, next_id=3),
-        lambda a, s: a.pop("next_id"),
-        lambda a, s: s.pop("codes"),
-        lambda a, s: s.pop("pooled_codes"),
-        lambda a, s: s.pop("offsets"),
-        lambda a, s: s.update(more=np.zeros(3)),
-        lambda a, s: s.update(codes=s["codes"][:-1]),
-        lambda a, s: s.update(codes=s["codes"].astype(np.float64)),
-        lambda a, s: s.update(pooled_codes=s["pooled_codes"][1:]),
-        lambda a, s: s.update(offsets=s["offsets"] + 1),
-        lambda a, s: s.update(offsets=s["offsets"] - 1),
-        lambda a, s: s.update(offsets=s["offsets"][[0, 2, 1, *range(3, 13)]] * 2),
-        lambda a, s: s["offsets"].__setitem__(3, 10**9),
-        lambda a, s: s["offsets"].__setitem__(3, -1),
-        lambda a, s: s.update(offsets=s["offsets"].astype(np.int32)),
-        lambda a, s: s.update(ids=np.zeros(12, np.int64)),
-        lambda a, s: s.update(ids=s["ids"] - 1),
-    ],
-)
-@pytest.mark.parametrize("mmap", [False, True])
-def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, mmap):
-    refuse_changed(tmp_path / "a", "float32", change, mmap)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "change"),
-    [
-        ("int8", lambda a, s: s.pop("scales")),
-        ("int8", lambda a, s: s.update(scales=-1 - s["scales"])),
-        ("int8", lambda a, s: s.update(codes=s["codes"].view(np.uint8))),
-        ("int8", lambda a, s: a.update(centroids=3)),
-        ("binary", lambda a, s: a.update(dim=20)),
-        ("binary", lambda a, s: s.update(centroids=np.ones((1, DIM), np.float32))),
-        ("residual2", lambda a, s: a.update(dtype="residual1")),
-        ("residual2", lambda a, s: a.update(centroids=3)),
-        ("residual2", lambda a, s: s.pop("centroids")),
-        ("residual2", lambda a, s: s.pop("bucket_weights")),
-        ("residual2", lambda a, s: [s.pop(x) for x in ("bucket_weights", "bucket_cutoffs")]),
-        ("residual2", lambda a, s: s.update(centroids=s["centroids"][:0])),
-        ("residual2", lambda a, s: s.update(bucket_cutoffs=-s["bucket_cutoffs"])),
-        ("residual2", lambda a, s: s.update(centroid_ids=s["centroid_ids"] + 7)),
-        ("residual2", lambda a, s: s.update(centroid_ids=s["centroid_ids"] - 7)),
-        ("residual2", lambda a, s: s.update(residuals=s["residuals"][:, 1:])),
-        ("residual2", lambda a, s: s.update(inverse_norms=s["inverse_norms"][1:])),
-    ],
-)
-def test_a_file_of_codes_that_contradicts_itself_is_refused(tmp_path, dtype, change):
-    refuse_changed(tmp_path / "a", dtype, change, mmap=True)
-
-
-def refuse_changed(path, dtype, change, mmap):
-    small_file(path, dtype)
-
-    def rewrite(change):
-        contents = _files.read(path, "MultiVectorIndex")
-        change(contents.attributes, contents.arrays)
-        sections = [
-            _files.section(name, array, "bfloat16" if name == "pooled_codes" else None)
-            for name, array in contents.arrays.items()
-        ]
-        _files.write(path, "MultiVectorIndex", contents.attributes, sections)
-
-    rewrite(lambda a, s: None)
-    MultiVectorIndex.load(path, mmap, verify="full")
-    rewrite(change)
-    with pytest.raises(ValueError, match=r"damaged|twice"):
-        MultiVectorIndex.load(path, mmap, verify="full")
-
-
-@given(data=st.data(), mmap=st.booleans(), dtype=st.sampled_from(["float32", "int8", "residual2"]))
-def test_a_changed_byte_never_crashes(tmp_path_factory, data, mmap, dtype):
-    """With "full" it is found; with "header" a search ends with a result or an error."""
-    path = tmp_path_factory.mktemp("index") / "a"
-    small_file(path, dtype)
-    raw = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    if bytes(raw) == path.read_bytes():
-        return
-    path.write_bytes(raw)
-    with pytest.raises(ValueError, match=str(path)):
-        MultiVectorIndex.load(path, mmap, verify="full")
-    try:
-        loaded = MultiVectorIndex.load(path, mmap, verify="header")
-        loaded.search(np.ones((2, DIM)), 5)
-        loaded.search(np.ones((2, DIM)), 5, allow=[3], prefilter=5)
-        loaded.add(np.ones((1, 2, DIM)), [1000])
-        loaded.remove([3])
-    except ValueError:
-        pass
-
-
-def test_a_failed_save_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    small_file(path)
-    before = path.read_bytes()
-    index = MultiVectorIndex.load(path)
-    index.add(np.ones((1, 2, DIM)), [1000])
-
-    def fail(*_, **__):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(_files, "_write_parts", fail)
-    with pytest.raises(OSError, match="no space"):
-        index.save(path)
-    assert path.read_bytes() == before
-    assert [x.name for x in tmp_path.iterdir()] == ["a"]
-
-
-def test_another_index_is_named(tmp_path):
-    simtile.FlatIndex(DIM).save(tmp_path / "flat")
-    with pytest.raises(ValueError, match=r"holds a FlatIndex, expected a MultiVectorIndex"):
-        MultiVectorIndex.load(tmp_path / "flat")
-    MultiVectorIndex(DIM).save(tmp_path / "multi")
-    with pytest.raises(ValueError, match=r"use simtile.MultiVectorIndex.load"):
-        simtile.FlatIndex.load(tmp_path / "multi")
-    assert len(MultiVectorIndex.load(tmp_path / "multi")) == 0
 
 
 def test_properties():

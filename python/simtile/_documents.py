@@ -68,7 +68,9 @@ def id_sections(snapshot: Snapshot) -> list[_files.Section]:
 def count_of(path: _files.PathLike, attributes: Mapping[str, Any]) -> int:
     """How many documents a file has; raises where its counters cannot be."""
     count, next_id = attributes.get("documents"), attributes.get("next_id")
-    if type(count) is not int or type(next_id) is not int or min(count, next_id) < 0:
+    if type(count) is not int or type(next_id) is not int:
+        raise damaged(path, f"{count!r} documents, next id {next_id!r}")
+    if min(count, next_id) < 0 or max(count, next_id) >= 2**63:  # ids are int64
         raise damaged(path, f"{count!r} documents, next id {next_id!r}")
     automatic = attributes.get("automatic_ids")
     if automatic not in (None, True, False) or (automatic is None and count):
