@@ -8,9 +8,9 @@ memory, on a stream of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from simtile import _gpu, _search_call, _tensors, _vectors
 from simtile._encoding import Encoding
 from simtile._search_call import Documents, Operands
-from simtile._snapshot import Segment, Snapshot
+from simtile._snapshot import Columns, Segment
 from simtile.quantized import Quantized
 
 Array = npt.NDArray[Any]
@@ -29,6 +29,23 @@ Tensors = Mapping[str, Any]
 # Of the free memory; the rest is for masks, results and what a search needs to work.
 RESIDENT_SHARE = 0.8
 BLOCK_BYTES = 256 << 20  # 10 ms over PCIe 4.0 ×16, long beside a launch and a merge
+
+
+class Rows(Protocol):
+    """Rows that a device keeps a copy of, with room for more behind them."""
+
+    @property
+    def room(self) -> Columns: ...
+    @property
+    def columns(self) -> Columns: ...
+    @property
+    def length(self) -> int: ...
+
+
+class Columned(Protocol):
+    """What names the columns of rows."""
+
+    def columns(self) -> Mapping[str, Any]: ...
 
 
 class DeviceSearch:
@@ -139,16 +156,14 @@ class DeviceSearch:
         host = array if _tensors.is_tensor(array) else np.ascontiguousarray(array)
         return _tensors.as_tensor(host, self.device)
 
-    def fits(self, snapshot: Snapshot, encoding: Encoding) -> bool:
+    def fits(self, segments: Sequence[Rows], encoding: Columned) -> bool:
         """Whether all rows can be kept on the device, without those that are gone."""
         with self._lock:
-            rooms = [segment.room for segment in snapshot.segments]
+            rooms = [segment.room for segment in segments]
             self._mirrors = [m for m in self._mirrors if any(m.room is room for room in rooms)]
             there = sum(mirror.nbytes for mirror in self._mirrors)
         needed = sum(
-            segment.room[name].nbytes
-            for segment in snapshot.segments
-            for name in encoding.columns()
+            segment.room[name].nbytes for segment in segments for name in encoding.columns()
         )
         free: int = _cuda().mem_get_info(self.device)[0]
         return needed <= RESIDENT_SHARE * (free + there)
@@ -158,7 +173,7 @@ class DeviceSearch:
     ) -> Iterator[tuple[int, Tensors]]:
         """Where a block begins, and its columns on the device until the next one is asked for."""
         if resident:
-            yield 0, self._mirrored(segment, encoding)
+            yield 0, self.mirrored(segment, encoding)
             return
         with self._lock:
             self._mirrors = []
@@ -184,7 +199,7 @@ class DeviceSearch:
         finally:
             copying.synchronize()  # also where a search has failed: the slots are freed now
 
-    def _mirrored(self, segment: Segment, encoding: Encoding) -> Tensors:
+    def mirrored(self, segment: Rows, encoding: Columned) -> Tensors:
         """A segment's rows on the device, copied when they are first seen."""
         with self._lock:
             mirror = next((m for m in self._mirrors if m.room is segment.room), None)

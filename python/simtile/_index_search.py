@@ -97,7 +97,9 @@ class Search:
         rows = None if candidates is None else self._rows(candidates)
         operands, encoding = self.operands(stage), self.encodings[stage]
         device = None if self.devices is None else self.devices[stage]
-        resident = device is not None and rows is None and device.fits(self.snapshot, encoding)
+        resident = (
+            device is not None and rows is None and device.fits(self.snapshot.segments, encoding)
+        )
         parts = []
         for segment, mask in zip(self.snapshot.segments, self.masks, strict=True):
             local = None if rows is None else self.snapshot.local_rows(segment, rows)

@@ -14,6 +14,7 @@ from simtile._index_search import Search
 from simtile._maxsim_codes import Coded
 from simtile._maxsim_run import Found, Options
 from simtile._maxsim_sides import Side
+from simtile._multi_vector_device import TokenDevice
 from simtile._multi_vector_inputs import Queries
 from simtile._token_storage import State, Tokens
 from simtile.quantized import Quantized
@@ -30,9 +31,23 @@ _NO_OFFSETS = np.zeros(1, np.int64)
 class MultiVectorSearch:
     """A search of one state of an index."""
 
-    def __init__(self, state: State, queries: Queries, empty_score: float, threads: int) -> None:
-        self.state, self.queries = state, queries
+    def __init__(
+        self,
+        state: State,
+        device: TokenDevice | None,
+        queries: Queries,
+        empty_score: float,
+        threads: int,
+    ) -> None:
+        self.state, self.device, self.queries = state, device, queries
         self.empty_score, self.threads = empty_score, threads
+
+    @property
+    def options(self) -> Options:
+        """Floats are normalized before; of bits it is their length that is left."""
+        encoding = self.state.encoding
+        bits = encoding.normalize and encoding.dtype == "binary"
+        return Options(normalize=bits, empty_score=self.empty_score)
 
     def score(self, rows: Int64s, candidates: Int64s | None = None) -> Floats:
         """Scores of rows [R] with all queries, [Q, R].
@@ -60,14 +75,19 @@ class MultiVectorSearch:
     def _run(
         self, segment: Tokens, starts: Int64s, ends: Int64s, candidates: Int64s | None
     ) -> Floats:
-        encoding = self.state.encoding
+        encoding, options = self.state.encoding, self.options
+        if self.device is not None and (starts < ends).any():
+            return self.device.score(
+                self.state.tokens,
+                segment,
+                encoding,
+                self.queries,
+                (starts, ends),
+                candidates,
+                options,
+            )
         tokens = segment.operand(encoding)
         if not isinstance(tokens, _vectors.Rows):
-            # Floats are normalized before; of bits it is their length that is left.
-            options = Options(
-                normalize=encoding.normalize and encoding.dtype == "binary",
-                empty_score=self.empty_score,
-            )
             kind = tokens.kind if isinstance(tokens, Quantized) else "residual"
             coded = Coded(tokens, kind, _NO_OFFSETS, None, None, (starts, ends))
             found = _maxsim_codes.run(
@@ -85,7 +105,6 @@ class MultiVectorSearch:
         count = len(starts) if candidates is None else candidates.shape[1]
         found = Found(np.empty((len(self.queries), count), np.float32), None, None)
         documents = side_of(tokens, starts, ends)
-        options = Options(empty_score=self.empty_score)  # floats were normalized before
         _maxsim_run.score(self.queries.side, documents, candidates, options, found, self.threads)
         scores: Floats = found.scores
         return scores
@@ -97,9 +116,9 @@ class MultiVectorSearch:
             anyone = allowed if allowed.ndim == 1 else allowed.any(0)
             rows = np.flatnonzero(anyone)
         each = allowed if allowed is not None and allowed.ndim == 2 else None
-        if self.state.encoding.dtype in FLOATS:
+        if self.state.encoding.dtype in FLOATS and self.device is None:
             return self._best_floats(k, rows, each)
-        return self._best_codes(k, rows, each)
+        return self._best_scored(k, rows, each)
 
     def _best_floats(self, k: int, rows: Int64s, allowed: Mask | None) -> tuple[Floats, Int64s]:
         """The best k of some rows, as the kernel finds them without a matrix of scores."""
@@ -109,7 +128,6 @@ class MultiVectorSearch:
         if not is_ascending(ids):  # the kernel orders equal scores by the place of the document
             order = np.argsort(ids, kind="stable")
             rows, ids = rows[order], ids[order]
-        options = Options(empty_score=self.empty_score)  # floats were normalized before
         parts = []
         for segment, here, starts, ends in self.state.runs(rows):
             tokens: Any = segment.operand(self.state.encoding)
@@ -117,7 +135,7 @@ class MultiVectorSearch:
                 self.queries.side,
                 side_of(tokens, starts, ends),
                 None,
-                options,
+                self.options,
                 None if allowed is None else np.ascontiguousarray(allowed[:, rows[here]]),
                 min(k, len(here)),
                 self.threads,
@@ -127,7 +145,7 @@ class MultiVectorSearch:
             return parts[0]
         return _merged(parts, k)
 
-    def _best_codes(self, k: int, rows: Int64s, allowed: Mask | None) -> tuple[Floats, Int64s]:
+    def _best_scored(self, k: int, rows: Int64s, allowed: Mask | None) -> tuple[Floats, Int64s]:
         """The best k of some rows, from the scores of some of them at a time."""
         count = len(self.queries)
         step = max(1, SCORES // max(count, 1))

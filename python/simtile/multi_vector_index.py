@@ -21,6 +21,7 @@ from simtile import (
     _vectors,
 )
 from simtile._documents import damaged
+from simtile._multi_vector_device import TokenDevice
 from simtile._multi_vector_inputs import Queries
 from simtile._multi_vector_search import MultiVectorSearch
 from simtile._token_documents import Matrices, TokenDocuments
@@ -60,15 +61,23 @@ class MultiVectorIndex(TokenDocuments):
         are. Without it as `ResidualCodec.train` chooses.
     codec : ResidualCodec, optional
         In place of one that is learnt.
+    device : "cpu", "cuda" or "cuda:0", …
+        Where documents are scored, which "residual1", "residual2" and "residual4" are on the CPU
+        only. Tokens are copied to a device when first searched, and stay there if they fit; else
+        those that a search scores are copied by it. Scores of "int8" and "binary" are equal to the
+        CPU's, of floats in all but the last bits; a call waits for them. What ``prefilter``
+        compares stays on the CPU.
 
     Raises
     ------
     ValueError, TypeError
         An argument has a wrong type or value.
+    RuntimeError, ModuleNotFoundError
+        What the device needs is missing.
 
     Notes
     -----
-    Searches run on the CPU. Any number of threads may search while others add, update and remove: a
+    Any number of threads may search while others add, update and remove: a
     search sees the documents as they were at one moment. Writers wait for each other.
 
     Beside its tokens a document has their mean, bfloat16 [D], for ``prefilter``.
@@ -92,8 +101,10 @@ class MultiVectorIndex(TokenDocuments):
         normalize: bool = False,
         centroids: int | npt.ArrayLike | None = None,
         codec: ResidualCodec | None = None,
+        device: str = "cpu",
     ) -> None:
         super().__init__(TokenEncoding.of(dim, dtype, normalize, centroids, codec))
+        self._device = _device_of(device, self._state.encoding)
 
     def __repr__(self) -> str:
         return (
@@ -228,6 +239,7 @@ class MultiVectorIndex(TokenDocuments):
         mmap: bool = True,
         *,
         verify: Literal["header", "full"] | None = None,
+        device: str = "cpu",
     ) -> MultiVectorIndex:
         """Open a file that `save` wrote.
 
@@ -258,6 +270,7 @@ class MultiVectorIndex(TokenDocuments):
             )
         except (TypeError, ValueError) as error:
             raise damaged(path, str(error)) from None
+        index._device = _device_of(device, index._state.encoding)
         whole = verify == "full" or not mmap
         index._storage, index._state = _multi_vector_file.restored(
             path, contents.attributes, arrays, index._state.encoding, index._pooled, whole
@@ -270,7 +283,11 @@ class MultiVectorIndex(TokenDocuments):
         score = _multi_vector_inputs.check_empty_score(empty_score)
         thread_count = _inputs.check_threads(threads)
         checked = Queries(queries, query_mask, state.encoding)
-        return MultiVectorSearch(state, checked, score, thread_count)
+        return MultiVectorSearch(state, self._device, checked, score, thread_count)
+
+
+def _device_of(device: object, encoding: TokenEncoding) -> TokenDevice | None:
+    return None if str(device) == "cpu" else TokenDevice(device, encoding)
 
 
 def _like(queries: Queries, found: Array) -> Any:
