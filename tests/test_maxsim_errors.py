@@ -115,6 +115,12 @@ PACKED = {
     "a matrix": ({"offsets": [[0, 9]]}, r"offsets: found int64 \[1, 2\], expected integers"),
     "mask": ({"document_mask": np.ones(8, bool)}, r"document_mask: found bool \[8\].*\[9\]"),
     "ids": ({"ids": [[0], [3]]}, r"ids: found 3 at \[1, 0\], expected -1 to 2 because there are 3"),
+    "ids below": ({"ids": [[0], [-2]]}, r"ids: found -2 at \[1, 0\], expected -1 to 2"),
+    "ids of 64 bits": (
+        {"ids": np.array([[0], [2**64 - 1]], np.uint64)},  # which is -1 as int64
+        rf"ids: found {2**64 - 1} at \[1, 0\], which is no document",
+    ),
+    "ids of two lengths": ({"ids": [[0], [1, 2]]}, r"ids: found rows of different lengths"),
     "ids of one": ({"ids": [0, 1]}, r"ids: found int64 \[2\], expected \[2, C\].*numpy\.tile"),
     "ids of three": (
         {"ids": np.zeros((3, 1), int)},
@@ -122,6 +128,8 @@ PACKED = {
     ),
     "ids in floats": ({"ids": [[0.0], [1.0]]}, r"ids: found float64 \[2, 1\], expected integers"),
     "k": ({"k": 0}, r"k: found 0, expected at least 1"),
+    "a huge k": ({"k": 10**12}, r"k: found 1000000000000, expected at most 2147483647"),
+    "k beyond 64 bits": ({"k": 2**70}, r"k: found 1180591620717411303424, expected at most"),
     "k in floats": ({"k": 1.5}, r"k: found 1\.5, expected an int"),
     "allow without k": ({"allow": [1]}, r"allow: found one without k, expected k as well"),
     "allow": ({"allow": [3], "k": 1}, r"allow: found the unknown id 3"),

@@ -456,6 +456,32 @@ def test_searches_see_one_state_while_others_write(monkeypatch, tmp_path):
         raise errors[0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8", "residual2"])
+def test_floats_beyond_float32(dtype):
+    """Of documents they are refused, of queries rounded to an infinity."""
+    index = new_index(dtype)
+    index.add(np.ones((1, 2, DIM)))
+    x = np.ones((2, 3, DIM))
+    x[1, 0, 4] = -1e300
+    with pytest.raises(
+        ValueError, match=r"its tokens: found -1e\+300 in row 3, beyond the range of"
+    ):
+        index.add(x)
+    assert len(index) == 1
+    if dtype == "float32":
+        assert index.search(-x[1, :1], 1)[0] == np.inf
+
+
+def test_means_beyond_bfloat16():
+    """The largest floats are stored; their means are rounded to what bfloat16 can hold."""
+    largest = np.finfo(np.float32).max
+    index = MultiVectorIndex(2)
+    index.add([[[largest, 0]], [[-largest, 0], [-largest, 0]]])
+    assert index.search(np.array([[1.0, 0]]), 1, prefilter=1)[1].tolist() == [[0]]
+    scores = index.score(np.array([[1.0, 0]]))
+    assert scores.tolist() == [[largest, -largest]]
+
+
 def test_properties():
     index = MultiVectorIndex(DIM, "bfloat16")
     assert (len(index), index.nbytes, index.token_bytes) == (0, 0, 2 * DIM)

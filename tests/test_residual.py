@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from info_nce_backends import cpu_level
 
 import simtile
@@ -153,8 +155,36 @@ def test_slices_share_memory_and_score_the_same():
     assert stored.nbytes == 20 * (4 + 4 + 8)
 
 
-def test_what_is_refused():
+def test_every_type_of_floats():
+    """bfloat16 of NumPy as of torch, other strides, other byte orders, tensors with gradients."""
     codec = codec_of(2)
+    x = RNG.integers(-4, 5, (20, 16)).astype(np.float32)
+    expected = codec.encode(x)
+    for same in (
+        x.astype(np.float64),
+        x.astype(">f4"),
+        x.astype(ml_dtypes.bfloat16),
+        np.asfortranarray(x),
+        np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1],
+        torch.from_numpy(x).bfloat16(),
+        torch.from_numpy(x).clone().requires_grad_(),
+    ):
+        found = codec.encode(same)
+        np.testing.assert_array_equal(found.centroid_ids, expected.centroid_ids)
+        np.testing.assert_array_equal(found.residuals, expected.residuals)
+
+
+def test_weights_at_the_end_of_the_range():
+    """The smallest and largest floats; a unit of the smallest is not a float32."""
+    tiny = np.float32(1e-45)
+    for largest in (tiny, np.float32(3.4e38)):
+        codec = ResidualCodec(np.zeros((1, 2)), [-largest, largest], [0.0], 1)
+        np.testing.assert_array_equal(codec.whole_weights, [-32639, 32639])
+
+
+def test_what_is_refused():
+    codec, train = codec_of(2), ResidualCodec.train
+    x = RNG.normal(size=(5, 7))
     good = np.zeros((3, 4), np.uint8)
     for call, message in [
         (lambda: ResidualCodec(np.zeros((2, 4)), [0.0] * 4, [0.0] * 3, 3), "bits: found 3"),
@@ -169,9 +199,32 @@ def test_what_is_refused():
         (lambda: ResidualTokens(codec, [0, 1, 2], good[:, :3]), r"residuals: found uint8 \[3, 3\]"),
         (lambda: ResidualTokens(codec, [0, 1, 2], good, np.ones(2, np.float32)), "inverse_norms"),
         (lambda: codec.encode(np.ones((2, 7))), r"tokens: found float32 \[2, 7\]"),
-        (lambda: ResidualCodec.train(np.ones((0, 7)), 2), "tokens: found none"),
+        (lambda: train(np.ones((0, 7))), r"tokens: found float32 \[0, 7\], expected \[T, D\] with"),
+        (lambda: train(np.ones((5, 0))), r"tokens: found float32 \[5, 0\], expected \[T, D\] with"),
+        (lambda: train(np.ones((5, 7), int)), r"tokens: found int64 \[5, 7\], expected floats"),
+        (lambda: train(torch.ones((5, 7), dtype=int)), r"tokens: found int64 \[5, 7\], expected"),
+        (lambda: train(np.full((5, 7), 1e300)), "tokens: found values that are not finite"),
+        (
+            lambda: codec.encode(np.full((5, 16), -1e300)),
+            "tokens: found values that are not finite",
+        ),
+        (lambda: train(x, bits=40), "bits: found 40, expected 1, 2 or 4"),  # not of 2^40 buckets
+        (lambda: train(x, bits=-1), "bits: found -1"),
+        (lambda: train(x, seed=-1), "seed: found -1, expected an int of at least 0"),
+        (lambda: train(x, seed=0.5), r"seed: found 0\.5"),
+        (lambda: train(x, centroids=0), "centroids: found 0, expected at least 1"),
+        (
+            lambda: train(x, centroids=x[:0]),
+            r"centroids: found float32 \[0, 7\], expected \[K, D\]",
+        ),
+        (
+            lambda: train(x, centroids=x[:, 1:]),
+            r"centroids: .*\[5, 6\], expected \[K, 7\] as tokens",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match=r"bits: found 2\.0"):
+        train(x, bits=2.0)
     with pytest.raises(TypeError, match="codec: found int"):
         ResidualTokens(1, [0], good)

@@ -80,7 +80,12 @@ def read_options(
 
 def check_ids(ids: Any, queries: int) -> Any:
     """int64 [Q, C]; whether they are below N is checked where they are used."""
-    array: Any = ids if _tensors.is_tensor(ids) else np.asarray(ids)
+    try:
+        array: Any = ids if _tensors.is_tensor(ids) else np.asarray(ids)
+    except ValueError:
+        raise ValueError(
+            f"ids: found rows of different lengths, expected [{queries}, C]; fill up with -1"
+        ) from None
     kind = _tensors.dtype_name(array)
     if not kind.startswith(("int", "uint")):
         raise ValueError(f"ids: found {kind} {list(array.shape)}, expected integers [{queries}, C]")
@@ -90,9 +95,11 @@ def check_ids(ids: Any, queries: int) -> Any:
             f"ids: found {kind} {list(array.shape)}, expected [{queries}, C], one row for each "
             f"query{hint}"
         )
-    if _tensors.is_tensor(array):
-        return array.long()
-    return np.ascontiguousarray(array, np.int64)
+    signed = array.long() if _tensors.is_tensor(array) else np.ascontiguousarray(array, np.int64)
+    if kind == "uint64" and (signed < 0).any():
+        q, c = np.argwhere(_tensors.as_array(signed) < 0)[0].tolist()
+        raise ValueError(f"ids: found {int(array[q, c])} at [{q}, {c}], which is no document")
+    return signed
 
 
 def run(

@@ -88,7 +88,7 @@ def given(
     bounds = _maxsim_inputs.check_offsets("offsets", offsets, len(tokens), "tokens")
     mask = None
     if document_mask is not None:
-        stand_in = np.zeros((len(tokens), 1), np.float32)
+        stand_in = np.broadcast_to(np.float32(0), (len(tokens), tokens.dim))
         mask = _tensors.as_array(
             _maxsim_inputs.given_packed(
                 "tokens", stand_in, bounds, document_mask, "document_mask"

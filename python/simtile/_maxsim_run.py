@@ -213,7 +213,7 @@ def split(queries: Given, candidates: int, found: Any) -> Any:
 def check_candidates(candidates: Int64s | None, documents: int) -> int:
     if candidates is None:
         return documents
-    beyond = candidates >= documents
+    beyond = (candidates >= documents) | (candidates < -1)
     if beyond.any():
         q, c = (int(i) for i in np.argwhere(beyond)[0])
         raise ValueError(

@@ -88,7 +88,8 @@ def elements(side: Given) -> tuple[Array, str]:
 def widen(x: Array, kind: str, compute: str) -> Array:
     if kind == "bfloat16":
         x = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return x.astype(compute, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is rounded to infinity
+        return x.astype(compute, copy=False)
 
 
 def _side(side: Given, x: Array, kind: str, dense: bool, trim: bool) -> Side:

@@ -89,6 +89,14 @@ def check_documents(encoding: TokenEncoding, x: Any, mask: Any) -> tuple[_vector
         lengths, rows = np.diff(before[offsets]).astype(np.int64), rows[there]
     tokens = _vectors.Rows(_vectors.side_by_side(rows), kind, None)
     _encoding.check_finite(f"{given.name}, its tokens", tokens)
+    if kind == "float64":
+        beyond = np.argwhere(np.isinf(_maxsim_sides.widen(tokens.array, kind, "float32")))
+        if len(beyond):
+            row, column = beyond[0]
+            raise ValueError(
+                f"{given.name}, its tokens: found {tokens.array[row, column]} in row {row}, beyond "
+                "the range of float32"
+            )
     return (_token_encoding.normalized(tokens) if encoding.normalize else tokens), lengths
 
 

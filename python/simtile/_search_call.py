@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 METRICS = ("cosine", "dot", "l2", "hamming")
+MOST_RESULTS = 2**31 - 1  # of a query: more are no number of documents but a mistake
 WORST = {
     "cosine": np.float32(-np.inf),
     "dot": np.float32(-np.inf),
@@ -291,6 +292,8 @@ def check_k(k: object) -> int:
     count = operator.index(k)
     if count < 1:
         raise ValueError(f"k: found {count}, expected at least 1")
+    if count > MOST_RESULTS:
+        raise ValueError(f"k: found {count}, expected at most {MOST_RESULTS}")
     return count
 
 

@@ -22,6 +22,7 @@ RESIDUALS = {"residual1": 1, "residual2": 2, "residual4": 4}
 DTYPES = (*FLOATS, "int8", "binary", *RESIDUALS)
 KINDS: dict[str, Any] = {"int8": "int8_vector", "binary": "binary"}  # of Quantized
 FEW_TOKENS = 100  # that a codec is not learnt from
+LARGEST_BFLOAT16 = np.float32(255 / 128 * 2.0**127)
 CODEC = ("centroids", "bucket_weights", "bucket_cutoffs")  # a codec's arrays
 
 
@@ -173,10 +174,10 @@ def normalized(rows: _vectors.Rows) -> _vectors.Rows:
 
 
 def pooled(rows: _vectors.Rows, starts: Array, ends: Array) -> Array:
-    """The means of runs of tokens, float32 [N, D]; zeros of an empty one."""
+    """The means of runs of tokens, float32 [N, D] that bfloat16 can hold; zeros of an empty one."""
     x = _widened(rows)
     means = np.zeros((len(starts), x.shape[1]), np.float32)
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         if start < end:
             means[i] = x[start:end].mean(0, dtype=np.float64)
-    return means
+    return np.clip(means, -LARGEST_BFLOAT16, LARGEST_BFLOAT16)

@@ -61,32 +61,26 @@ class ResidualCodec:
     """
 
     def __init__(self, centroids: Any, bucket_weights: Any, bucket_cutoffs: Any, bits: int) -> None:
-        bits = operator.index(bits)
-        if bits not in BITS:
-            raise ValueError(f"bits: found {bits}, expected 1, 2 or 4")
-        self.bits = bits
+        self.bits = _check_bits(bits)
         self.centroids = _floats("centroids", centroids, 2)
         self.bucket_weights = _floats("bucket_weights", bucket_weights, 1)
         self.bucket_cutoffs = _floats("bucket_cutoffs", bucket_cutoffs, 1)
         for name, array, size in (
-            ("bucket_weights", self.bucket_weights, 1 << bits),
-            ("bucket_cutoffs", self.bucket_cutoffs, (1 << bits) - 1),
+            ("bucket_weights", self.bucket_weights, 1 << self.bits),
+            ("bucket_cutoffs", self.bucket_cutoffs, (1 << self.bits) - 1),
         ):
             if len(array) != size:
                 raise ValueError(
-                    f"{name}: found float32 [{len(array)}], expected [{size}] for {bits} bits"
+                    f"{name}: found float32 [{len(array)}], expected [{size}] for {self.bits} bits"
                 )
         if (np.diff(self.bucket_cutoffs) < 0).any():
             raise ValueError("bucket_cutoffs: found descending ones, expected ascending ones")
-        if 0 in self.centroids.shape:
-            raise ValueError(
-                f"centroids: found float32 {list(self.centroids.shape)}, expected [K, D] with at "
-                "least one of each"
-            )
+        _check_some("centroids", self.centroids, "[K, D]")
         largest = float(np.abs(self.bucket_weights).max())
         # A weight is weight_unit · whole_weights, to within half a unit.
         self.weight_unit = largest / LARGEST_WEIGHT if largest > 0 else 1.0
-        self.whole_weights = np.rint(self.bucket_weights / self.weight_unit).astype(np.int16)
+        in_units = self.bucket_weights.astype(np.float64) / self.weight_unit
+        self.whole_weights = np.rint(in_units).astype(np.int16)
 
     @property
     def dim(self) -> int:
@@ -123,10 +117,17 @@ class ResidualCodec:
         seed : int
             Of the tokens that k-means begins with, and of those that are sampled.
         threads : int, optional
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument has another type, shape or value; a token that is not finite.
         """
+        steps = 1 << _check_bits(bits)
+        if not hasattr(seed, "__index__") or operator.index(seed) < 0:
+            raise ValueError(f"seed: found {seed!r}, expected an int of at least 0")
         unit = unit_rows(_floats("tokens", tokens, 2))
-        if len(unit) == 0:
-            raise ValueError("tokens: found none, expected at least one to learn from")
+        _check_some("tokens", unit, "[T, D]")
         if centroids is None:
             centroids = _kmeans.default_count(len(unit))
         if isinstance(centroids, (int, np.integer)):
@@ -134,13 +135,18 @@ class ResidualCodec:
                 raise ValueError(f"centroids: found {centroids}, expected at least 1")
             centroids = _kmeans.train(unit, int(centroids), seed=seed, threads=threads)
         chosen = _floats("centroids", centroids, 2)
+        _check_some("centroids", chosen, "[K, D]")
+        if chosen.shape[1] != unit.shape[1]:
+            raise ValueError(
+                f"centroids: found float32 {list(chosen.shape)}, expected [K, {unit.shape[1]}] as "
+                f"tokens are {list(unit.shape)}"
+            )
         sample = unit
         if len(unit) > _BUCKET_SAMPLE:
             rng: Any = np.random.default_rng((seed, 1))  # other numbers than k-means draws
             sample = unit[np.sort(rng.choice(len(unit), _BUCKET_SAMPLE, replace=False))]
         nearest = topk(sample, chosen, 1, metric="dot", threads=threads)[1][:, 0]
         residuals = sample - chosen[nearest]
-        steps = 1 << operator.index(bits)
         cutoffs = np.quantile(residuals, np.arange(1, steps) / steps).astype(np.float32)
         weights = np.quantile(residuals, (np.arange(steps) + 0.5) / steps).astype(np.float32)
         return cls(chosen, weights, cutoffs, bits)
@@ -294,14 +300,33 @@ def unit_rows(x: FloatArray) -> FloatArray:
     return unit
 
 
+def _check_bits(bits: Any) -> int:
+    if not hasattr(bits, "__index__"):
+        raise TypeError(f"bits: found {bits!r}, expected 1, 2 or 4")
+    if operator.index(bits) not in BITS:
+        raise ValueError(f"bits: found {bits!r}, expected 1, 2 or 4")
+    return operator.index(bits)
+
+
+def _check_some(name: str, array: FloatArray, shape: str) -> None:
+    if 0 in array.shape:
+        raise ValueError(
+            f"{name}: found float32 {list(array.shape)}, expected {shape} with at least one of each"
+        )
+
+
 def _floats(name: str, x: Any, ndim: int) -> FloatArray:
-    array = _tensors.as_array(x.float() if _tensors.is_tensor(x) else x)
-    if array.ndim != ndim or array.dtype.kind != "f":
+    if _tensors.is_tensor(x) and x.is_floating_point():
+        x = x.float()  # also of bfloat16, which NumPy does not have
+    array = _tensors.as_array(x)
+    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    if array.ndim != ndim or not is_float:
         shape = "[T, D]" if ndim == 2 else "[N]"
         raise ValueError(
             f"{name}: found {array.dtype} {list(array.shape)}, expected floats {shape}"
         )
-    array = np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):  # refused below
+        array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: found values that are not finite, expected finite ones")
     return array
