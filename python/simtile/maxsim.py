@@ -241,8 +241,8 @@ def maxsim_packed(
     document_mask : bool [T], optional
         False for what is no token.
     ids : int [Q, C], optional
-        Score query q with documents ids[q] only; -1 is none, and has the score -inf. One that is
-        not below N raises; on a GPU, whose ids nothing waits for, it is none.
+        Score query q with documents ids[q] only; -1 is none, and has the score -inf. Another that
+        is not 0 to N - 1 raises; on a GPU, whose ids nothing waits for, it is none.
     k : int, optional
         Return the k best documents of each query instead of all scores.
     allow : bool [N] or [Q, N], or integers [A], optional
