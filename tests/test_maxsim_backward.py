@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from info_nce_backends import cpu_level
 from maxsim_cases import Case, cases
@@ -135,6 +135,10 @@ def test_gradients_are_those_of_the_formula(level, case, dtype, layout, chosen, 
 
 @given(case=cases(values=("random", "integers"), temperatures=(None, 0.5)))
 def test_gradients_are_the_oracle(case):
+    # Where lengths divide whole numbers, rounding decides which of two equal products is larger, and
+    # so where a gradient goes; the test above follows what was matched.
+    divided = case.values == "integers" and case.options["normalize"]
+    assume(not divided or case.options["temperature"])
     call = Call(case, "float64", "gaps")
     grads = call.backward(case["grad_scores"], call.run())
     expected = oracle.maxsim_grad(
