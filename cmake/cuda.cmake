@@ -121,7 +121,8 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
 endif()
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS
-  csrc/cuda/module.cpp csrc/cuda/bind_info_nce.cpp csrc/cuda/bind_maxsim.cpp csrc/cuda/bind_topk.cpp csrc/cuda/runtime.cpp)
+  csrc/cuda/module.cpp csrc/cuda/bind_info_nce.cpp csrc/cuda/bind_maxsim.cpp csrc/cuda/bind_maxsim_topk.cpp
+  csrc/cuda/bind_topk.cpp csrc/cuda/runtime.cpp)
 target_compile_definitions(_cuda PRIVATE
   SIMTILE_VERSION="${PROJECT_VERSION}" SIMTILE_CUDA_ARCHITECTURES="${architectures}")
 target_include_directories(_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

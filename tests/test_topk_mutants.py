@@ -219,10 +219,10 @@ PLANTED = (
         "if (takers == 0) break;",
         "if (takers != full_warp) break;",
     ),
-    ("merged with the wrong order of ties", "merge.cuh", "other_id < id ||", "other_id > id ||"),
+    ("merged with the wrong order of ties", "combine.cuh", "other_id < id ||", "other_id > id ||"),
     (
         "an empty place before a result",
-        "merge.cuh",
+        "combine.cuh",
         "before = other_id < 0 ? list && id < 0 : true;",
         "before = true;",
     ),

@@ -225,6 +225,41 @@ inline Kernel pack_kernel(MaxsimKind kind) {
 
 inline dim3 grid(int64_t x, int64_t y = 1) { return {static_cast<unsigned>(x), static_cast<unsigned>(y)}; }
 
+// The queries of a launch's groups, of which the last may be beyond all queries.
+inline int64_t launch_queries(const Work& work, int64_t groups) {
+  return work.groups_per_query > 1 ? groups / work.groups_per_query : groups * work.queries_per_group;
+}
+
+// Queues the kernels. `begin(work)` says where the scores of a launch go, `end(work)` follows them.
+template <class Launch, class Begin, class End>
+void run_plan(const Plan& plan, const Launch& launch, const Begin& begin, const End& end) {
+  Work work = plan.work;
+  const MaxsimArgs& args = work.args;
+  if (args.queries.count == 0 || args.candidate_count == 0) return;
+  launch(pack_kernel(args.documents.kind), grid(plan.groups), dim3(kThreads), sizeof(PackState), work);
+  for (work.first_item = 0; work.first_item < args.candidate_count; work.first_item += plan.launch_items) {
+    work.items = std::min(plan.launch_items, args.candidate_count - work.first_item);
+    for (work.first_group = 0; work.first_group < plan.groups; work.first_group += plan.launch_groups) {
+      work.groups = static_cast<int>(std::min<int64_t>(plan.launch_groups, plan.groups - work.first_group));
+      begin(work);
+      if (args.candidates || work.first_group == 0)
+        launch(maxsim_count, grid(args.candidates ? work.groups : 1), dim3(kCountThreads),
+               kCountThreads / 32 * sizeof(int64_t), work);
+      launch(scan_kernel(plan), grid(plan.blocks, work.groups), dim3(kThreads), plan.shared_bytes, work);
+      launch(maxsim_sum, grid(ceil_div(work.items, kWarps), launch_queries(work, work.groups)), dim3(kThreads), 0,
+             work);
+      end(work);
+    }
+  }
+}
+
+// Scores go where all of them stand.
+inline void place_scores(Work& work) {
+  const MaxsimArgs& args = work.args;
+  work.scores = args.scores + work.first_query(work.first_group) * args.candidate_count + work.first_item;
+  work.scores_stride = args.candidate_count;
+}
+
 }  // namespace maxsim
 
 // Of the caller's workspace, aligned to 256 bytes, for exactly these arguments.
@@ -235,24 +270,7 @@ inline int64_t workspace_bytes(const MaxsimArgs& args, const Device& device) {
 // Queues the kernels; throws std::invalid_argument before the first of them for what they cannot do.
 template <class Launch>
 void run(const MaxsimArgs& args, const Device& device, void* workspace, const Launch& launch) {
-  using namespace maxsim;
-  const Plan plan = maxsim::plan(args, device, workspace);
-  if (args.queries.count == 0 || args.candidate_count == 0) return;
-  Work work = plan.work;
-  launch(pack_kernel(args.documents.kind), grid(plan.groups), dim3(kThreads), sizeof(PackState), work);
-  for (work.first_item = 0; work.first_item < args.candidate_count; work.first_item += plan.launch_items) {
-    work.items = std::min(plan.launch_items, args.candidate_count - work.first_item);
-    for (work.first_group = 0; work.first_group < plan.groups; work.first_group += plan.launch_groups) {
-      work.groups = static_cast<int>(std::min<int64_t>(plan.launch_groups, plan.groups - work.first_group));
-      if (args.candidates || work.first_group == 0)
-        launch(maxsim_count, grid(args.candidates ? work.groups : 1), dim3(kCountThreads),
-               kCountThreads / 32 * sizeof(int64_t), work);
-      launch(scan_kernel(plan), grid(plan.blocks, work.groups), dim3(kThreads), plan.shared_bytes, work);
-      const int64_t queries =
-          work.groups_per_query > 1 ? work.groups / work.groups_per_query : work.groups * work.queries_per_group;
-      launch(maxsim_sum, grid(ceil_div(work.items, kWarps), queries), dim3(kThreads), 0, work);
-    }
-  }
+  maxsim::run_plan(maxsim::plan(args, device, workspace), launch, maxsim::place_scores, [](const maxsim::Work&) {});
 }
 
 }  // namespace simtile::cuda

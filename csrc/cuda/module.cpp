@@ -13,6 +13,7 @@ namespace py = pybind11;
 namespace simtile::cuda {
 void register_info_nce(py::module_& m);
 void register_maxsim(py::module_& m);
+void register_maxsim_topk(py::module_& m);
 void register_topk(py::module_& m);
 
 namespace {
@@ -94,5 +95,6 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("device"), py::arg("stream"), py::arg("other"));
   register_info_nce(m);
   register_maxsim(m);
+  register_maxsim_topk(m);
   register_topk(m);
 }

@@ -8,6 +8,7 @@
 
 #include "info_nce/cuda_args.hpp"
 #include "maxsim/cuda_args.hpp"
+#include "maxsim/cuda_topk_args.hpp"
 #include "tile/cuda_device.hpp"
 #include "topk/cuda_args.hpp"
 
@@ -21,5 +22,7 @@ void queue_info_nce(const InfoNceForwardArgs& args, const Device& device, cudaSt
 
 int64_t maxsim_workspace_bytes(const MaxsimArgs& args, const Device& device);
 void queue_maxsim(const MaxsimArgs& args, const Device& device, void* workspace, cudaStream_t stream);
+int64_t maxsim_topk_workspace_bytes(const MaxsimTopkArgs& args, const Device& device);
+void queue_maxsim_topk(const MaxsimTopkArgs& args, const Device& device, void* workspace, cudaStream_t stream);
 
 }  // namespace simtile::cuda

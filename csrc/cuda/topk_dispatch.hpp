@@ -85,10 +85,6 @@ inline RowsKernel rows_kernel(const Plan& plan, TopkKind kind) {
   throw std::invalid_argument("topk: an unknown kind");
 }
 
-inline dim3 grid(int64_t items, int per_block, int64_t rows = 1) {
-  return {static_cast<unsigned>(ceil_div(items, per_block)), static_cast<unsigned>(rows)};
-}
-
 inline Results results(const TopkArgs& args, int64_t first_query = 0) {
   return {args.k, args.first_id, args.metric, static_cast<unsigned*>(args.scores) + first_query * args.k,
           args.ids ? args.ids + first_query * args.k : nullptr};
@@ -116,25 +112,6 @@ void scan(const Plan& plan, const ScanArgs& args, TopkKind kind, const Launch& l
          dim3(static_cast<unsigned>(plan.warps * warp_size)), static_cast<size_t>(plan.shared_bytes), args);
 }
 
-// keys [queries, size] ascending, in steps between chunks and inside them.
-template <class Launch>
-void sort(Key* keys, int64_t size, int64_t queries, const Launch& launch) {
-  SortArgs args = {keys, size, 0, static_cast<int>(std::min<int64_t>(size, sort_chunk)), false, true};
-  const auto chunks = [&] {
-    launch(topk_sort_chunks, grid(size, args.chunk, queries), dim3(sort_threads),
-           static_cast<size_t>(args.chunk) * sizeof(Key), args);
-  };
-  chunks();
-  args.whole = false;
-  for (int64_t run = 2 * int64_t(args.chunk); run <= size; run *= 2) {
-    for (args.distance = run / 2; args.distance >= args.chunk; args.distance /= 2) {
-      args.flip = args.distance == run / 2;
-      launch(topk_sort_step, grid(size / 2, sort_threads, queries), dim3(sort_threads), 0, args);
-    }
-    chunks();
-  }
-}
-
 // Rows of `args` from `first` on.
 inline RowsArgs rows_args(const Plan& plan, const TopkArgs& args, int64_t first) {
   const ScanArgs& scan = plan.scan;
@@ -158,21 +135,11 @@ void score(const Plan& plan, TopkKind kind, const RowsArgs& rows, int64_t querie
 // Every score of a batch of queries, then the best of them.
 template <class Launch>
 void select(const Plan& plan, const TopkArgs& args, const Device& device, int64_t first, const Launch& launch) {
-  RadixArgs radix = plan.radix;
+  const RadixArgs& radix = plan.radix;
   const int64_t queries = std::min(plan.batch, args.queries - first);
-  const auto blocks = [&] {
-    const int64_t each = ceil_div(device.multiprocessors * blocks_per_multiprocessor, queries);
-    return dim3(static_cast<unsigned>(std::min(ceil_div(radix.count, radix_threads), each)),
-                static_cast<unsigned>(queries));
-  };
-  launch(topk_radix_begin, dim3(static_cast<unsigned>(queries)), dim3(radix_threads), 0, radix);
   if (radix.count > 0) {
-    if (args.candidates) {
-      const CandidatesArgs candidates = {args.candidates + first * radix.count, radix.count, plan.candidate_keys,
-                                         plan.candidates};
-      launch(topk_candidates, grid(plan.candidates, sort_threads, queries), dim3(sort_threads), 0, candidates);
-      sort(plan.candidate_keys, plan.candidates, queries, launch);
-    }
+    if (args.candidates)
+      sort_candidates(args.candidates + first * radix.count, radix.count, plan.candidate_keys, queries, launch);
     // The definition of a float score takes a warp, whether few documents are asked for or all.
     if (args.candidates || args.is_float()) {
       RowsArgs rows = rows_args(plan, args, first);
@@ -188,17 +155,8 @@ void select(const Plan& plan, const TopkArgs& args, const Device& device, int64_
       plan_splits(part, args, queries, device);
       scan(part, part.scan, args.kind, launch);
     }
-    if (!radix.all) {
-      for (radix.digit = 0; radix.digit < key_digits; ++radix.digit) {
-        launch(topk_radix_count, blocks(), dim3(radix_threads), digits * sizeof(unsigned), radix);
-        launch(topk_radix_digit, dim3(static_cast<unsigned>(queries)), dim3(warp_size), 0, radix);
-      }
-    }
-    launch(topk_radix_collect, blocks(), dim3(radix_threads), 0, radix);
   }
-  sort(radix.keys, radix.size, queries, launch);
-  const ResultsArgs found = {radix.keys, radix.size, results(args, first)};
-  launch(topk_results, grid(args.k, sort_threads, queries), dim3(sort_threads), 0, found);
+  select_orders(radix, queries, device, results(args, first), launch);
 }
 
 }  // namespace topk
@@ -220,9 +178,7 @@ void run(const TopkArgs& args, const Device& device, void* workspace, const Laun
   }
   topk::scan(plan, plan.scan, args.kind, launch);
   plan.merge.results = topk::results(args);
-  launch(topk::topk_merge, dim3(static_cast<unsigned>(args.queries)),
-         dim3(static_cast<unsigned>(plan.merge_warps * topk::warp_size)), static_cast<size_t>(plan.merge_shared_bytes),
-         plan.merge);
+  topk::merge(plan.merge, args.queries, launch);
 }
 
 // The scores of candidates where they stand: args.scores is [Q, candidate_count], k and ids are not used.

@@ -6,30 +6,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/topk_select.hpp"
 #include "tile/cuda_device.hpp"
 #include "topk/cuda.cuh"
 #include "topk/cuda_args.hpp"
 
 namespace simtile::cuda::topk {
 
-constexpr int64_t list_keys = 1024;                   // a longer list would leave no room for a block's warps
-constexpr int64_t most_keys = 65536;                  // of a result
-constexpr int64_t most_dimensions = 32 << 10;         // of codes and floats: one query and its lists fit shared memory
-constexpr int64_t most_bits = 256 << 10;              // of packed rows
-constexpr int64_t most_documents = int64_t(1) << 32;  // a key has 32 bits for a document
-constexpr int64_t shared_limit = 72 << 10;  // two blocks a multiprocessor on every device from sm_80 but 86, 89, 120
-constexpr int64_t blocks_per_multiprocessor = 4;  // not measured: 16 warps with 4 KiB of loads in flight each
+constexpr int64_t most_dimensions = 32 << 10;  // of codes and floats: one query and its lists fit shared memory
+constexpr int64_t most_bits = 256 << 10;       // of packed rows
 constexpr int packed_tile = 8, folded_tile = 4, float_tile = 4;  // queries of a block without the matrix unit
-constexpr int64_t launch_queries = 32 << 10;                     // of a grid with one row a query
-constexpr int64_t scores_memory = 256 << 20;  // of the scores of as many queries as are selected from at a time
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline int64_t power_of_two(int64_t least) {
-  int64_t size = 1;
-  while (size < least) size *= 2;
-  return size;
-}
 
 inline int code_parts(TopkKind kind) { return kind == TopkKind::bits ? 8 : kind == TopkKind::int4 ? 2 : 1; }
 
@@ -115,8 +101,6 @@ struct Plan {
   int64_t shared_bytes;
 
   MergeArgs merge;
-  int merge_warps;
-  int64_t merge_shared_bytes;
 
   FoldArgs fold;
   NormsArgs norms;
@@ -129,11 +113,6 @@ struct Plan {
   RadixArgs radix;
   int64_t bytes;  // of the workspace
 };
-
-inline ListShape list_shape(int64_t keys) {
-  const int capacity = static_cast<int>(std::max<int64_t>(warp_size, power_of_two(keys)));
-  return {capacity, std::max(warp_size, capacity / 4)};
-}
 
 // Queries a block and its warps: as many as fit shared memory, queries first, since each tile reads every document again.
 inline void fit(Plan& plan, const TopkArgs& args, const Device& device) {
@@ -254,37 +233,18 @@ inline void plan_splits(Plan& plan, const TopkArgs& args, int64_t queries, const
   scan.splits = static_cast<int>(ceil_div(args.documents, scan.documents_per_split));
 }
 
-inline void plan_merge(Plan& plan) {
-  plan.merge.splits = plan.scan.splits;
-  plan.merge.keys = plan.scan.keys;
-  plan.merge.list = plan.scan.list;
-  plan.merge_warps = 1;
-  const auto bytes = [&](int warps) { return int64_t(warps) * plan.merge.list.keys() * int64_t(sizeof(Key)); };
-  while (plan.merge_warps < most_merge_warps && plan.merge_warps * warp_size < plan.scan.splits &&
-         bytes(2 * plan.merge_warps) <= shared_limit)
-    plan.merge_warps *= 2;
-  plan.merge_shared_bytes = bytes(plan.merge_warps);
-}
-
 inline void plan_selection(Plan& plan, const TopkArgs& args, Workspace& workspace) {
   RadixArgs& radix = plan.radix;
-  radix.count = args.candidates ? args.candidate_count : args.documents;
-  radix.wanted = std::min(args.k, radix.count);
+  radix = radix_of(args.candidates ? args.candidate_count : args.documents, args.k);
   radix.rank = args.rank;
-  // Sorting all of a few keys takes less time than finding the last of the wanted ones.
-  const int64_t all = power_of_two(radix.count);
-  radix.all = all <= 2 * sort_chunk || all == power_of_two(radix.wanted);
-  radix.size = radix.all ? all : power_of_two(radix.wanted);
-  plan.candidates = args.candidates ? all : 0;
-  const int64_t bytes = 4 * radix.count + 8 * (radix.size + plan.candidates) + 4 * digits + 64;
+  plan.candidates = args.candidates ? power_of_two(radix.count) : 0;
+  const int64_t bytes = radix_bytes(radix) + 8 * plan.candidates;
   plan.batch = std::min({std::max<int64_t>(1, scores_memory / bytes), launch_queries, args.queries});
   unsigned* ordered = workspace.take<unsigned>(plan.batch * radix.count);
   radix.ordered = ordered;
   plan.scan.all = ordered;
   plan.scan.all_stride = radix.count;
-  radix.keys = workspace.take<Key>(plan.batch * radix.size);
-  radix.selections = workspace.take<Selection>(plan.batch);
-  radix.histogram = workspace.take<unsigned>(plan.batch * digits);
+  take_radix(radix, plan.batch, workspace);
   if (args.candidates) {
     plan.candidate_keys = workspace.take<Key>(plan.batch * plan.candidates);
     radix.sorted = plan.candidate_keys;
@@ -314,7 +274,9 @@ inline Plan plan(const TopkArgs& args, const Device& device, void* memory, bool 
     if (args.documents > 0) plan_splits(plan, args, args.queries, device);
     scan.partial = workspace.take<Key>(args.queries * scan.keys * scan.splits);
     plan.merge.partial = scan.partial;
-    plan_merge(plan);
+    plan.merge.splits = scan.splits;
+    plan.merge.keys = scan.keys;
+    plan.merge.list = scan.list;
   } else if (!scores_only) {
     plan_selection(plan, args, workspace);
   }

@@ -66,7 +66,7 @@ static __global__ void __launch_bounds__(kThreads) maxsim_sum(const Work work) {
   if (lane > 0) return;
   if (args.length_normalize) sum /= query_tokens > 0 ? query_tokens : 1;
   const float score = tokens == 0 ? args.empty_score : static_cast<float>(sum);
-  args.scores[query * args.candidate_count + work.first_item + item] = score;
+  work.scores[blockIdx.y * work.scores_stride + item] = score;
 }
 
 }  // namespace simtile::cuda::maxsim

@@ -54,7 +54,10 @@ struct Work {
   int groups;
   int64_t first_item;
   int64_t items;
-  int warps;  // of a group
+  int warps;              // of a group
+  float* scores;          // [its queries, scores_stride] of its items
+  int64_t scores_stride;
+  const uint8_t* wanted;  // [N] without candidates: 0 for documents that need no score; or null: all do
 
   // Of all groups.
   uint4* packed;       // [groups][planes][steps][columns / 16][lane]
@@ -76,11 +79,11 @@ struct Work {
   __device__ __forceinline__ int64_t parts(int64_t tiles) const { return min(tiles, static_cast<int64_t>(warps)); }
   // Of item `item` of the query; -1 where there is none.
   __device__ __forceinline__ int64_t document(int64_t query, int64_t item) const {
-    if (!args.candidates) return first_item + item;
+    if (!args.candidates) return !wanted || wanted[first_item + item] ? first_item + item : -1;
     const int64_t document = args.candidates[query * args.candidate_count + first_item + item];
     return document >= 0 && document < args.documents.count ? document : -1;
   }
-  __device__ __forceinline__ int64_t first_query(int64_t group) const {
+  __host__ __device__ __forceinline__ int64_t first_query(int64_t group) const {
     return groups_per_query > 1 ? group / groups_per_query : group * queries_per_group;
   }
 };

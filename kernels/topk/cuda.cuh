@@ -1,6 +1,7 @@
 // Search on a device. README.md beside this file tells how the parts work together.
 #pragma once
 
+#include "topk/combine.cuh"
 #include "topk/fold.cuh"
 #include "topk/merge.cuh"
 #include "topk/radix.cuh"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simtile import _inputs, _maxsim_codes, _maxsim_run, _maxsim_select, _tensors
+from simtile import _allow, _inputs, _maxsim_codes, _maxsim_run, _maxsim_select, _tensors
 from simtile._maxsim_codes import Coded
 from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Found, Options
@@ -32,7 +32,10 @@ def search(
     backend: str,
     threads: int | None,
 ) -> tuple[Any, Any]:
-    """The k best: on the CPU without scores of all, which elsewhere are computed and sorted."""
+    """The k best: on the CPU and by CUDA without scores of all, which else are sorted.
+
+    They are where codes on the CPU, float64, Triton or the definition in lists score.
+    """
     of_arrays = not (left.of_tensors or right.of_tensors)
     if (
         isinstance(right, Given)
@@ -52,8 +55,26 @@ def search(
             return arrays
         if arrays is not None:
             return _tensors.as_tensor(arrays[0], "cpu"), _tensors.as_tensor(arrays[1], "cpu")
+    best = None
+    if isinstance(right, Coded):
+        best = _maxsim_codes.search(left, right, candidates, options, allowed, k, backend)
+    elif not of_arrays:
+        from simtile.ops.maxsim_topk import search_tensors
+
+        best = search_tensors(left, right, candidates, options, allowed, k, backend)
+    if best is not None:
+        return best
     found = run(left, right, candidates, options, False, False, backend, threads, grad=False)
     return _maxsim_select.best(found.scores, candidates, allowed, k)
+
+
+def allowed_documents(allow: Any, left: Given, right: Given | Coded) -> Any:
+    """`allow` as a mask: one on the GPU where documents are stays there, without a wait."""
+    if right.of_tensors and right.x.is_cuda and _tensors.is_tensor(allow):
+        is_mask = tuple(allow.shape) in ((right.batch,), (left.batch, right.batch))
+        if is_mask and allow.device == right.x.device and _tensors.dtype_name(allow) == "bool":
+            return allow
+    return _allow.resolve(allow, left.batch, right.batch)
 
 
 def _are_read_in_place(*inputs: Any) -> bool:

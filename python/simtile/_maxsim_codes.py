@@ -131,18 +131,7 @@ def run(
     threads: int,
 ) -> Found:
     """float32 scores [Q, C] and details; tensors if there are tensors among the inputs."""
-    device = _vectors.gpu_of(documents.x)
-    here = "cpu" if device is None else "cuda"
-    if backend not in ("auto", here):
-        raise ValueError(
-            f"backend: found {backend!r} with tokens that are codes, expected 'auto' or {here!r}: "
-            f"they are scored where they are, on {device or 'the CPU'}"
-        )
-    if options.temperature:
-        raise ValueError(
-            "temperature: found one with tokens that are codes, expected None: the smooth maximum "
-            "is for training, on floats"
-        )
+    device = _check_where(documents, options, backend)
     if device is not None:
         from simtile.ops import _maxsim_codes_gpu
 
@@ -161,6 +150,40 @@ def run(
     if queries.of_tensors or documents.of_tensors:
         return Found(*(None if x is None else _tensors.as_tensor(x, "cpu") for x in found))
     return found
+
+
+def search(
+    queries: Given,
+    documents: Coded,
+    candidates: Any,
+    options: Options,
+    allowed: Any,
+    k: int,
+    backend: str,
+) -> tuple[Any, Any] | None:
+    """The k best of tokens on a GPU, scores and ids [Q, k]; None where they are on the CPU."""
+    if _check_where(documents, options, backend) is None:
+        return None
+    from simtile.ops import _maxsim_codes_gpu
+
+    return _maxsim_codes_gpu.search(queries, documents, candidates, options, allowed, k)
+
+
+def _check_where(documents: Coded, options: Options, backend: str) -> Any:
+    """The GPU that tokens are on, None for the CPU."""
+    device = _vectors.gpu_of(documents.x)
+    here = "cpu" if device is None else "cuda"
+    if backend not in ("auto", here):
+        raise ValueError(
+            f"backend: found {backend!r} with tokens that are codes, expected 'auto' or {here!r}: "
+            f"they are scored where they are, on {device or 'the CPU'}"
+        )
+    if options.temperature:
+        raise ValueError(
+            "temperature: found one with tokens that are codes, expected None: the smooth maximum "
+            "is for training, on floats"
+        )
+    return device
 
 
 def _forward(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy.typing as npt
 
 from simtile import (
-    _allow,
     _maxsim_call,
     _maxsim_codes,
     _maxsim_inputs,
@@ -298,7 +297,7 @@ return_token_scores, backend, threads
         count = right.batch if candidates is None else int(candidates.shape[1])
         return _maxsim_call.results(left, _maxsim_call.without_none(found, candidates), count)
     count = _search_call.check_k(k)
-    mask = _allow.resolve(allow, left.batch, right.batch)
+    mask = _maxsim_call.allowed_documents(allow, left, right)
     scores, best = _maxsim_call.search(
         left, right, candidates, options, mask, count, backend, threads
     )

@@ -1,10 +1,10 @@
 // MaxSim's dispatch and kernels on memory of the CPU: tests/maxsim_cuda_host.py. A call is a dict of the arguments of _cuda.MaxsimArgs and of
-// the device's multiprocessors and shared_bytes.
+// the device's multiprocessors and shared_bytes; of a search, of those of _cuda.MaxsimTopkArgs as well, k and what follows it.
 #include <pybind11/pybind11.h>
 
 #include <map>
 
-#include "cuda/maxsim_dispatch.hpp"
+#include "cuda/maxsim_topk_dispatch.hpp"
 
 namespace py = pybind11;
 namespace maxsim = simtile::cuda::maxsim;
@@ -12,6 +12,7 @@ using simtile::cuda::Device;
 using simtile::cuda::MaxsimArgs;
 using simtile::cuda::MaxsimKind;
 using simtile::cuda::MaxsimRuns;
+using simtile::cuda::MaxsimTopkArgs;
 
 namespace {
 
@@ -60,6 +61,18 @@ MaxsimArgs arguments(const py::dict& given) {
   args.token_scores = data<float>(given, "token_scores");
   args.rows_before = data<const int64_t>(given, "rows_before");
   if (given.contains("most_maxima_bytes")) args.most_maxima_bytes = number(given, "most_maxima_bytes");
+  return args;
+}
+
+MaxsimTopkArgs search_arguments(const py::dict& given) {
+  MaxsimTopkArgs args = {};
+  args.pairs = arguments(given);
+  args.k = number(given, "k");
+  args.allow = data<const uint8_t>(given, "allow");
+  args.allow_stride = number(given, "allow_stride");
+  args.scores = data<float>(given, "best_scores");
+  args.ids = data<int64_t>(given, "best_ids");
+  if (given.contains("most_query_bytes")) args.most_query_bytes = number(given, "most_query_bytes");
   return args;
 }
 
@@ -143,6 +156,22 @@ PYBIND11_MODULE(simtile_cuda_host_maxsim, module) {
       "run",
       [](const py::dict& given, std::uintptr_t workspace, uint64_t order) {
         run(arguments(given), device(given), reinterpret_cast<void*>(workspace), cuda_host::Launch{order});
+      },
+      py::arg("given"), py::arg("workspace"), py::arg("order"));
+  module.def(
+      "search_workspace_bytes",
+      [](const py::dict& given) { return workspace_bytes(search_arguments(given), device(given)); }, py::arg("given"));
+  module.def(
+      "search_plan",
+      [](const py::dict& given) {
+        const maxsim::TopkPlan plan = maxsim::plan(search_arguments(given), device(given), nullptr);
+        return py::make_tuple(plan.lists, plan.batch, plan.merge.splits);
+      },
+      "Whether lists are kept, queries of a batch, splits.", py::arg("given"));
+  module.def(
+      "search",
+      [](const py::dict& given, std::uintptr_t workspace, uint64_t order) {
+        run(search_arguments(given), device(given), reinterpret_cast<void*>(workspace), cuda_host::Launch{order});
       },
       py::arg("given"), py::arg("workspace"), py::arg("order"));
 }

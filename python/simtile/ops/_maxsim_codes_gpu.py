@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simtile import _maxsim_codes, _maxsim_run
+from simtile import _maxsim_codes, _maxsim_run, _tensors
 from simtile._maxsim_codes import SMALLEST_NORM, Coded
 from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Found, Options
-from simtile.ops import maxsim_cuda
+from simtile.ops import maxsim_cuda, maxsim_cuda_topk
 from simtile.quantized import CODE_KINDS, PER_VECTOR
 
 
@@ -28,26 +28,43 @@ def forward(
     argmax: bool,
     token_scores: bool,
 ) -> Found:
+    operands, more = _operands(queries, documents, options)
+    arguments: list[Any] = [*operands, _there(candidates, documents)]
+    found = maxsim_cuda.forward_codes(*arguments, **more, argmax=argmax, token_scores=token_scores)
+    shape = _maxsim_run.detail_shape(queries, found.scores.shape[1])
+    return Found(found.scores, *(None if x is None else x.view(shape) for x in found[1:]))
+
+
+def search(
+    queries: Given, documents: Coded, candidates: Any, options: Options, allowed: Any, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best, scores and ids [Q, k]."""
+    operands, more = _operands(queries, documents, options)
+    own = maxsim_cuda.pairs_of_codes(*operands, **more)
+    chosen, mask = (_there(x, documents) for x in (candidates, allowed))
+    return maxsim_cuda_topk.best(own, chosen, mask, k)
+
+
+def _operands(
+    queries: Given, documents: Coded, options: Options
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of `maxsim_cuda.pairs_of_codes`."""
     tokens: Any = documents.tokens
-    device = tokens.codes.device
     values, steps, starts, ends, mask = _maxsim_codes.prepared(
         queries, documents, options, dense=True
     )
     folded = _maxsim_codes.fold(values, steps, tokens, documents.kind, options.normalize)
 
-    def there(x: Any) -> Tensor | None:
-        return None if x is None else torch.as_tensor(x).to(device)
-
-    operands: list[Any] = [there(x) for x in (*folded, starts, ends, mask)]
+    operands: list[Any] = [_there(x, documents) for x in (*folded, starts, ends, mask)]
     operands.append(int((ends - starts).max(initial=0)))
     whole = maxsim_cuda.WholeQueries(*operands)
-    document_mask = there(documents.mask)
+    document_mask = _there(documents.mask, documents)
     if options.pad_zero_rows and tokens.kind != "binary":
         counted = tokens.inverse_norms != 0
         if tokens.kind in PER_VECTOR:
             counted = counted & (tokens.scale != 0)
         document_mask = counted if document_mask is None else document_mask & counted
-    found = maxsim_cuda.forward_codes(
+    return [
         whole,
         CODE_KINDS[tokens.kind],
         tokens.codes,
@@ -55,14 +72,12 @@ def forward(
         torch.from_numpy(documents.offsets),
         document_mask,
         _factors(tokens, options.normalize),
-        there(candidates),
-        length_normalize=options.length_normalize,
-        empty_score=options.empty_score,
-        argmax=argmax,
-        token_scores=token_scores,
-    )
-    shape = _maxsim_run.detail_shape(queries, found.scores.shape[1])
-    return Found(found.scores, *(None if x is None else x.view(shape) for x in found[1:]))
+    ], {"length_normalize": options.length_normalize, "empty_score": options.empty_score}
+
+
+def _there(x: Any, documents: Coded) -> Tensor | None:
+    """On the device of the tokens."""
+    return None if x is None else _tensors.as_tensor(x, documents.x.device)
 
 
 def _factors(tokens: Any, normalize: bool) -> Tensor | None:

@@ -42,7 +42,7 @@ def forward(
 ) -> Found:
     """simtile::maxsim, with None for what is not wanted."""
     options = Options(normalize, pad_zero_rows, length_normalize, empty_score, temperature)
-    left, right = _sides(
+    left, right = sides(
         queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
     )
     wants = {"argmax": want_argmax, "token_scores": want_token_scores}
@@ -88,7 +88,7 @@ def backward(
 ) -> Gradients:
     """simtile::maxsim_backward, with None for gradients that are not needed."""
     options = Options(normalize, pad_zero_rows, length_normalize, empty_score, temperature)
-    left, right = _sides(
+    left, right = sides(
         queries, documents, query_offsets, document_offsets, query_mask, document_mask, lower
     )
     if backend == "triton":
@@ -130,7 +130,7 @@ def _kernels(backend: str) -> Any:
     return importlib.import_module(f"simtile.ops.maxsim_{backend}")
 
 
-def _sides(
+def sides(
     queries: Tensor,
     documents: Tensor,
     query_offsets: Tensor | None,
@@ -139,6 +139,7 @@ def _sides(
     document_mask: Tensor | None,
     lower: torch.dtype | None,
 ) -> tuple[Given, Given]:
+    """Both sides of an operator's arguments."""
     if lower is not None:
         queries, documents = queries.detach().to(lower), documents.detach().to(lower)
     left, right = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from simtile.ops._tensors import are_plain, check_floats
 
 # A batch [B, L, D] has no offsets, tokens [T, D] have [B + 1], int64 on the CPU. Masks are bool
 # [B, L] or [T], candidates int64 [Q, C].
-_TENSORS = (
+TENSORS = (
     "Tensor queries, Tensor documents, Tensor? query_offsets, Tensor? document_offsets, "
     "Tensor? query_mask, Tensor? document_mask, Tensor? candidates"
 )
@@ -37,15 +37,15 @@ _OPTIONS = (
 _library = torch.library.Library("simtile", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
     # argmax and token_scores have no elements where they are not wanted.
-    f"maxsim({_TENSORS}, {_OPTIONS}, bool want_argmax, bool want_token_scores) -> "
+    f"maxsim({TENSORS}, {_OPTIONS}, bool want_argmax, bool want_token_scores) -> "
     "(Tensor scores, Tensor argmax, Tensor token_scores)",
-    f"maxsim_backward(Tensor grad_scores, Tensor argmax, Tensor token_scores, {_TENSORS}, "
+    f"maxsim_backward(Tensor grad_scores, Tensor argmax, Tensor token_scores, {TENSORS}, "
     f"{_OPTIONS}, bool[] need_grad) -> (Tensor grad_queries, Tensor grad_documents)",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
 _HAS_CUDA = importlib.util.find_spec("simtile._cuda") is not None
-_INPUTS = 7  # arguments of _TENSORS
+_INPUTS = 7  # arguments of TENSORS
 _PARTS = 15  # and of _OPTIONS
 
 
@@ -79,6 +79,67 @@ def maxsim_tensors(
             )
             return Found(*(None if x is None else torch.from_numpy(x) for x in arrays))
         documents = documents.together()
+    given = operands(queries, documents, candidates)
+    inputs = given.inputs
+    x = inputs[:2]
+    need_grad = grad and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in x)
+    backend = _choose(backend, given.sides, inputs[-1], options, need_grad, given.element)
+    parts: tuple[Any, ...] = (*options, given.lower, backend, threads)
+    wants: tuple[Any, ...] = (
+        return_argmax or need_grad,
+        return_token_scores or (need_grad and options.temperature > 0),
+    )
+    refuse_transforms()
+    if not torch.compiler.is_compiling() and not x[0].is_meta and are_plain(*inputs):
+        if need_grad:
+            found = Found(*_EagerMaxSim.apply(*x, inputs[2:], parts, wants))  # type: ignore[no-untyped-call]
+        else:
+            found = forward(*inputs, *parts, *wants)
+    elif grad:
+        found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
+    else:
+        with torch.no_grad():
+            found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
+    return Found(
+        found.scores,
+        found.argmax if return_argmax else None,
+        found.token_scores if return_token_scores else None,
+    )
+
+
+def refuse_transforms() -> None:
+    """Raise where torch.func looks on."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "simtile.maxsim: torch.func transforms (vmap, grad, jacrev, ...) are not supported; "
+            "call it outside of them and use backward or torch.autograd.grad"
+        )
+
+
+def are_read_in_place(*inputs: Any) -> bool:
+    """Whether the CPU's kernel may have the inputs: nobody else looks at them."""
+    tensors = [x for x in inputs if _tensors.is_tensor(x)]
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and are_plain(*tensors)
+        and all(x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    )
+
+
+class Operands(NamedTuple):
+    """The tensors of a call, on one device."""
+
+    sides: list[Given]
+    inputs: tuple[Any, ...]  # those of TENSORS
+    lower: torch.dtype | None
+    element: torch.dtype  # of documents, or float64 where an input is
+
+
+def operands(queries: Given, documents: Given, candidates: Any) -> Operands:
+    """Check the tensors of a call. Of queries and documents one may be an array."""
     device = queries.x.device if _tensors.is_tensor(queries.x) else documents.x.device
     sides = [_on_device(side, device) for side in (queries, documents)]
     dtypes = [check_floats(side.name, side.x) for side in sides]
@@ -97,47 +158,7 @@ def maxsim_tensors(
         *(side.mask for side in sides),
         candidates,
     )
-    need_grad = grad and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in x)
-    backend = _choose(backend, sides, candidates, options, need_grad, element)
-    parts: tuple[Any, ...] = (*options, lower, backend, threads)
-    wants: tuple[Any, ...] = (
-        return_argmax or need_grad,
-        return_token_scores or (need_grad and options.temperature > 0),
-    )
-    compiling = torch.compiler.is_compiling()
-    if not compiling and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "simtile.maxsim: torch.func transforms (vmap, grad, jacrev, ...) are not supported; "
-            "call it outside of them and use backward or torch.autograd.grad"
-        )
-    if not compiling and not x[0].is_meta and are_plain(*inputs):
-        if need_grad:
-            found = Found(*_EagerMaxSim.apply(*x, inputs[2:], parts, wants))  # type: ignore[no-untyped-call]
-        else:
-            found = forward(*inputs, *parts, *wants)
-    elif grad:
-        found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
-    else:
-        with torch.no_grad():
-            found = Found(*torch.ops.simtile.maxsim.default(*inputs, *parts, *wants))
-    return Found(
-        found.scores,
-        found.argmax if return_argmax else None,
-        found.token_scores if return_token_scores else None,
-    )
-
-
-def are_read_in_place(*inputs: Any) -> bool:
-    """Whether the CPU's kernel may have the inputs: nobody else looks at them."""
-    tensors = [x for x in inputs if _tensors.is_tensor(x)]
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and are_plain(*tensors)
-        and all(x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    )
+    return Operands(sides, inputs, lower, element)
 
 
 def _on_device(side: Given, device: torch.device) -> Given:

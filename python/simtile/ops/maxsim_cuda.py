@@ -30,6 +30,17 @@ class Runs(NamedTuple):
     mask: Tensor | None  # bool [T]
 
 
+class Pairs(NamedTuple):
+    """What is scored with what, as the kernels take it."""
+
+    names: tuple[str, str]
+    left: Runs
+    right: Runs
+    dim: int
+    rows_before: Tensor  # int64 [Q] rows of the queries before each, padding among them
+    more: dict[str, Any]  # further arguments of `_cuda.MaxsimArgs`, tensors among them
+
+
 def forward(
     queries: Given,
     documents: Given,
@@ -51,6 +62,20 @@ def forward(
     RuntimeError
         There is no CUDA module, driver or device, or CUDA reports an error.
     """
+    found = _outputs(
+        queries.batch,
+        documents.batch if candidates is None else int(candidates.shape[1]),
+        lambda count: detail_shape(queries, count),
+        queries.x.device,
+        argmax=argmax,
+        token_scores=token_scores,
+    )
+    _run(pairs(queries, documents, options), candidates, found)
+    return found
+
+
+def pairs(queries: Given, documents: Given, options: Options) -> Pairs:
+    """Of floats; raises as `forward` does."""
     if options.temperature:
         raise ValueError(
             f"temperature: found {options.temperature} with backend 'cuda', expected None: its "
@@ -70,21 +95,10 @@ def forward(
         "length_normalize": options.length_normalize,
         "empty_score": options.empty_score,
     }
-    # Rows of the queries before each, padding among them.
     rows_before = left.starts
     if queries.width is not None:
         rows_before = _multiples(queries.width, queries.batch, left.starts.device)
-    found = _outputs(
-        queries.batch,
-        documents.batch if candidates is None else int(candidates.shape[1]),
-        lambda count: detail_shape(queries, count),
-        queries.x.device,
-        argmax=argmax,
-        token_scores=token_scores,
-    )
-    names = (queries.name, documents.name)
-    _run(names, left, right, queries.dim, candidates, found, rows_before, more)
-    return found
+    return Pairs((queries.name, documents.name), left, right, queries.dim, rows_before, more)
 
 
 class WholeQueries(NamedTuple):
@@ -144,6 +158,42 @@ def forward_codes(
     RuntimeError
         There is no CUDA module, driver or device, or CUDA reports an error.
     """
+    own = pairs_of_codes(
+        queries,
+        kind,
+        codes,
+        dim,
+        offsets,
+        document_mask,
+        factors,
+        length_normalize=length_normalize,
+        empty_score=empty_score,
+    )
+    found = _outputs(
+        len(queries.starts),
+        len(offsets) - 1 if candidates is None else int(candidates.shape[1]),
+        lambda count: (queries.rows.shape[0] * count,),
+        codes.device,
+        argmax=argmax,
+        token_scores=token_scores,
+    )
+    _run(own, candidates, found)
+    return found
+
+
+def pairs_of_codes(
+    queries: WholeQueries,
+    kind: str,
+    codes: Tensor,
+    dim: int,
+    offsets: Tensor,
+    document_mask: Tensor | None,
+    factors: Tensor | None,
+    *,
+    length_normalize: bool = False,
+    empty_score: float = 0.0,
+) -> Pairs:
+    """As `forward_codes` says."""
     expected = {"int8": torch.int8, "uint8": torch.uint8, "bits": torch.uint8}
     if kind not in expected or codes.dtype != expected[kind]:
         raise ValueError(
@@ -164,16 +214,7 @@ def forward_codes(
         "length_normalize": length_normalize,
         "empty_score": empty_score,
     }
-    found = _outputs(
-        len(queries.starts),
-        len(offsets) - 1 if candidates is None else int(candidates.shape[1]),
-        lambda count: (queries.rows.shape[0] * count,),
-        codes.device,
-        argmax=argmax,
-        token_scores=token_scores,
-    )
-    _run(("queries", "tokens"), left, right, dim, candidates, found, queries.starts, more)
-    return found
+    return Pairs(("queries", "tokens"), left, right, dim, queries.starts, more)
 
 
 def _outputs(
@@ -193,59 +234,66 @@ def _outputs(
     )
 
 
-def _run(
-    names: tuple[str, str],
-    left: Runs,
-    right: Runs,
-    dim: int,
-    candidates: Tensor | None,
-    found: Found,
-    rows_before: Tensor,
-    more: dict[str, Any],
-) -> None:
-    """Queue the kernels; `more` are further arguments of `_cuda.MaxsimArgs`, tensors among them."""
-    stream = _device.call_stream(left.rows)
-    rows = zip(names, (left.rows, right.rows), strict=True)
-    index = _device.check_same_device({name: _device.view(name, x, stream) for name, x in rows})
+def _run(own: Pairs, candidates: Tensor | None, found: Found) -> None:
+    """Queue the kernels."""
+    index, stream = where(own)
     if found.scores.numel() == 0:
         return
-    device = left.rows.device
+    device = own.left.rows.device
+    given = arguments(own, candidates, found.scores.shape[1])
+    given |= {
+        "scores": found.scores,
+        "argmax": found.argmax,
+        "token_scores": found.token_scores,
+        "rows_before": None if found.argmax is found.token_scores is None else own.rows_before,
+    }
+    cuda = _gpu.cuda_module()
+    args = cuda.MaxsimArgs(**addresses(given))
+    needed = cuda.maxsim_workspace_bytes(args, device=index)
+    workspace = torch.empty((needed,), dtype=torch.uint8, device=device)
+    # Copies made here may be freed as soon as this returns: torch gives their memory to nothing
+    # that runs before the kernels, which are on the same stream.
+    cuda.maxsim(
+        args,
+        device=index,
+        stream=stream,
+        workspace=workspace.data_ptr(),
+        workspace_bytes=needed,
+    )
+
+
+def where(own: Pairs) -> tuple[int, int]:
+    """The device that both sides are on, and the stream that kernels are queued on."""
+    stream = _device.call_stream(own.left.rows)
+    rows = zip(own.names, (own.left.rows, own.right.rows), strict=True)
+    views = {name: _device.view(name, x, stream) for name, x in rows}
+    return _device.check_same_device(views), stream
+
+
+def arguments(own: Pairs, candidates: Tensor | None, count: int) -> dict[str, Any]:
+    """Of `_cuda.MaxsimArgs`, all but the outputs; tensors are kept until kernels are queued."""
     if candidates is not None:
-        candidates = candidates.to(device).to(torch.int64).contiguous()
-    # The names of what is kept until the kernels are queued.
-    given: dict[str, Any] = {
-        **_side("queries", left),
-        **_side("documents", right),
-        "dimensions": dim,
+        candidates = candidates.to(own.left.rows.device).to(torch.int64).contiguous()
+    return {
+        **_side("queries", own.left),
+        **_side("documents", own.right),
+        "dimensions": own.dim,
         "units": None,
         "terms": None,
         "factors": None,
         "normalize": False,
         "pad_zero_rows": False,
         "candidates": candidates,
-        "candidate_count": found.scores.shape[1],
-        "scores": found.scores,
-        "argmax": found.argmax,
-        "token_scores": found.token_scores,
-        "rows_before": None if found.argmax is found.token_scores is None else rows_before,
-        **more,
+        "candidate_count": count,
+        **own.more,
     }
-    cuda = _gpu.cuda_module()
-    plain = {
+
+
+def addresses(given: dict[str, Any]) -> dict[str, Any]:
+    """Tensors, and None, as addresses."""
+    return {
         name: _address(x) if x is None or isinstance(x, Tensor) else x for name, x in given.items()
     }
-    arguments = cuda.MaxsimArgs(**plain)
-    needed = cuda.maxsim_workspace_bytes(arguments, device=index)
-    workspace = torch.empty((needed,), dtype=torch.uint8, device=device)
-    # Copies made here may be freed as soon as this returns: torch gives their memory to nothing
-    # that runs before the kernels, which are on the same stream.
-    cuda.maxsim(
-        arguments,
-        device=index,
-        stream=stream,
-        workspace=workspace.data_ptr(),
-        workspace_bytes=needed,
-    )
 
 
 def runs(given: Given) -> Runs:
