@@ -41,20 +41,28 @@ class Host:
     multiprocessors: int = 2
     shared_bytes: int = SHARED_BYTES
     most_maxima_bytes: int = 64 << 20
+    most_query_bytes: int = 256 << 20  # of a search
 
     def given(self, given):
         """The arguments of `_cuda.MaxsimArgs`, arrays as addresses, and the device."""
-        names = ("multiprocessors", "shared_bytes", "most_maxima_bytes")
+        names = ("multiprocessors", "shared_bytes", "most_maxima_bytes", "most_query_bytes")
         device = {name: getattr(self, name) for name in names}
         return {**{name: address(x) for name, x in given.items()}, **device}
 
     def run(self, given):
-        """On a workspace full of what is no result; what follows it must stay."""
         call = self.given(given)  # of arrays that `given` keeps
-        size = self.module.workspace_bytes(call)
+        self.on_workspace(self.module.run, call, self.module.workspace_bytes(call))
+
+    def search(self, given):
+        """`_cuda.maxsim_topk`, with the arguments of `search_arguments`."""
+        call = self.given(given)
+        self.on_workspace(self.module.search, call, self.module.search_workspace_bytes(call))
+
+    def on_workspace(self, run, call, size):
+        """On a workspace full of what is no result; what follows it must stay."""
         memory = np.full(size + 512, 0x5A, np.uint8)
         start = -memory.ctypes.data % 256
-        self.module.run(call, memory.ctypes.data + start, self.order)
+        run(call, memory.ctypes.data + start, self.order)
         assert (memory[start + size :] == 0x5A).all(), "written past the workspace"
 
 
@@ -84,6 +92,31 @@ class Device:
             if given[name] is not None and given[name].size:
                 given[name].view(np.uint8).reshape(-1)[:] = memory[name].cpu().numpy()
 
+    def search(self, given):
+        import torch
+
+        from simtile import _gpu
+
+        cuda = _gpu.cuda_module()
+        memory = {name: uploaded(x) for name, x in given.items() if isinstance(x, np.ndarray)}
+        plain = {name: 0 if x is None else x for name, x in given.items()}
+        plain |= {name: x.data_ptr() for name, x in memory.items()}
+        best = {name: plain.pop(name) for name in ("k", "allow", "allow_stride")}
+        out = {name: plain.pop(f"best_{name}") for name in ("scores", "ids")}
+        args = cuda.MaxsimTopkArgs(pairs=cuda.MaxsimArgs(**plain), **best, **out)
+        needed = cuda.maxsim_topk_workspace_bytes(args, device=0)
+        workspace = torch.full((needed,), 0x5A, dtype=torch.uint8, device="cuda")
+        cuda.maxsim_topk(
+            args,
+            device=0,
+            stream=torch.cuda.current_stream().cuda_stream,
+            workspace=workspace.data_ptr(),
+            workspace_bytes=needed,
+        )
+        for name in ("best_scores", "best_ids"):
+            if given[name].size:
+                given[name].view(np.uint8).reshape(-1)[:] = memory[name].cpu().numpy()
+
 
 def uploaded(x):
     """The bytes from an array's first element to its last, strides and all."""
@@ -94,6 +127,27 @@ def uploaded(x):
         return torch.empty((16,), dtype=torch.uint8, device="cuda")
     flat = np.lib.stride_tricks.as_strided(x.view(np.uint8), (span,), (1,))
     return torch.from_numpy(flat.copy()).cuda()
+
+
+def search(host, given, k, candidates=None, allow=None):
+    """The k best, float32 and int64 [Q, k]; `given` are arguments of `_cuda.MaxsimArgs`."""
+    shape = (given["queries_count"], k)
+    scores, ids = np.full(shape, POISON, np.float32), np.full(shape, POISON, np.int64)
+    count = given["documents_count"] if candidates is None else candidates.shape[1]
+    host.search(
+        {
+            **given,
+            **dict.fromkeys(("scores", "argmax", "token_scores", "rows_before")),
+            "candidates": candidates,
+            "candidate_count": count,
+            "k": k,
+            "allow": allow,
+            "allow_stride": 0 if allow is None or allow.ndim == 1 else allow.strides[0],
+            "best_scores": scores,
+            "best_ids": ids,
+        }
+    )
+    return scores, ids
 
 
 def address(x):

@@ -55,6 +55,7 @@ EXPECTS = (
     Expected("maxsim", "maxsim::maxsim_scan<", "floats", ("HMMA.*.BF16",)),
     Expected("maxsim", "maxsim::maxsim_sum", "float64", ("DADD",)),
     Expected("maxsim", "maxsim::maxsim_", "", ()),
+    Expected("maxsim", "topk::topk_", "keys", ()),
     Expected("info_nce", "", "bfloat16", ("HMMA.*.BF16",)),
 )
 

@@ -74,8 +74,8 @@ inline TopkPlan plan(const MaxsimTopkArgs& args, const Device& device, void* mem
   } else {
     query_bytes += topk::radix_bytes(plan.radix);
   }
-  plan.batch = std::min({std::max<int64_t>(args.most_query_bytes / std::max<int64_t>(query_bytes, 1), 1),
-                         topk::launch_queries, queries});
+  plan.batch = std::min(
+      {std::max<int64_t>(args.most_query_bytes / std::max<int64_t>(query_bytes, 1), 1), topk::launch_queries, queries});
 
   // The last batch may be smaller, and take more: its launches may be of more documents.
   MaxsimArgs pairs = args.pairs;
@@ -176,15 +176,16 @@ void run(const MaxsimTopkArgs& args, const Device& device, void* workspace, cons
     if (pairs.candidates && count > 0) {
       const int64_t* candidates = pairs.candidates + first * count;
       topk::sort_candidates(candidates, count, plan.sorted, queries, launch);
-      const ChooseArgs choose = {
-          plan.sorted, topk::power_of_two(count), count, pairs.documents.count, allowed(args, first), plan.chosen};
+      const ChooseArgs choose = {plan.sorted,           topk::power_of_two(count), count,
+                                 pairs.documents.count, allowed(args, first),      plan.chosen};
       launch(maxsim_choose, grid(ceil_div(count, kChooseThreads), queries), dim3(kChooseThreads), 0, choose);
       pairs.candidates = plan.chosen;
     }
     Plan part = maxsim::plan(pairs, device, plan.pairs);
     // Documents that no query may find are not scored; masks of several queries are not put together for that.
     if (!pairs.candidates && (args.allow_stride == 0 || queries == 1)) part.work.wanted = allowed(args, first).bytes;
-    const topk::Results results = {args.k, 0, TopkMetric::dot, reinterpret_cast<unsigned*>(args.scores) + first * args.k,
+    const topk::Results results = {args.k, 0, TopkMetric::dot,
+                                   reinterpret_cast<unsigned*>(args.scores) + first * args.k,
                                    args.ids + first * args.k};
     if (plan.lists) {
       search_lists(plan, args, part, first, launch);

@@ -54,8 +54,8 @@ struct Work {
   int groups;
   int64_t first_item;
   int64_t items;
-  int warps;              // of a group
-  float* scores;          // [its queries, scores_stride] of its items
+  int warps;      // of a group
+  float* scores;  // [its queries, scores_stride] of its items
   int64_t scores_stride;
   const uint8_t* wanted;  // [N] without candidates: 0 for documents that need no score; or null: all do
 

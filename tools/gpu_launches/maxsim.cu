@@ -1,5 +1,6 @@
-// Every kernel of MaxSim: documents of all kinds, few and many tokens of queries, rows that fit shared memory and that do not.
-#include "cuda/maxsim_dispatch.hpp"
+// Every kernel of MaxSim: documents of all kinds, few and many tokens of queries, rows that fit shared memory and that do not; and the
+// best documents, few and many, of all and of candidates.
+#include "cuda/maxsim_topk_dispatch.hpp"
 #include "record.hpp"
 
 namespace {
@@ -26,6 +27,15 @@ void record(const Device& device, const RecordLaunch& launch) {
             args.candidates = chosen ? candidates : nullptr;
             args.candidate_count = chosen ? 1000 : args.documents.count;
             run(args, device, nullptr, launch);
+            if (kind != MaxsimKind::bfloat16 || dimensions != 128) continue;
+            for (const int64_t k : {1, 10, 100, 1024, 65536}) {
+              MaxsimTopkArgs best = {};
+              best.pairs = args;
+              best.k = k;
+              run(best, device, nullptr, launch);
+              best.pairs.candidate_count = chosen ? 10000 : args.documents.count;
+              run(best, device, nullptr, launch);
+            }
           }
     }
 }
