@@ -22,10 +22,11 @@ from simtile.reference import topk_numpy
 torch = pytest.importorskip("torch")
 
 from simtile.doctor import device as devices  # noqa: E402 - it needs torch
-from simtile.doctor import gpu, maxsim, topk  # noqa: E402
+from simtile.doctor import gpu, maxsim, maxsim_topk, topk  # noqa: E402
 
 TINY = (info_nce.Case(5, 6, 7, 1, ids=True), info_nce.Case(4, 4, 3, normalize=False))
 LARGE = info_nce.Case(9, 11, 8)
+BEST_CASE = maxsim_topk.Case(2, 3, 40, 9, 8, 5, candidates=60, allow=True)
 SECOND = 1e-3  # what every call takes on the device that is none
 
 
@@ -80,6 +81,15 @@ def maxsim_by_cpu(*inputs, backend, **options):
     return simtile.maxsim(*inputs, backend="cpu", **options)
 
 
+def best_by_cpu(*inputs, backend, **options):
+    """`simtile.maxsim_packed`, of tensors of the CPU."""
+    assert backend == "cuda"
+    return simtile.maxsim_packed(*inputs, **options)
+
+
+BEST = types.SimpleNamespace(maxsim_packed=best_by_cpu, quantize=simtile.quantize)
+
+
 def as_numpy(x):
     if not isinstance(x, torch.Tensor):
         return x
@@ -105,6 +115,8 @@ def fake(monkeypatch):
     monkeypatch.setattr(maxsim, "SMALL", (maxsim.Case(2, 3, 4, 5, 6, normalize=True),))
     monkeypatch.setattr(maxsim, "SMOOTH", maxsim.Case(2, 3, 4, 5, 6, temperature=0.5))
     monkeypatch.setattr(maxsim, "REPEATED", maxsim.Case(2, 3, 4, 5, 6))
+    monkeypatch.setattr(maxsim_topk, "simtile", BEST)
+    monkeypatch.setattr(maxsim_topk, "CASES", (BEST_CASE,))
     monkeypatch.setattr(info_nce, "SMALL", TINY)
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
@@ -154,7 +166,10 @@ EVERY = {
 }
 
 
-MAXSIM = {("maxsim", backend, dtype) for backend in ("triton", "cuda") for dtype in maxsim.DTYPES}
+MAXSIM = {
+    *(("maxsim", backend, dtype) for backend in ("triton", "cuda") for dtype in maxsim.DTYPES),
+    *(("maxsim", "cuda", kind) for kind in maxsim_topk.KINDS),
+}
 
 
 def test_a_whole_run(report_of):
@@ -175,10 +190,13 @@ def test_a_whole_run(report_of):
         ("topk", "beyond 2^31 bytes"),
         ("maxsim", "values"),
         ("maxsim", "same bits"),
+        ("maxsim", "the best of all scores"),
     }
     for check in half["checks"]:
         outputs = " ".join(c["output"] for c in check["comparisons"])
-        if check["kernel"] == "maxsim":
+        if check["what"] == "the best of all scores":
+            assert outputs == "scores, differing ids, differing", check
+        elif check["kernel"] == "maxsim":
             assert "token_scores" in outputs, check
             assert ("grad_documents" in outputs) == (check["backend"] == "triton"), check
         elif check["backend"] == "triton" and not check["what"].startswith("beyond"):
@@ -223,6 +241,24 @@ def test_one_wrong_output_of_maxsim_fails(backend, place, fake, monkeypatch):
     assert all(c.ok for c in maxsim.values(fake, backend, "bfloat16", case))
     monkeypatch.setattr(maxsim, "simtile", types.SimpleNamespace(maxsim=wrong))
     assert sum(not c.ok for c in maxsim.values(fake, backend, "bfloat16", case)) == 1
+
+
+@pytest.mark.parametrize("kind", maxsim_topk.KINDS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_wrong_document_fails(place, kind, fake, monkeypatch):
+    def wrong(*inputs, **options):
+        found = best_by_cpu(*inputs, **options)
+        if "k" in options:
+            found = [x.clone() for x in found]
+            found[place][1, 2] += 1
+        return found
+
+    assert all(c.ok for c in maxsim_topk.values(fake, kind, BEST_CASE))
+    monkeypatch.setattr(
+        maxsim_topk, "simtile", types.SimpleNamespace(**{**vars(BEST), "maxsim_packed": wrong})
+    )
+    differing = [c.error for c in maxsim_topk.values(fake, kind, BEST_CASE)]
+    assert differing == [place == 0, place == 1]
 
 
 @pytest.mark.parametrize("variant", gpu.INFO_NCE, ids=lambda x: f"{x.backend} {x.label}")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import simtile
-from simtile import _core, _tensors, _vectors
-from simtile.ops import maxsim_cuda
+from simtile import _core, _maxsim_select, _tensors, _vectors
+from simtile.ops import maxsim_cuda, maxsim_cuda_topk
 
 KINDS = ("int8", "uint8", "int8_vector", "binary")
 BOTH = {"return_argmax": True, "return_token_scores": True}
@@ -70,10 +70,20 @@ def forward_codes(
     return maxsim_cuda.Found(*(None if x is None else torch.from_numpy(x) for x in found))
 
 
+def best(own, candidates, allowed, k):
+    """`maxsim_cuda_topk.best`, by sorting."""
+    operands, more = own
+    found = forward_codes(*operands, candidates, **more, argmax=False, token_scores=False)
+    mask = None if allowed is None else allowed.numpy()
+    return _maxsim_select.best(found.scores, candidates, mask, k)
+
+
 @pytest.fixture
 def gpu_that_is_none(monkeypatch):
     monkeypatch.setattr(_vectors, "gpu_of", lambda x: x.device if _tensors.is_tensor(x) else None)
     monkeypatch.setattr(maxsim_cuda, "forward_codes", forward_codes)
+    monkeypatch.setattr(maxsim_cuda, "pairs_of_codes", lambda *own, **more: (own, more))
+    monkeypatch.setattr(maxsim_cuda_topk, "best", best)
 
 
 def call(kind, options, form, convert):

@@ -16,11 +16,12 @@ from test_maxsim_cuda_codes import Call as CodesCall
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 import simtile
-from simtile import _gpu, _vectors
+from simtile import _allow, _gpu, _maxsim_select, _vectors
 from simtile._maxsim_inputs import check_together, given_packed
 from simtile._maxsim_inputs import given as given_matrices
 from simtile._maxsim_run import Options, split
-from simtile.ops import maxsim_cuda
+from simtile.ops import _backends, maxsim_cuda, maxsim_topk
+from simtile.ops import maxsim as maxsim_ops
 from simtile.reference import maxsim_numpy as oracle
 
 STREAM = 77
@@ -32,6 +33,7 @@ class FakeCuda:
 
     def __init__(self):
         self.calls = []
+        self.searches = []
         self.host = Host(build.load("maxsim"))
 
     @staticmethod
@@ -45,6 +47,18 @@ class FakeCuda:
         self.calls.append((args, device, stream))
         assert workspace_bytes >= self.maxsim_workspace_bytes(args, device)
         self.host.run(args)
+
+    @staticmethod
+    def MaxsimTopkArgs(pairs, scores, ids, **more):
+        return {**pairs, "best_scores": scores, "best_ids": ids, **more}
+
+    def maxsim_topk_workspace_bytes(self, args, device):
+        return self.host.module.search_workspace_bytes(self.host.given(args))
+
+    def maxsim_topk(self, args, device, stream, workspace, workspace_bytes):
+        self.searches.append((device, stream))
+        assert workspace_bytes >= self.maxsim_topk_workspace_bytes(args, device)
+        self.host.search(args)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -236,3 +250,90 @@ def test_codes_on_a_gpu_score_as_on_the_cpu(kind, monkeypatch):
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         for one, two in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(plain(one), two)
+
+
+def packed(kind):
+    """Queries, tokens of `kind` on the device that is none and on the CPU, and offsets."""
+    rng = np.random.default_rng(6)
+    queries = rng.normal(size=(2, 4, 17)).astype(np.float32)
+    tokens = np.rint(rng.normal(size=(120, 17))).astype(np.float32)
+    tokens[60:] = tokens[:60]  # equal documents
+    offsets = np.array([0, 7, 7, 40, 60, 67, 67, 100, 120])
+    if kind == "float32":
+        return queries, cuda_tensor(torch.from_numpy(tokens)), tokens, offsets
+    codes = simtile.quantize(tokens, kind)
+    moved = [
+        None if x is None else cuda_tensor(torch.from_numpy(x)) for x in (codes.scale, codes.offset)
+    ]
+    there = simtile.Quantized(cuda_tensor(torch.from_numpy(codes.codes)), *moved, 17, kind)
+    return queries, there, codes, offsets
+
+
+@pytest.fixture
+def routed(monkeypatch):
+    """Public calls go to the kernels, and nobody else selects."""
+    monkeypatch.setattr(_vectors, "gpu_of", lambda x: getattr(x, "is_cuda", False) or None)
+    monkeypatch.setattr(_backends, "check_available", lambda backend: None)
+    monkeypatch.setattr(maxsim_topk, "check_available", lambda backend: None)
+    monkeypatch.setattr(maxsim_topk, "are_plain", lambda *tensors: True)
+    monkeypatch.setattr(maxsim_ops, "_HAS_CUDA", True)
+    monkeypatch.setattr(_maxsim_select, "_best_of_tensors", None)
+
+
+IDS = np.array([[3, -1, 7, 3, 0, 4], [5, 5, 1, 2, 6, 0]])
+MASK = np.random.default_rng(7).random((2, 8)) < 0.6
+
+
+OPTIONS = [{}, {"ids": IDS}, {"allow": MASK}, {"allow": [0, 4, 6]}]
+
+
+@pytest.mark.usefixtures("routed")
+@pytest.mark.parametrize("options", OPTIONS, ids=["all", "ids", "mask", "listed"])
+@pytest.mark.parametrize("kind", ["float32", "int8", "uint8", "int8_vector", "binary"])
+def test_the_best_come_from_the_kernels(kind, options, cuda):
+    """As on the CPU, and not by sorting scores."""
+    queries, there, here, offsets = packed(kind)
+    before = len(cuda.searches)
+    for k in (1, 3, 20):
+        expected = simtile.maxsim_packed(queries, here, offsets, k=k, **options)
+        given = {name: cuda_tensor(x) if x is IDS else x for name, x in options.items()}
+        left = cuda_tensor(queries) if kind == "float32" else queries
+        scores, ids = simtile.maxsim_packed(left, there, offsets, k=k, **given)
+        np.testing.assert_array_equal(plain(ids), expected[1])
+        np.testing.assert_allclose(plain(scores), expected[0], rtol=1e-5, atol=1e-5)
+        if kind != "float32":
+            np.testing.assert_array_equal(plain(scores), expected[0])
+    assert cuda.searches[before:] == [(0, STREAM)] * 3
+
+
+@pytest.mark.usefixtures("routed")
+def test_a_mask_on_the_device_is_not_read_by_the_host(monkeypatch):
+    queries, there, here, offsets = packed("float32")
+    expected = simtile.maxsim_packed(queries, here, offsets, k=3, allow=MASK)
+    monkeypatch.setattr(_allow, "resolve", None)
+    found = simtile.maxsim_packed(
+        cuda_tensor(queries), there, offsets, k=3, allow=cuda_tensor(MASK)
+    )
+    np.testing.assert_array_equal(plain(found[1]), expected[1])
+
+
+@pytest.mark.usefixtures("routed")
+def test_a_k_that_is_too_large_is_refused():
+    queries, there, _, offsets = packed("float32")
+    with pytest.raises(ValueError, match=r"k = 65537; expected 1 to 65536 on a CUDA device"):
+        simtile.maxsim_packed(cuda_tensor(queries), there, offsets, k=65537)
+
+
+@pytest.mark.usefixtures("routed")
+def test_nothing_to_find():
+    queries, there, _, _ = packed("float32")
+    none = torch.zeros((2, 0), dtype=torch.int64)
+    found = [
+        simtile.maxsim_packed(cuda_tensor(queries), there[:0], [0], k=2),
+        simtile.maxsim_packed(cuda_tensor(queries), there, [0, 120], k=2, ids=cuda_tensor(none)),
+    ]
+    for scores, ids in found:
+        assert (plain(scores) == -np.inf).all()
+        assert (plain(ids) == -1).all()
+    none = simtile.maxsim_packed(cuda_tensor(queries[:0]), there, [0, 120], k=2)
+    assert [x.shape for x in none] == [(0, 2)] * 2

@@ -11,6 +11,7 @@ from test_maxsim import check
 from test_maxsim_cuda_codes import Call as CodesCall
 from test_maxsim_cuda_codes import check as check_codes
 from test_maxsim_cuda_host import everything
+from test_maxsim_cuda_topk import many
 
 FOLDER = "kernels/maxsim/"
 DISPATCH = "csrc/cuda/maxsim_dispatch.hpp"
@@ -66,6 +67,72 @@ MUTANTS = [
             "if (args.candidates || work.first_group == 0)",
             "if (args.candidates || (work.first_group == 0 && work.first_item == 0))",
         ),
+        (
+            "a candidate found as often as it is given",
+            FOLDER + "cuda_topk.cuh",
+            "  if (place > 0 && sorted[place - 1] == sorted[place]) document = -1;\n",
+            "",
+        ),
+        (
+            "candidates that are not allowed",
+            FOLDER + "cuda_topk.cuh",
+            "  if (document >= 0 && !args.allowed(query, document)) document = -1;\n",
+            "",
+        ),
+        (
+            "documents that are not allowed",
+            FOLDER + "cuda_topk.cuh",
+            "!(scored.chosen || scored.allowed(query, document))",
+            "false",
+        ),
+        (
+            "another query's mask",
+            FOLDER + "cuda_topk.cuh",
+            "bytes[query * stride + document]",
+            "bytes[document]",
+        ),
+        (
+            "not a number is found",
+            FOLDER + "cuda_topk.cuh",
+            "if (order != topk::no_order) key =",
+            "key =",
+        ),
+        (
+            "nothing kept from one launch to the next",
+            FOLDER + "cuda_topk.cuh",
+            "if (!args.first) {",
+            "if (false) {",
+        ),
+        (
+            "what was kept used before it is there",
+            FOLDER + "cuda_topk.cuh",
+            "list[rank] = kept[rank * splits];\n    __syncwarp();",
+            "list[rank] = kept[rank * splits];",
+        ),
+        (
+            "the threshold of another place",
+            FOLDER + "cuda_topk.cuh",
+            "threshold = min(threshold, list[args.keys - 1])",
+            "threshold = min(threshold, list[args.keys - 2])",
+        ),
+        (
+            "keys that were not put in order",
+            FOLDER + "cuda_topk.cuh",
+            "  topk::flush_list(list, args.list, count);\n",
+            "",
+        ),
+        (
+            "the mask of the first batch",
+            "csrc/cuda/maxsim_topk_dispatch.hpp",
+            "args.allow + first_query * args.allow_stride",
+            "args.allow",
+        ),
+        (
+            "orders of another query's documents",
+            "csrc/cuda/maxsim_topk_dispatch.hpp",
+            "chosen += work.first_query(work.first_group) * count + work.first_item",
+            "chosen += work.first_item",
+        ),
     )
 ]
 
@@ -96,7 +163,19 @@ def fault(module):
             check_codes(CodesCall("uint8", "int16", (7, 9), (33, 2), 33, 1), Host(module, order))
         except (AssertionError, RuntimeError) as error:
             return f"codes, order {order}: {error}"
+        try:
+            the_best(module, order)
+        except (AssertionError, RuntimeError) as error:
+            return f"the best, order {order}: {error}"
     return None
+
+
+def the_best(module, order):
+    """What is found of all documents and of candidates: in lists, and beyond them."""
+    for k in (7, 33, 1025):
+        for listed in (None, 60):
+            many(90, k, listed, order, module, multiprocessors=1, most_maxima_bytes=8000)
+    many(300, 40, None, order, module, multiprocessors=1, most_query_bytes=1)
 
 
 @pytest.mark.deep

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simtile
-from simtile.doctor import info_nce, limits, maxsim, topk
+from simtile.doctor import info_nce, limits, maxsim, maxsim_topk, topk
 from simtile.doctor.cpu import differing_bits
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.info_nce import Array, Case, Exact, Inputs
@@ -90,6 +90,11 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
                 found.append(add(str(maxsim_case), "values", exact))
             same = partial(maxsim.same_bits, device, backend, dtype)
             found.append(add(str(maxsim.REPEATED), "same bits", same))
+    for kind in maxsim_topk.KINDS if "cuda" in backends else ():
+        add = partial(Check, "maxsim", "cuda", kind)
+        for best_case in maxsim_topk.CASES:
+            exact = partial(maxsim_topk.values, device, kind, best_case)
+            found.append(add(str(best_case), "the best of all scores", exact))
     return [check for check in found if _fits(device, check)]
 
 

@@ -150,7 +150,7 @@ def operands(queries: Given, documents: Given, candidates: Any) -> Operands:
         dtypes = [lower, lower]
     element = torch.float64 if torch.float64 in dtypes else dtypes[1]
     if candidates is not None:
-        candidates = torch.as_tensor(candidates, device=device)
+        candidates = _tensors.as_tensor(candidates, device)
     x = [side.x for side in sides]
     inputs: tuple[Any, ...] = (
         *x,
