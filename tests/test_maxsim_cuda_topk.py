@@ -120,15 +120,20 @@ MANY = [
 ]
 
 
-def many(documents, k, listed, order, module, **host):
+# One is so long that each is a group, and a launch has no more than 64.
+SEVERAL_LAUNCHES = (65, *[1] * 70)
+
+
+def many(documents, k, listed, order, module, queries=(2, 1), **host):
     rng = np.random.default_rng(k)
-    case = Case((2, 1), (1,) * documents, 3, "few")
+    case = Case(queries, (1,) * documents, 3, "few")
     case.arrays["documents"] = [np.rint(rng.normal(size=(1, 3))) for _ in range(documents)]
     for i in rng.integers(documents, size=20):
         case["documents"][i][0, 1] = rng.choice([np.nan, np.inf, -np.inf])
     call = Call(case, "float32")
-    candidates = None if listed is None else draw_candidates(rng, 2, documents, listed)
-    allow = draw_allow(rng, "of each", 2, documents)
+    shape = (len(queries), documents)
+    candidates = None if listed is None else draw_candidates(rng, *shape, listed)
+    allow = draw_allow(rng, "of each", *shape)
     check(call, (Host(module, order, **host), Host(module)), k, candidates, allow)
 
 
@@ -136,6 +141,18 @@ def many(documents, k, listed, order, module, **host):
 @pytest.mark.parametrize("order", [0, 5])
 def test_many_documents(module, documents, k, listed, order):
     many(documents, k, listed, order, module, multiprocessors=3, most_maxima_bytes=40000)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_a_list_that_is_full_again_and_again(module, k):
+    """One split of a query: each of its warps goes through 225 documents."""
+    many(900, k, None, 0, module, queries=(1,) * 8, multiprocessors=1)
+
+
+@pytest.mark.parametrize("listed", [None, 5])
+@pytest.mark.parametrize("k", [3, 1025])
+def test_queries_of_several_launches(module, k, listed):
+    many(9, k, listed, 3, module, queries=SEVERAL_LAUNCHES, most_maxima_bytes=50000)
 
 
 def test_documents_that_get_better_and_better(module):

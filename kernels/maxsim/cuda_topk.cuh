@@ -80,8 +80,7 @@ static __global__ void __launch_bounds__(kKeepThreads) maxsim_keep(const KeepArg
   if (!args.first) {
     threshold = kept[(args.keys - 1) * splits];
     if (warp == 0)
-      for (int rank = lane; rank < args.keys; rank += 32) list[rank] = kept[rank * splits];
-    __syncwarp();
+      for (int rank = lane; rank < args.keys; rank += 32) list[rank] = kept[rank * splits];  // read after a flush
   }
   int count = 0;
   const int64_t step = splits * kKeepThreads;
