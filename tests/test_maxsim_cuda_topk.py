@@ -8,7 +8,7 @@ from cuda_host import build
 from hypothesis import given
 from hypothesis import strategies as st
 from maxsim_cases import Case, cases
-from maxsim_cuda_host import Call, Host, search
+from maxsim_cuda_host import Call, Device, Host, search
 from test_maxsim_cuda_codes import Call as CodesCall
 
 from simtile._maxsim_select import best
@@ -125,16 +125,25 @@ SEVERAL_LAUNCHES = (65, *[1] * 70)
 
 
 def many(documents, k, listed, order, module, queries=(2, 1), **host):
+    call = Call(many_case(documents, k, queries), "float32")
+    check_many(call, (Host(module, order, **host), Host(module)), k, listed)
+
+
+def many_case(documents, k, queries):
     rng = np.random.default_rng(k)
     case = Case(queries, (1,) * documents, 3, "few")
     case.arrays["documents"] = [np.rint(rng.normal(size=(1, 3))) for _ in range(documents)]
     for i in rng.integers(documents, size=20):
         case["documents"][i][0, 1] = rng.choice([np.nan, np.inf, -np.inf])
-    call = Call(case, "float32")
-    shape = (len(queries), documents)
+    return case
+
+
+def check_many(call, hosts, k, listed):
+    rng = np.random.default_rng(k)
+    given = arguments(call)
+    shape = (given["queries_count"], given["documents_count"])
     candidates = None if listed is None else draw_candidates(rng, *shape, listed)
-    allow = draw_allow(rng, "of each", *shape)
-    check(call, (Host(module, order, **host), Host(module)), k, candidates, allow)
+    check(call, hosts, k, candidates, draw_allow(rng, "of each", *shape))
 
 
 @pytest.mark.parametrize(("documents", "k", "listed"), MANY)
@@ -243,3 +252,120 @@ def test_what_is_refused(module, change, message):
     given = given_of(1, 5, 3)
     with pytest.raises(ValueError, match=message):
         module.search_workspace_bytes(Host(module).given({**given, **change}))
+
+
+def test_compilers_see_an_operator():
+    torch = pytest.importorskip("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from simtile.ops import maxsim_topk  # noqa: F401 - defines the operator
+
+    with FakeTensorMode():
+        queries = torch.empty(3, 4, 17, device="cuda")
+        tokens = torch.empty(60, 17, device="cuda")
+        arguments = (queries, tokens, None, torch.arange(9), None, None, None, None)
+        found = torch.ops.simtile.maxsim_topk(*arguments, False, False, False, 0.0, None, 5)
+    assert [x.shape for x in found] == [(3, 5)] * 2
+    assert [x.dtype for x in found] == [torch.float32, torch.int64]
+    assert all(x.is_cuda for x in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("documents", "k", "listed"), [*MANY, (30_000, 100, None), (9, 3, 5)])
+@pytest.mark.parametrize("queries", [(2, 1), SEVERAL_LAUNCHES], ids=len)
+def test_a_device_finds_the_best(documents, k, listed, queries):
+    case = many_case(documents, k, queries)
+    check_many(Call(case, "float32"), (Device(), Device()), k, listed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kinds", CODES, ids="-".join)
+@pytest.mark.parametrize(("k", "listed"), [(10, None), (1500, None), (10, 300)])
+def test_a_device_finds_the_best_of_codes(kinds, k, listed):
+    lengths = np.random.default_rng(k).integers(0, 20, 3000)
+    call = CodesCall(*kinds, (32, 9, 1, 130), tuple(lengths), 100, 3)
+    check_many(call, (Device(), Device()), k, listed)
+
+
+def tensors_on_a_device():
+    import torch
+
+    torch.manual_seed(0)
+    tokens = torch.randn(5000, 128, device="cuda", dtype=torch.bfloat16)
+    offsets = torch.arange(0, 5001, 50)
+    queries = torch.randn(4, 32, 128, device="cuda")
+    ids = torch.randint(-1, 100, (4, 60), device="cuda")
+    allow = torch.rand(4, 100, device="cuda") < 0.7
+    return queries, tokens, offsets, ids, allow
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k", [1, 10, 1500])
+def test_public_calls_on_a_device(k):
+    import simtile
+
+    queries, tokens, offsets, ids, allow = tensors_on_a_device()
+    for options in ({}, {"ids": ids}, {"allow": allow}, {"ids": ids, "allow": allow}):
+        scored = {name: x for name, x in options.items() if name == "ids"}
+        scores = simtile.maxsim_packed(queries, tokens, offsets, **scored, backend="cuda")
+        found = simtile.maxsim_packed(queries, tokens, offsets, k=k, **options)
+        arrays = {name: x.cpu().numpy() for name, x in options.items()}
+        expected = best(scores.cpu().numpy(), arrays.get("ids"), arrays.get("allow"), k)
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(x.cpu().numpy(), y)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("k", [10, 1500])
+def test_a_graph_captures_a_search(k):
+    """The kernels alone: public calls copy offsets to the device."""
+    import torch
+
+    from simtile._maxsim_inputs import given, given_packed
+    from simtile._maxsim_run import Options
+    from simtile.ops import maxsim_cuda, maxsim_cuda_topk
+
+    queries, tokens, offsets, ids, allow = tensors_on_a_device()
+    sides = (
+        given("queries", queries, None, "query_mask"),
+        given_packed("tokens", tokens, offsets, None, "mask"),
+    )
+    own = maxsim_cuda.pairs(*sides, Options())
+
+    def search():
+        return [maxsim_cuda_topk.best(own, candidates, allow, k) for candidates in (None, ids)]
+
+    search()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        search()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = search()
+    queries.copy_(torch.randn_like(queries))
+    allow.copy_(torch.rand_like(queries[:, 0, :100]) < 0.5)
+    graph.replay()
+    for ours, theirs in zip(captured, search(), strict=True):
+        for x, y in zip(ours, theirs, strict=True):
+            assert torch.equal(x, y)
+
+
+@pytest.mark.gpu
+def test_memory_of_a_search():
+    """Scores of all documents with all queries would be 400 MB."""
+    import torch
+
+    import simtile
+
+    tokens = torch.randn(200_000, 32, device="cuda", dtype=torch.bfloat16)
+    offsets = torch.arange(0, 200_001, 2)
+    queries = torch.randn(1000, 8, 32, device="cuda")
+    simtile.maxsim_packed(queries[:2], tokens, offsets, k=10)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    simtile.maxsim_packed(queries, tokens, offsets, k=10)
+    assert torch.cuda.max_memory_allocated() - before < 150e6

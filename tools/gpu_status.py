@@ -49,6 +49,11 @@ CHECKS: dict[str, dict[str, str]] = {
     "topk": {"": "topk"},
 }
 
+# MaxSim's kernels that only a search for the best documents launches: their test, and what
+# `simtile doctor` calls them.
+SEARCH = re.compile(r"maxsim_(choose|keep|order)|topk_\w+")
+SEARCH_TEST, SEARCH_CHECK = "tests/test_maxsim_cuda_topk.py", "maxsim_topk"
+
 NOTES = """“no” has not been done, “–” cannot be. A test file is run by `make test`. Within budget
 ([all figures](docs/gpu-report.md)): no spills, fits the shared memory of a block, and multiplies
 with the instructions meant. PTX: executed by an interpreter on a CPU, compared with the reference.
@@ -72,7 +77,9 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
     rows = []
     for source, half in report.items():
         for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
-            test = TESTS[operation, source]
+            search = operation == "maxsim" and SEARCH.fullmatch(kernel) is not None
+            test = SEARCH_TEST if search else TESTS[operation, source]
+            names = {"": SEARCH_CHECK} if search else CHECKS[operation]
             tested = f"`{test}`" if (tests / test).is_file() else "no"
             path = results / "ptx" / f"{PTX[operation, source]}.json"
             counts = json.loads(path.read_text()) if path.is_file() else {}
@@ -84,7 +91,7 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
                     tested if source == "cuda" else "–",
                     within_budget(compiled),
                     executed(kernel, counts),
-                    on_hardware(operation, source, {row["dtype"] for row in compiled}, doctors),
+                    on_hardware(names, source, {row["dtype"] for row in compiled}, doctors),
                 ]
             )
     return f"{tables.table(HEADER, rows)}\n{NOTES}"
@@ -110,9 +117,13 @@ def executed(kernel: str, counts: Mapping[str, Any]) -> str:
     return ", ".join(f"sm_{arch}" for arch in sorted(arches)) or "no"
 
 
-def on_hardware(operation: str, source: str, dtypes: Iterable[str], doctors: Sequence[Json]) -> str:
-    """Devices of stored doctor reports in which every check of this kernel's operation passed."""
-    names = CHECKS[operation]
+def on_hardware(
+    names: Mapping[str, str], source: str, dtypes: Iterable[str], doctors: Sequence[Json]
+) -> str:
+    """Devices of stored doctor reports in which every check of this kernel's operation passed.
+
+    `names`: what the doctor calls it, by element type; one of CHECKS.
+    """
     wanted = {names[dtype] for dtype in dtypes if dtype in names} or set(names.values())
     found = []
     for doctor in doctors:

@@ -243,7 +243,7 @@ def maxsim_packed(
         Score query q with documents ids[q] only; -1 is none, and has the score -inf. Another that
         is not 0 to N - 1 raises; on a GPU, whose ids nothing waits for, it is none.
     k : int, optional
-        Return the k best documents of each query instead of all scores.
+        Return the k best documents of each query instead of all scores; at most 65536 by CUDA.
     allow : bool [N] or [Q, N], or integers [A], optional
         With ``k``: the documents that may be found, as in :func:`simtile.topk`.
     normalize, length_normalize, empty_score, zero_rows, temperature, return_argmax, \

@@ -91,7 +91,7 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
             same = partial(maxsim.same_bits, device, backend, dtype)
             found.append(add(str(maxsim.REPEATED), "same bits", same))
     for kind in maxsim_topk.KINDS if "cuda" in backends else ():
-        add = partial(Check, "maxsim", "cuda", kind)
+        add = partial(Check, "maxsim_topk", "cuda", kind)
         for best_case in maxsim_topk.CASES:
             exact = partial(maxsim_topk.values, device, kind, best_case)
             found.append(add(str(best_case), "the best of all scores", exact))
