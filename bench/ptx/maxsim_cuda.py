@@ -14,21 +14,25 @@ from _ptx import ROOT, Json, Run, cuda_ptx, total
 sys.path.insert(0, str(ROOT / "tests"))
 
 import test_maxsim_cuda_codes as codes
+import test_maxsim_cuda_topk as best
 from cuda_host import build
 from maxsim_cases import Case
-from maxsim_cuda_host import Call, Host, address
+from maxsim_cuda_host import Call, Host, address, search
 from tolerances import ROUNDOFF, ROUNDOFFS
+
+from simtile._maxsim_select import best as select
 
 # The dispatch names every instance that it may launch; nvcc emits them all.
 SOURCE = """
-#include "cuda/maxsim_dispatch.hpp"
+#include "cuda/maxsim_topk_dispatch.hpp"
 struct Launch {
   template <class Args>
   void operator()(void (*kernel)(Args), dim3 grid, dim3 block, size_t shared, Args args) const {
     kernel<<<grid, block, shared>>>(args);
   }
 };
-void instantiate(const simtile::cuda::MaxsimArgs& args, const simtile::cuda::Device& device) {
+void instantiate(const simtile::cuda::MaxsimTopkArgs& args, const simtile::cuda::Device& device) {
+  run(args.pairs, device, nullptr, Launch{});
   run(args, device, nullptr, Launch{});
 }
 """
@@ -88,6 +92,13 @@ CASES = (
     ("long rows", lambda: floats((20,), 2000, "bfloat16", "float32", documents=(9, 20)), False),
 )
 
+# name, k, candidates: the best of 400 short documents, allowed to each query or not
+SEARCHES = (
+    ("the best 10", 10, None),
+    ("the best 10 of candidates", 10, 200),
+    ("the best 1,500 of candidates", 1500, 5000),
+)
+
 
 def expected(call: Any, plan: Json) -> tuple[int, int]:
     """Bytes and matrix operations by the README's formulas."""
@@ -140,6 +151,16 @@ class Interpreted(Host):
     """The dispatch on the CPU, its launches in the interpreter."""
 
     def run(self, given: Json) -> None:
+        names = ("scores", "argmax", "token_scores")
+        self.launch(given, self.module.workspace_bytes, self.module.launches, names)
+
+    def search(self, given: Json) -> None:
+        sizes, launches = self.module.search_workspace_bytes, self.module.search_launches
+        self.launch(given, sizes, launches, ("best_scores", "best_ids"))
+
+    def launch(
+        self, given: Json, workspace_bytes: Any, launches: Any, outputs: tuple[str, ...]
+    ) -> None:
         interp, module = self.interp, self.ptx
         moved = {}
         for name, x in given.items():
@@ -148,18 +169,16 @@ class Interpreted(Host):
                 moved[name][...] = x
         call = self.given({**given, **moved})
         self.plan = self.module.plan(call)
-        workspace = interp.aligned(self.module.workspace_bytes(call), np.uint8, 0x5A)
+        workspace = interp.aligned(workspace_bytes(call), np.uint8, 0x5A)
         arrays = [*moved.values(), workspace]
         counters, self.kernels = [], []
-        for name, grid, block, shared_bytes, argument in self.module.launches(
-            call, address(workspace)
-        ):
+        for name, grid, block, shared_bytes, argument in launches(call, address(workspace)):
             self.kernels.append(name)
             packed = arguments(argument, arrays)
             module.launch(name, grid, (block,), packed, shared_bytes, self.order)
             counters.append(interp.stats())
         self.counters = total(counters)
-        for name in ("scores", "argmax", "token_scores"):
+        for name in outputs:
             if name in moved:
                 given[name][...] = moved[name]
 
@@ -193,6 +212,39 @@ def run(interp: ModuleType, module: Any, host: Any, name: str, call: Any, **wher
     )
 
 
+def run_search(
+    interp: ModuleType, module: Any, host: Any, name: str, k: int, listed: int | None, **where: Any
+) -> Run:
+    """A search; its oracle is all scores, as they are executed, sorted."""
+    device = Interpreted(host, where["order"], MULTIPROCESSORS, SHARED_BYTES)
+    device.interp, device.ptx = interp, module
+    call = floats((9, 3), 33, "bfloat16", "float32", documents=tuple(i % 4 for i in range(400)))
+    rng = np.random.default_rng(k)
+    allow = rng.random((2, 400)) < 0.7
+    candidates = None if listed is None else rng.integers(-1, 400, (2, listed))
+    found = search(device, best.arguments(call), k, candidates, allow)
+    counters, kernels, plan = device.counters, device.kernels, device.plan
+    scores = call.run(device)[0]
+    if candidates is not None:
+        scores = np.take_along_axis(scores, np.maximum(candidates, 0), axis=1)
+    exact = select(scores, candidates, allow, k)
+    ok = all(np.array_equal(x, y) for x, y in zip(found, exact, strict=True))
+    moved, flops = expected(call, plan)
+    return Run(
+        name=name,
+        kernel=", ".join(dict.fromkeys(kernels)),
+        sizes={"Q": 2, "N": 400, "D": 33, "k": k},
+        ok=ok,
+        error=0.0 if ok else float("inf"),
+        counters=counters,
+        # Of scoring alone, the rest by the formula of lists: the run is not held to it.
+        expected_global_bytes=moved + 4 * scores.size + 12 * found[1].size,
+        expected_flops=flops,
+        requirements=False,
+        **where,
+    )
+
+
 def runs(interp: ModuleType) -> Iterator[Run]:
     host = build.load("maxsim")
     for arch in (80, 120):
@@ -201,3 +253,6 @@ def runs(interp: ModuleType) -> Iterator[Run]:
             for order in (0, 1, 7):
                 where = {"arch": arch, "order": order, "requirements": requirements}
                 yield run(interp, module, host, name, call(), **where)
+        for name, k, listed in SEARCHES:
+            for order in (0, 1, 7):
+                yield run_search(interp, module, host, name, k, listed, arch=arch, order=order)

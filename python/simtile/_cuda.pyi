@@ -5,6 +5,7 @@ import typing
 __all__: list[str] = [
     "InfoNceForwardArgs",
     "MaxsimArgs",
+    "MaxsimTopkArgs",
     "TopkArgs",
     "architectures",
     "device_count",
@@ -13,6 +14,8 @@ __all__: list[str] = [
     "driver_version",
     "info_nce_forward",
     "maxsim",
+    "maxsim_topk",
+    "maxsim_topk_workspace_bytes",
     "maxsim_workspace_bytes",
     "runtime_version",
     "topk",
@@ -82,6 +85,18 @@ class MaxsimArgs:
         rows_before: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
 
+class MaxsimTopkArgs:
+    def __init__(
+        self,
+        *,
+        pairs: MaxsimArgs,
+        k: typing.SupportsInt | typing.SupportsIndex,
+        allow: typing.SupportsInt | typing.SupportsIndex,
+        allow_stride: typing.SupportsInt | typing.SupportsIndex,
+        scores: typing.SupportsInt | typing.SupportsIndex,
+        ids: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
 class TopkArgs:
     def __init__(
         self,
@@ -129,6 +144,16 @@ def maxsim(
     workspace: typing.SupportsInt | typing.SupportsIndex,
     workspace_bytes: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def maxsim_topk(
+    args: MaxsimTopkArgs,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.SupportsInt | typing.SupportsIndex,
+    workspace_bytes: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def maxsim_topk_workspace_bytes(
+    args: MaxsimTopkArgs, device: typing.SupportsInt | typing.SupportsIndex
+) -> int: ...
 def maxsim_workspace_bytes(
     args: MaxsimArgs, device: typing.SupportsInt | typing.SupportsIndex
 ) -> int: ...

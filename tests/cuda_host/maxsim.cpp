@@ -8,6 +8,7 @@
 
 namespace py = pybind11;
 namespace maxsim = simtile::cuda::maxsim;
+namespace topk = simtile::cuda::topk;
 using simtile::cuda::Device;
 using simtile::cuda::MaxsimArgs;
 using simtile::cuda::MaxsimKind;
@@ -100,9 +101,9 @@ struct Recorder {
   const maxsim::Plan& plan;
   py::list& launches;
 
-  void operator()(void (*kernel)(maxsim::Work), dim3 grid, dim3 block, std::size_t shared_bytes,
-                  maxsim::Work work) const {
-    const py::bytes argument(reinterpret_cast<const char*>(&work), sizeof work);
+  template <class Args>
+  void operator()(void (*kernel)(Args), dim3 grid, dim3 block, std::size_t shared_bytes, Args args) const {
+    const py::bytes argument(reinterpret_cast<const char*>(&args), sizeof args);
     launches.append(py::make_tuple(name(kernel), py::make_tuple(grid.x, grid.y), block.x, shared_bytes, argument));
   }
 
@@ -117,6 +118,28 @@ struct Recorder {
     }
     return "maxsim_scanINS1_" + format_name(kind) + "ELi" + std::to_string(plan.work.planes) + "ELi" +
            std::to_string(plan.work.columns / 16) + "ELb" + std::to_string(plan.staged) + "EE";
+  }
+
+  // Of a kernel that selects.
+  template <class Args>
+  std::string name(void (*kernel)(Args)) const {
+    const std::pair<const void*, const char*> plain[] = {
+        {reinterpret_cast<const void*>(maxsim::maxsim_choose), "maxsim_choose"},
+        {reinterpret_cast<const void*>(maxsim::maxsim_keep), "maxsim_keep"},
+        {reinterpret_cast<const void*>(maxsim::maxsim_order), "maxsim_order"},
+        {reinterpret_cast<const void*>(topk::topk_merge), "topk_merge"},
+        {reinterpret_cast<const void*>(topk::topk_sort_chunks), "topk_sort_chunks"},
+        {reinterpret_cast<const void*>(topk::topk_sort_step), "topk_sort_step"},
+        {reinterpret_cast<const void*>(topk::topk_results), "topk_results"},
+        {reinterpret_cast<const void*>(topk::topk_candidates), "topk_candidates"},
+        {reinterpret_cast<const void*>(topk::topk_radix_begin), "topk_radix_begin"},
+        {reinterpret_cast<const void*>(topk::topk_radix_count), "topk_radix_count"},
+        {reinterpret_cast<const void*>(topk::topk_radix_digit), "topk_radix_digit"},
+        {reinterpret_cast<const void*>(topk::topk_radix_collect), "topk_radix_collect"},
+    };
+    for (const auto& [address, text] : plain)
+      if (address == reinterpret_cast<const void*>(kernel)) return text;
+    throw std::runtime_error("a kernel without a name");
   }
 };
 
@@ -168,6 +191,16 @@ PYBIND11_MODULE(simtile_cuda_host_maxsim, module) {
         return py::make_tuple(plan.lists, plan.batch, plan.merge.splits);
       },
       "Whether lists are kept, queries of a batch, splits.", py::arg("given"));
+  module.def(
+      "search_launches",
+      [](const py::dict& given, std::uintptr_t workspace) {
+        // One batch, whose instances are those of all its queries.
+        const maxsim::Plan plan = maxsim::plan(arguments(given), device(given), nullptr);
+        py::list launches;
+        run(search_arguments(given), device(given), reinterpret_cast<void*>(workspace), Recorder{plan, launches});
+        return launches;
+      },
+      py::arg("given"), py::arg("workspace"));
   module.def(
       "search",
       [](const py::dict& given, std::uintptr_t workspace, uint64_t order) {
