@@ -1,7 +1,10 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "call.hpp"
 #include "operations.hpp"
@@ -18,13 +21,16 @@ MaxsimKind kind_of(const std::string& argument, const std::string& name) {
   const struct {
     const char* name;
     MaxsimKind kind;
-  } kinds[] = {{"float32", MaxsimKind::float32}, {"float16", MaxsimKind::float16}, {"bfloat16", MaxsimKind::bfloat16},
-               {"int8", MaxsimKind::int8},       {"int16", MaxsimKind::int16},     {"uint8", MaxsimKind::uint8},
-               {"bits", MaxsimKind::bits}};
+  } kinds[] = {{"float32", MaxsimKind::float32},     {"float16", MaxsimKind::float16},
+               {"bfloat16", MaxsimKind::bfloat16},   {"int8", MaxsimKind::int8},
+               {"int16", MaxsimKind::int16},         {"uint8", MaxsimKind::uint8},
+               {"bits", MaxsimKind::bits},           {"residual1", MaxsimKind::residual1},
+               {"residual2", MaxsimKind::residual2}, {"residual4", MaxsimKind::residual4}};
   for (const auto& kind : kinds)
     if (name == kind.name) return kind.kind;
   throw py::value_error(argument + ": found '" + name +
-                        "', expected 'float32', 'float16', 'bfloat16', 'int8', 'int16', 'uint8' or 'bits'");
+                        "', expected 'float32', 'float16', 'bfloat16', 'int8', 'int16', 'uint8', 'bits', 'residual1', "
+                        "'residual2' or 'residual4'");
 }
 
 MaxsimRuns runs(const std::string& name, const std::string& kind, int64_t count, Address data, int64_t stride,
@@ -44,14 +50,28 @@ MaxsimRuns runs(const std::string& name, const std::string& kind, int64_t count,
   return runs;
 }
 
+MaxsimResiduals residuals(Address centroid_ids, int64_t centroid_count, Address centroids, Address query_values,
+                          const std::vector<int16_t>& weights) {
+  require_at_least("centroid_count", centroid_count, 1);
+  require_memory("centroids", centroids, true);
+  MaxsimResiduals residuals = {};
+  residuals.centroid_ids = as_pointer<const int32_t>(centroid_ids);
+  residuals.centroid_count = centroid_count;
+  residuals.centroids = as_pointer<const float>(centroids);
+  residuals.query_values = as_pointer<const float>(query_values);
+  std::copy(weights.begin(), weights.end(), residuals.weights);
+  return residuals;
+}
+
 MaxsimArgs arguments(const std::string& queries_kind, int64_t queries_count, Address queries_data,
                      int64_t queries_stride, Address queries_starts, Address queries_ends, Address queries_mask,
                      const std::string& documents_kind, int64_t documents_count, Address documents_data,
                      int64_t documents_stride, Address documents_starts, Address documents_ends, Address documents_mask,
                      int64_t dimensions, int64_t longest_query, Address units, Address terms, Address factors,
                      bool normalize, bool pad_zero_rows, bool length_normalize, float empty_score, Address candidates,
-                     int64_t candidate_count, Address scores, Address argmax, Address token_scores,
-                     Address rows_before) {
+                     int64_t candidate_count, Address scores, Address argmax, Address token_scores, Address rows_before,
+                     Address centroid_ids, int64_t centroid_count, Address centroids, Address query_values,
+                     const std::vector<int16_t>& weights) {
   require_at_least("dimensions", dimensions, 1);
   require_at_least("longest_query", longest_query, 0);
   require_at_least("candidate_count", candidate_count, 0);
@@ -65,6 +85,12 @@ MaxsimArgs arguments(const std::string& queries_kind, int64_t queries_count, Add
   args.units = as_pointer<const float>(units);
   args.terms = as_pointer<const float>(terms);
   args.factors = as_pointer<const float>(factors);
+  if (const int bits = residual_bits(args.documents.kind)) {
+    if (weights.size() != std::size_t(1) << bits)
+      throw py::value_error("weights: found " + std::to_string(weights.size()) + " for " + documents_kind +
+                            ", expected " + std::to_string(1 << bits));
+    args.residuals = residuals(centroid_ids, centroid_count, centroids, query_values, weights);
+  }
   args.normalize = normalize;
   args.pad_zero_rows = pad_zero_rows;
   args.length_normalize = length_normalize;
@@ -102,7 +128,9 @@ void register_maxsim(py::module_& m) {
            py::arg("documents_mask"), py::arg("dimensions"), py::arg("longest_query"), py::arg("units"),
            py::arg("terms"), py::arg("factors"), py::arg("normalize"), py::arg("pad_zero_rows"),
            py::arg("length_normalize"), py::arg("empty_score"), py::arg("candidates"), py::arg("candidate_count"),
-           py::arg("scores"), py::arg("argmax"), py::arg("token_scores"), py::arg("rows_before"));
+           py::arg("scores"), py::arg("argmax"), py::arg("token_scores"), py::arg("rows_before"),
+           py::arg("centroid_ids") = 0, py::arg("centroid_count") = 0, py::arg("centroids") = 0,
+           py::arg("query_values") = 0, py::arg("weights") = std::vector<int16_t>());
   m.def("maxsim_workspace_bytes", &workspace_bytes, py::arg("args"), py::arg("device"));
   m.def("maxsim", &run, py::arg("args"), py::arg("device"), py::arg("stream"), py::arg("workspace"),
         py::arg("workspace_bytes"));

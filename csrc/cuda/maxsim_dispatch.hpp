@@ -43,6 +43,10 @@ inline void check(const MaxsimArgs& args) {
           "the kind of queries; expected floats, or int8 or int16 with documents of codes");
   require(args.documents.kind != MaxsimKind::int16, "documents of int16; expected floats or codes");
   require(is_code || !(args.units || args.terms || args.factors), "units, terms or factors without codes");
+  require(!residual_bits(args.documents.kind) || args.queries.kind == MaxsimKind::int16,
+          "the kind of queries; expected int16 with documents of residuals");
+  require(!residual_bits(args.documents.kind) || args.residuals.centroid_count > 0, "residuals without centroids");
+  in_range("centroid_count", args.residuals.centroid_count, 0, (int64_t(1) << 31) - 1);
   require(!is_code || !(args.normalize || args.pad_zero_rows), "normalize or pad_zero_rows with codes");
   if (!args.candidates && args.candidate_count != args.documents.count)
     throw std::invalid_argument("maxsim: candidate_count without candidates; expected the number of documents");
@@ -106,6 +110,12 @@ inline Shape shape(const MaxsimArgs& args) {
       return shape_of<Bytes>(args.dimensions);
     case MaxsimKind::bits:
       return shape_of<Bits>(args.dimensions);
+    case MaxsimKind::residual1:
+      return shape_of<Residual<1>>(args.dimensions);
+    case MaxsimKind::residual2:
+      return shape_of<Residual<2>>(args.dimensions);
+    case MaxsimKind::residual4:
+      return shape_of<Residual<4>>(args.dimensions);
     case MaxsimKind::int16:
       break;
   }
@@ -150,9 +160,16 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   work.args = args;
   if (args.queries.count == 0 || args.candidate_count == 0) return plan;
   plan_columns(plan, args, device);
+  const int bits = residual_bits(args.documents.kind);
+  const int64_t group_products = bits ? args.residuals.centroid_count * work.columns : 0;
+  int64_t most_groups = kLaunchGroups;
+  if (bits) {
+    work.values = residual_values(args.residuals.weights, bits);
+    most_groups = std::min(most_groups, args.most_product_bytes / (group_products * int64_t(sizeof(float))));
+  }
   // Whole queries.
   const int64_t unit = work.groups_per_query;
-  plan.launch_groups = static_cast<int>(std::min(plan.groups, std::max(kLaunchGroups / unit, int64_t(1)) * unit));
+  plan.launch_groups = static_cast<int>(std::min(plan.groups, std::max(most_groups / unit, int64_t(1)) * unit));
   const int64_t resident = device.multiprocessors * (plan.staged && work.columns == kFewColumns ? 2 : 1);
   plan.blocks = static_cast<int>(ceil_div(resident, plan.launch_groups));
   work.warps = plan.blocks * kWarps;
@@ -173,6 +190,7 @@ inline Plan plan(const MaxsimArgs& args, const Device& device, void* memory) {
   work.maxima = pieces.take<float>(segments * work.columns);
   work.rows = pieces.take<int32_t>(segments * work.columns);
   work.tokens = pieces.take<int32_t>(segments);
+  work.products = pieces.take<float>(plan.launch_groups * group_products);
   plan.bytes = pieces.bytes();
   return plan;
 }
@@ -199,6 +217,12 @@ inline Kernel scan_kernel(const Plan& plan) {
       return plan.work.planes == 1 ? scan_kernel_of<Bytes, 1>(plan) : scan_kernel_of<Bytes, 2>(plan);
     case MaxsimKind::bits:
       return plan.work.planes == 1 ? scan_kernel_of<Bits, 1>(plan) : scan_kernel_of<Bits, 2>(plan);
+    case MaxsimKind::residual1:
+      return scan_kernel_of<Residual<1>, 2>(plan);
+    case MaxsimKind::residual2:
+      return scan_kernel_of<Residual<2>, 2>(plan);
+    case MaxsimKind::residual4:
+      return scan_kernel_of<Residual<4>, 2>(plan);
     case MaxsimKind::int16:
       break;
   }
@@ -217,10 +241,20 @@ inline Kernel pack_kernel(MaxsimKind kind) {
       return maxsim_pack_codes<Bytes>;
     case MaxsimKind::bits:
       return maxsim_pack_codes<Bits>;
+    case MaxsimKind::residual1:
+      return maxsim_pack_codes<Residual<1>>;
+    case MaxsimKind::residual2:
+      return maxsim_pack_codes<Residual<2>>;
+    case MaxsimKind::residual4:
+      return maxsim_pack_codes<Residual<4>>;
     case MaxsimKind::int16:
       break;
   }
   throw std::invalid_argument("maxsim: an unknown kind");
+}
+
+inline Kernel centroids_kernel(const Plan& plan) {
+  return plan.work.columns == kMostColumns ? maxsim_centroids<kMostColumns> : maxsim_centroids<kFewColumns>;
 }
 
 inline dim3 grid(int64_t x, int64_t y = 1) { return {static_cast<unsigned>(x), static_cast<unsigned>(y)}; }
@@ -245,6 +279,10 @@ void run_plan(const Plan& plan, const Launch& launch, const Begin& begin, const 
       if (args.candidates || work.first_group == 0)
         launch(maxsim_count, grid(args.candidates ? work.groups : 1), dim3(kCountThreads),
                kCountThreads / 32 * sizeof(int64_t), work);
+      // Where one launch has all groups, their products stay.
+      if (residual_bits(args.documents.kind) && (work.first_item == 0 || plan.groups > plan.launch_groups))
+        launch(centroids_kernel(plan), grid(ceil_div(args.residuals.centroid_count, kBlockCentroids), work.groups),
+               dim3(kThreads), static_cast<std::size_t>(centroid_shared_bytes(work.columns)), work);
       launch(scan_kernel(plan), grid(plan.blocks, work.groups), dim3(kThreads), plan.shared_bytes, work);
       launch(maxsim_sum, grid(ceil_div(work.items, kWarps), launch_queries(work, work.groups)), dim3(kThreads), 0,
              work);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "maxsim/cuda_args.hpp"
+#include "maxsim/cuda_residual.cuh"
 #include "tile/ptx.cuh"
 
 namespace simtile::cuda::maxsim {

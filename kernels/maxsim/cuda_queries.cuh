@@ -176,8 +176,13 @@ __global__ void __launch_bounds__(kThreads, 1) maxsim_pack_codes(const Work work
     for (int i = 0; i < 4; i++)
 #pragma unroll
       for (int b = 0; b < 4; b++) {
-        int64_t k = operand_place<Format::kWords, Format::kBytes, Format::kProducts>(step, lane, i) + b;
-        if constexpr (Format::kParts > 1) k = k * Format::kParts + step % Format::kProducts * 2 + i / 2;
+        int64_t k;
+        if constexpr (is_residual<Format>) {
+          k = Format::dimension(step, lane, i / 2, b);
+        } else {
+          k = operand_place<Format::kWords, Format::kBytes, Format::kProducts>(step, lane, i) + b;
+          if constexpr (Format::kParts > 1) k = k * Format::kParts + step % Format::kProducts * 2 + i / 2;
+        }
         const int z = value(16 * tile + lane / 4 + i % 2 * 8, k);
         const int lo = ((z + 128) & 255) - 128;
         low[i] |= static_cast<uint32_t>(lo & 255) << 8 * b;

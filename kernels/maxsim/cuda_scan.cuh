@@ -42,8 +42,11 @@ __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) ma
     (before[middle] <= tile ? item : above) = middle;
   }
 
-  Tile<Format, kQueryPlanes, kRowTiles, kStaged> tiles = {work,      packed, addends, columns, fragment + lane,
-                                                          fragments, {}};
+  const float* centroid_products = nullptr;
+  if constexpr (is_residual<Format>)
+    centroid_products = work.products + group * work.args.residuals.centroid_count * work.columns;
+  Tile<Format, kQueryPlanes, kRowTiles, kStaged> tiles = {
+      work, packed, addends, columns, fragment + lane, fragments, centroid_products, {}};
   auto& rows = tiles.rows;
   rows.stride = documents.stride;
   rows.bytes = static_cast<int>(row_bytes<Format>(work.args.dimensions));
@@ -53,12 +56,12 @@ __global__ void __launch_bounds__(kThreads, kStaged&& kRowTiles == 2 ? 2 : 1) ma
   while (tile < end) {
     const int64_t document = work.document(query, item);
     const int64_t first = documents.starts[document], last = documents.ends[document];
-    const int64_t segment_end = min(before[item + 1], end);
+    const int64_t first_tile = before[item], segment_end = min(before[item + 1], end);
     Best<kRowTiles> best;
     best.clear();
     int tokens = 0;
     for (; tile < segment_end; tile++) {
-      const int64_t from_start = (tile - before[item]) * tiles.kTileRows, base = first + from_start;
+      const int64_t from_start = (tile - first_tile) * tiles.kTileRows, base = first + from_start;
       const bool is_there = lane < min(last - base, static_cast<int64_t>(tiles.kTileRows)) &&
                             (!documents.mask || documents.mask[base + lane]);
       const uint32_t there = __ballot_sync(kAllLanes, is_there);

@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "maxsim/cuda_centroids.cuh"
 #include "maxsim/cuda_work.cuh"
 
 namespace simtile::cuda::maxsim {
@@ -35,6 +36,9 @@ struct Rows {
         if constexpr (Format::kWords == 4) {
           const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
           pieces[n][0] = words.x, pieces[n][1] = words.y, pieces[n][2] = words.z, pieces[n][3] = words.w;
+        } else if constexpr (Format::kWords == 2) {
+          const uint2 words = __ldg(reinterpret_cast<const uint2*>(from));
+          pieces[n][0] = words.x, pieces[n][1] = words.y;
         } else {
           pieces[n][0] = __ldg(reinterpret_cast<const uint32_t*>(from));
         }
@@ -148,21 +152,54 @@ template <class Format, int kQueryPlanes, int kRowTiles, bool kStaged>
 struct Tile {
   static constexpr int kTiles = rows_of_eight(Format::kMostEights, kRowTiles, kStaged);
   static constexpr int kTileRows = 8 * kTiles;
-  // Planes of floats add up in one sum; those of codes do not.
-  static constexpr int kSums = Format::kIsCode ? kQueryPlanes : 1;
+  // Planes of floats add up in one sum; those of codes do not, but for a residual's query.
+  static constexpr int kSums = is_residual<Format> ? Format::kPlanes : Format::kIsCode ? kQueryPlanes : 1;
   // The next step's loads run beside this one's products where registers hold both.
   static constexpr bool kAhead = kStaged && (kSums == 1 || kRowTiles == 2);
   using Sum = std::conditional_t<Format::kIsCode, int32_t, float>;
 
   const Work& work;
-  const Column* packed;   // the group's
-  const Addend* addends;  // the same of codes
-  int columns;            // of the group that are tokens
-  const uint4* fragment;  // this lane's first
-  int fragments;          // of a plane
+  const Column* packed;            // the group's
+  const Addend* addends;           // the same of codes
+  int columns;                     // of the group that are tokens
+  const uint4* fragment;           // this lane's first
+  int fragments;                   // of a plane
+  const float* centroid_products;  // the group's, of residuals
   Rows<Format, kTiles> rows;
 
   __device__ __forceinline__ int row_tiles() const { return (columns + 15) / 16; }
+
+  // sums += products of a step, which has fragments of queries from `from` on.
+  __device__ __forceinline__ void multiply_step(const uint32_t (&pieces)[kTiles][Format::kWords], const uint4* from,
+                                                uint32_t flip, Sum (&sums)[kSums][kRowTiles][kTiles][4]) const {
+    const int tiles = row_tiles();
+#pragma unroll
+    for (int i = 0; i < Format::kProducts; i++, from += kRowTiles * 32) {
+      uint32_t b[kTiles][Format::kPlanes][2];
+#pragma unroll
+      for (int n = 0; n < kTiles; n++) Format::operands(pieces[n], i, flip, b[n]);
+#pragma unroll
+      for (int m = 0; m < kRowTiles; m++) {
+        if (m >= tiles) continue;
+#pragma unroll
+        for (int p = 0; p < kQueryPlanes; p++) {
+          const uint4 words = from[p * fragments + m * 32];
+          const uint32_t a[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+          for (int n = 0; n < kTiles; n++) {
+            if constexpr (Format::kIsCode) {
+              mma_m16n8k32_s8(sums[p][m][n], a, b[n][0]);
+            } else {
+              // Planes of which the product is below a float32's last bits are left out.
+#pragma unroll
+              for (int d = 0; d < Format::kPlanes; d++)
+                if (p + d < kMostPlanes) mma_m16n8k16_bf16(sums[0][m][n], a, b[n][d]);
+            }
+          }
+        }
+      }
+    }
+  }
 
   // sums += products with the rows; squares and any: of each of this lane's rows, its share.
   __device__ __forceinline__ void multiply(Sum (&sums)[kSums][kRowTiles][kTiles][4], float (&squares)[kTiles],
@@ -184,32 +221,12 @@ struct Tile {
       } else {
         rows.load(offset, pieces);
       }
-#pragma unroll
-      for (int i = 0; i < Format::kProducts; i++, from += kRowTiles * 32) {
-        uint32_t b[kTiles][Format::kPlanes][2];
-#pragma unroll
-        for (int n = 0; n < kTiles; n++) Format::operands(pieces[n], i, flip, b[n]);
-#pragma unroll
-        for (int m = 0; m < kRowTiles; m++) {
-          if (m >= tiles) continue;
-#pragma unroll
-          for (int p = 0; p < kQueryPlanes; p++) {
-            const uint4 words = from[p * fragments + m * 32];
-            const uint32_t a[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-            for (int n = 0; n < kTiles; n++) {
-              if constexpr (Format::kIsCode) {
-                mma_m16n8k32_s8(sums[p][m][n], a, b[n][0]);
-              } else {
-                // Planes of which the product is below a float32's last bits are left out.
-#pragma unroll
-                for (int d = 0; d < Format::kPlanes; d++)
-                  if (p + d < kMostPlanes) mma_m16n8k16_bf16(sums[0][m][n], a, b[n][d]);
-              }
-            }
-          }
-        }
+      if constexpr (is_residual<Format>) {
+        multiply_residuals<Format>(pieces, work.values, from, fragments, tiles, sums);
+      } else {
+        multiply_step(pieces, from, flip, sums);
       }
+      from += Format::kProducts * kRowTiles * 32;
       if constexpr (!Format::kIsCode) {
         if (work.args.normalize || work.args.pad_zero_rows) {
 #pragma unroll
@@ -286,18 +303,32 @@ struct Tile {
     uint32_t any[kTiles] = {};
     rows.data = static_cast<const char*>(row_of(work.args.documents, base + lane / 4));
     rows.there = there >> lane / 4;
+    ResidualRows<kTiles> residual;
+    if constexpr (is_residual<Format>) {
+      static_assert(kTiles == 1);  // rows behind the last one are that one again, so that no lane reads by itself
+      rows.data = static_cast<const char*>(row_of(work.args.documents, base + min(lane / 4, last_row(there))));
+      rows.there = 1;
+      residual.load(work, base, there);
+    }
     multiply(sums, squares, any);
     if (!Format::kIsCode && work.args.pad_zero_rows) there = without_zeros(there, any);
     if (there == 0) return 0;
     float factors[kTiles][2];
-    if (Format::kIsCode || work.args.normalize) row_factors(base, there, squares, factors);
+    if constexpr (is_residual<Format>) {
+      residual.share(factors);
+    } else if (Format::kIsCode || work.args.normalize) {
+      row_factors(base, there, squares, factors);
+    }
 
     const uint32_t own = there >> 2 * (lane % 4);  // bit 8n + e
     from_start += 2 * (lane % 4);
     uint32_t rare = 0;  // bit 2m + half: in that column something is not above -inf
     float products[kRowTiles][kTiles][4];
 #pragma unroll
-    for (int m = 0; m < kRowTiles; m++)
+    for (int m = 0; m < kRowTiles; m++) {
+      float2 centroids[kTiles][2] = {};
+      if constexpr (is_residual<Format>)
+        if (m < row_tiles()) residual.get(centroid_products, 16 * kRowTiles, m, centroids);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int at = 16 * m + 8 * half + lane / 4;
@@ -307,12 +338,19 @@ struct Tile {
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             const int i = 2 * half + e;
-            const float product = product_of(sums, m, n, i, addend, factors[n][e]);
+            float product;
+            if constexpr (is_residual<Format>) {
+              product = residual_similarity(sums[0][m][n][i], sums[1][m][n][i], addend.term,
+                                            half ? centroids[n][e].y : centroids[n][e].x, factors[n][e]);
+            } else {
+              product = product_of(sums, m, n, i, addend, factors[n][e]);
+            }
             if (!(product > -INFINITY)) rare |= 1u << (2 * m + half);
             // What is no token is below everything, and nothing above what it is compared with.
             products[m][n][i] = own >> (8 * n + e) & 1 ? product : -INFINITY;
           }
       }
+    }
 #pragma unroll
     for (int m = 0; m < kRowTiles; m++)
 #pragma unroll

@@ -19,7 +19,7 @@ constexpr int kNoRow = 0x7fffffff;
 
 // How many times eight rows of a document a warp multiplies at a time: what an instance of the scan has registers for.
 __host__ __device__ constexpr int rows_of_eight(int most, int row_tiles, bool staged) {
-  return !staged ? 1 : row_tiles > 2 ? most : 2;
+  return !staged ? 1 : row_tiles > 2 || most < 2 ? most : 2;
 }
 
 struct Column {
@@ -48,6 +48,7 @@ struct Work {
   int planes;             // of queries
   int steps;              // mma along a row
   int tile_rows;          // of a document
+  ResidualValues values;  // of residuals
 
   // This launch: groups [first_group, + groups) and items [first_item, + items). With candidates each group has a list of its own.
   int64_t first_group;
@@ -70,6 +71,7 @@ struct Work {
   float* maxima;          // [groups][items + warps][columns]
   int32_t* rows;          // the same: the document's row from its start
   int32_t* tokens;        // [groups][items + warps] rows that are tokens
+  float* products;        // [groups][centroids][columns] of residuals, columns as product_place() has them
 
   __device__ __forceinline__ int64_t segments() const { return items + warps; }
   __device__ __forceinline__ const int64_t* list(int group) const {

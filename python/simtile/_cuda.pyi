@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections.abc
 import typing
 
 __all__: list[str] = [
@@ -83,6 +84,11 @@ class MaxsimArgs:
         argmax: typing.SupportsInt | typing.SupportsIndex,
         token_scores: typing.SupportsInt | typing.SupportsIndex,
         rows_before: typing.SupportsInt | typing.SupportsIndex,
+        centroid_ids: typing.SupportsInt | typing.SupportsIndex = 0,
+        centroid_count: typing.SupportsInt | typing.SupportsIndex = 0,
+        centroids: typing.SupportsInt | typing.SupportsIndex = 0,
+        query_values: typing.SupportsInt | typing.SupportsIndex = 0,
+        weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None: ...
 
 class MaxsimTopkArgs:

@@ -13,6 +13,14 @@ inline int __clzll(long long value) { return value ? __builtin_clzll((unsigned l
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 
+// Four of the eight bytes of low and high, by the lowest three bits of each half byte of the selectors.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selectors) {
+  const unsigned long long bytes = (unsigned long long)(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; i++) result |= unsigned(bytes >> 8 * (selectors >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
+
 // c + the products of the four signed bytes; wraps as on the device.
 inline int __dp4a(int a, int b, int c) {
   unsigned sum = unsigned(c);

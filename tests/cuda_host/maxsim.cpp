@@ -17,10 +17,11 @@ using simtile::cuda::MaxsimTopkArgs;
 
 namespace {
 
-const std::map<std::string, MaxsimKind> kinds = {{"float32", MaxsimKind::float32},   {"float16", MaxsimKind::float16},
-                                                 {"bfloat16", MaxsimKind::bfloat16}, {"int8", MaxsimKind::int8},
-                                                 {"int16", MaxsimKind::int16},       {"uint8", MaxsimKind::uint8},
-                                                 {"bits", MaxsimKind::bits}};
+const std::map<std::string, MaxsimKind> kinds = {
+    {"float32", MaxsimKind::float32},    {"float16", MaxsimKind::float16},     {"bfloat16", MaxsimKind::bfloat16},
+    {"int8", MaxsimKind::int8},          {"int16", MaxsimKind::int16},         {"uint8", MaxsimKind::uint8},
+    {"bits", MaxsimKind::bits},          {"residual1", MaxsimKind::residual1}, {"residual2", MaxsimKind::residual2},
+    {"residual4", MaxsimKind::residual4}};
 
 // Memory comes as addresses, 0 for none.
 template <class T>
@@ -61,6 +62,15 @@ MaxsimArgs arguments(const py::dict& given) {
   args.argmax = data<int32_t>(given, "argmax");
   args.token_scores = data<float>(given, "token_scores");
   args.rows_before = data<const int64_t>(given, "rows_before");
+  if (given.contains("centroids")) {
+    args.residuals.centroid_ids = data<const int32_t>(given, "centroid_ids");
+    args.residuals.centroid_count = number(given, "centroid_count");
+    args.residuals.centroids = data<const float>(given, "centroids");
+    args.residuals.query_values = data<const float>(given, "query_values");
+    int16_t* weight = args.residuals.weights;
+    for (const py::handle one : given["weights"].cast<py::list>()) *weight++ = one.cast<int16_t>();
+  }
+  if (given.contains("most_product_bytes")) args.most_product_bytes = number(given, "most_product_bytes");
   if (given.contains("most_maxima_bytes")) args.most_maxima_bytes = number(given, "most_maxima_bytes");
   return args;
 }
@@ -91,6 +101,12 @@ std::string format_name(MaxsimKind kind) {
       return "8BFloat16";
     case MaxsimKind::bits:
       return "4Bits";
+    case MaxsimKind::residual1:
+      return "8ResidualILi1EE";
+    case MaxsimKind::residual2:
+      return "8ResidualILi2EE";
+    case MaxsimKind::residual4:
+      return "8ResidualILi4EE";
     default:
       return "5Bytes";
   }
@@ -111,6 +127,8 @@ struct Recorder {
     const MaxsimKind kind = plan.work.args.documents.kind;
     if (kernel == maxsim::maxsim_count) return "maxsim_count";
     if (kernel == maxsim::maxsim_sum) return "maxsim_sum";
+    if (kernel == maxsim::centroids_kernel(plan))
+      return "maxsim_centroidsILi" + std::to_string(plan.work.columns) + "EE";
     const bool is_float = kind < MaxsimKind::int8;
     if (kernel == maxsim::pack_kernel(kind)) {
       const MaxsimKind packed = kind == MaxsimKind::float16 ? MaxsimKind::bfloat16 : kind;

@@ -10,11 +10,13 @@ using namespace simtile::cuda;
 void record(const Device& device, const RecordLaunch& launch) {
   static const int64_t candidates[1] = {};
   void* const workspace = const_cast<void*>(address(256));  // candidates are put into it
-  for (const MaxsimKind kind : {MaxsimKind::float32, MaxsimKind::float16, MaxsimKind::bfloat16, MaxsimKind::int8,
-                                MaxsimKind::uint8, MaxsimKind::bits})
+  for (const MaxsimKind kind :
+       {MaxsimKind::float32, MaxsimKind::float16, MaxsimKind::bfloat16, MaxsimKind::int8, MaxsimKind::uint8,
+        MaxsimKind::bits, MaxsimKind::residual1, MaxsimKind::residual2, MaxsimKind::residual4})
     for (const MaxsimKind query_kind :
          {MaxsimKind::float32, MaxsimKind::bfloat16, MaxsimKind::int8, MaxsimKind::int16}) {
       if ((query_kind >= MaxsimKind::int8) != (kind >= MaxsimKind::int8)) continue;
+      if (residual_bits(kind) && query_kind != MaxsimKind::int16) continue;
       for (const int64_t longest : {32, 128, 1024})
         for (const int64_t dimensions : {96, 128, 256, 1024, 4096})
           for (const bool chosen : {false, true}) {
@@ -23,6 +25,7 @@ void record(const Device& device, const RecordLaunch& launch) {
             args.queries.count = 16;
             args.documents.kind = kind;
             args.documents.count = 100000;
+            args.residuals.centroid_count = 65536;
             args.dimensions = dimensions;
             args.longest_query = longest;
             args.candidates = chosen ? candidates : nullptr;
