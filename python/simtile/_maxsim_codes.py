@@ -111,7 +111,7 @@ def given(
             "has"
         )
     place = "cpu"
-    if kind != "residual" and _vectors.gpu_of(_data_of(tokens)) is not None:
+    if _vectors.gpu_of(_data_of(tokens)) is not None:
         place = _data_of(tokens).device
     for name, x in (("queries", left.x), ("tokens", _data_of(tokens))):
         if _tensors.is_tensor(x):
@@ -195,6 +195,8 @@ def _forward(
     threads: int,
 ) -> None:
     tokens, kind = documents.tokens, documents.kind
+    if isinstance(tokens, ResidualTokens):
+        tokens = tokens.numpy()
     values, steps, starts, ends, query_mask = prepared(queries, documents, options)
     document_mask = documents.mask
     if options.pad_zero_rows:
@@ -205,11 +207,8 @@ def _forward(
     name = "" if isinstance(tokens, ResidualTokens) else CODE_KINDS[tokens.kind]
     if isinstance(tokens, ResidualTokens):
         codec = tokens.codec
-        name = f"residual{codec.bits}"
-        weights = (folded.units.astype(np.float64) * codec.weight_unit).astype(np.float32)
-        folded = Folded(folded.whole, np.ones_like(folded.units), weights)
-        floats = values if steps is None else values * steps[:, None]
-        floats = np.ascontiguousarray(floats, np.float32)
+        name = residual_kind(tokens)
+        folded, floats = with_centroids(folded, values, steps, tokens)
         operands[1:] = tokens.centroid_ids, codec.centroids, floats, codec.whole_weights
         each = min(len(tokens), len(codec.centroids)) * int((ends - starts).max(initial=0))
         block = max(_MOST_PRODUCTS // max(each, 1), 1)
@@ -290,6 +289,23 @@ def fold(
         return Folded(whole, unit.astype(np.float32), terms)
 
 
+def residual_kind(tokens: ResidualTokens) -> str:
+    """What kernels call its codes."""
+    return f"residual{tokens.codec.bits}"
+
+
+def with_centroids(
+    folded: Folded, values: Array, steps: Array | None, tokens: ResidualTokens
+) -> tuple[Folded, npt.NDArray[np.float32]]:
+    """Of residuals terms are weights, and the queries in float32 are multiplied with centroids."""
+    weights = (folded.units.astype(np.float64) * tokens.codec.weight_unit).astype(np.float32)
+    floats = values if steps is None else values * steps[:, None]
+    return (
+        Folded(folded.whole, np.ones_like(folded.units), weights),
+        np.ascontiguousarray(floats, np.float32),
+    )
+
+
 def _of_bits(
     whole: npt.NDArray[np.int16], unit: Array, total: Array, dim: int, kind: str, normalize: bool
 ) -> Folded:
@@ -318,7 +334,7 @@ def _normalized(values: Array, steps: Array | None) -> tuple[Array, Array | None
 def _factors(tokens: Codes, normalize: bool) -> Array | None:
     """What each document token's similarities are multiplied with."""
     if isinstance(tokens, ResidualTokens):
-        return tokens.inverse_norms
+        return np.asarray(tokens.inverse_norms)
     if tokens.kind == "binary":
         return None
     own = _tensors.as_array(tokens.scale) if tokens.kind in PER_VECTOR else None

@@ -232,8 +232,8 @@ def maxsim_packed(
         With tokens that are codes also a list of int8_vector `Quantized`.
     tokens : array or Tensor [T, D], Quantized or ResidualTokens
         Of all documents, without padding. Codes are scored as they are and without gradients:
-        `Quantized` of int8, uint8, int8_vector or binary, on the CPU or a GPU (CUDA), where queries
-        are rounded on the host first; and `ResidualTokens` on the CPU.
+        `Quantized` of int8, uint8, int8_vector or binary, and `ResidualTokens`, on the CPU or a GPU
+        (CUDA), where queries are rounded on the host first.
     offsets : int [N + 1]
         Document n is ``tokens[offsets[n] : offsets[n + 1]]``: ascending, from 0 to T.
     query_mask : bool [Q, Lq], or list of [L], optional

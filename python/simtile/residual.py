@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _kmeans, _tensors
+from simtile import _kmeans, _tensors, _vectors
 from simtile.search import topk
 
 Array = npt.NDArray[Any]
@@ -81,6 +81,14 @@ class ResidualCodec:
         self.weight_unit = largest / LARGEST_WEIGHT if largest > 0 else 1.0
         in_units = self.bucket_weights.astype(np.float64) / self.weight_unit
         self.whole_weights = np.rint(in_units).astype(np.int16)
+        self._moved: dict[str, Any] = {}
+
+    def centroids_on(self, device: Any) -> Any:
+        """The centroids as a tensor on a torch device, copied there once."""
+        name = str(device)
+        if name not in self._moved:
+            self._moved[name] = _tensors.as_tensor(self.centroids, device)
+        return self._moved[name]
 
     @property
     def dim(self) -> int:
@@ -187,8 +195,18 @@ class ResidualTokens:
     centroid_ids : int32 [T]
     residuals : uint8 [T, ⌈D · bits / 8⌉]
     inverse_norms : float32 [T], optional
-        1 / ‖centroid + weights‖; computed where they are not given.
+        1 / ‖centroid + weights‖; computed where they are not given, on the CPU.
+
+    Attributes
+    ----------
+    codec, centroid_ids, residuals, inverse_norms
+        As given; arrays, or tensors of the GPU that the residuals are on, whose ids are looked at
+        once. `to` moves them.
     """
+
+    centroid_ids: Any
+    residuals: Any
+    inverse_norms: Any
 
     def __init__(
         self,
@@ -199,34 +217,44 @@ class ResidualTokens:
     ) -> None:
         if not isinstance(codec, ResidualCodec):
             raise TypeError(f"codec: found {type(codec).__name__}, expected a ResidualCodec")
-        ids = _tensors.as_array(centroid_ids)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        device = _vectors.gpu_of(residuals)
+
+        def read(x: Any) -> Any:
+            return _tensors.as_array(x) if device is None else _tensors.as_tensor(x, device)
+
+        ids, bytes_ = read(centroid_ids), read(residuals)
+        if len(ids.shape) != 1 or not _tensors.dtype_name(ids).startswith(("int", "uint")):
             raise ValueError(
-                f"centroid_ids: found {ids.dtype} {list(ids.shape)}, expected integers [T]"
+                f"centroid_ids: found {_tensors.dtype_name(ids)} {list(ids.shape)}, expected "
+                "integers [T]"
             )
         count = len(codec.centroids)
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < count):
             raise ValueError(
-                f"centroid_ids: found {ids.min()} to {ids.max()}, expected 0 to {count - 1}"
+                f"centroid_ids: found {int(ids.min())} to {int(ids.max())}, expected 0 to "
+                f"{count - 1}"
             )
-        bytes_ = _tensors.as_array(residuals)
-        if bytes_.dtype != np.uint8 or bytes_.shape != (len(ids), codec.width):
+        if _tensors.dtype_name(bytes_) != "uint8" or bytes_.shape != (len(ids), codec.width):
             raise ValueError(
-                f"residuals: found {bytes_.dtype} {list(bytes_.shape)}, expected uint8 "
-                f"[{len(ids)}, {codec.width}] for {codec.dim} dimensions of {codec.bits} bits"
+                f"residuals: found {_tensors.dtype_name(bytes_)} {list(bytes_.shape)}, expected "
+                f"uint8 [{len(ids)}, {codec.width}] for {codec.dim} dimensions of {codec.bits} bits"
             )
         self.codec = codec
-        self.centroid_ids = np.ascontiguousarray(ids, np.int32)
-        self.residuals = bytes_ if bytes_.strides[1:] == (1,) else np.ascontiguousarray(bytes_)
+        if device is None:
+            self.centroid_ids = np.ascontiguousarray(ids, np.int32)
+            self.residuals = bytes_ if bytes_.strides[1:] == (1,) else np.ascontiguousarray(bytes_)
+        else:
+            self.centroid_ids = ids.int().contiguous()
+            self.residuals = bytes_ if bytes_.stride(1) == 1 else bytes_.contiguous()
         if inverse_norms is None:
             inverse_norms = self._compute_norms()
-        norms = _tensors.as_array(inverse_norms)
-        if norms.dtype != np.float32 or norms.shape != ids.shape:
+        norms = read(inverse_norms)
+        if _tensors.dtype_name(norms) != "float32" or norms.shape != ids.shape:
             raise ValueError(
-                f"inverse_norms: found {norms.dtype} {list(norms.shape)}, expected float32 "
-                f"[{len(ids)}]"
+                f"inverse_norms: found {_tensors.dtype_name(norms)} {list(norms.shape)}, expected "
+                f"float32 [{len(ids)}]"
             )
-        self.inverse_norms = np.ascontiguousarray(norms)
+        self.inverse_norms = np.ascontiguousarray(norms) if device is None else norms.contiguous()
 
     def __len__(self) -> int:
         return len(self.centroid_ids)
@@ -242,34 +270,61 @@ class ResidualTokens:
     @property
     def nbytes(self) -> int:
         """Of the tokens, without the codec."""
-        return self.centroid_ids.nbytes + self.residuals.nbytes + self.inverse_norms.nbytes
+        parts = (self.centroid_ids, self.residuals, self.inverse_norms)
+        return sum(int(x.nbytes) for x in parts)
 
     def __repr__(self) -> str:
-        return f"ResidualTokens({len(self)} tokens, dim={self.dim}, bits={self.codec.bits})"
+        where = f", device={str(self.residuals.device)!r}" if self._of_tensors else ""
+        return f"ResidualTokens({len(self)} tokens, dim={self.dim}, bits={self.codec.bits}{where})"
 
     def __getitem__(self, rows: slice) -> ResidualTokens:
         if not isinstance(rows, slice):
             raise TypeError(f"found {type(rows).__name__}, expected a slice of tokens")
+        if self._of_tensors:  # which have been checked: nothing waits for them again
+            return self._convert(lambda x: x[rows])
         return ResidualTokens(
             self.codec, self.centroid_ids[rows], self.residuals[rows], self.inverse_norms[rows]
         )
 
-    def decode(self) -> FloatArray:
+    @property
+    def _of_tensors(self) -> bool:
+        return _tensors.is_tensor(self.residuals)
+
+    def numpy(self) -> ResidualTokens:
+        """The same in NumPy arrays; only what lies on a GPU is copied."""
+        return self._convert(_tensors.as_array) if self._of_tensors else self
+
+    def to(self, device: Any) -> ResidualTokens:
+        """The same in torch tensors on a device; on the CPU they share the memory of the arrays."""
+        return self._convert(lambda x: _tensors.as_tensor(x, device))
+
+    def _convert(self, convert: Any) -> ResidualTokens:
+        other = ResidualTokens.__new__(ResidualTokens)
+        other.codec = self.codec
+        for name in ("centroid_ids", "residuals", "inverse_norms"):
+            setattr(other, name, convert(getattr(self, name)))
+        return other
+
+    def decode(self) -> Any:
         """The tokens that are scored, float32 [T, D]: centroid and weights, of length 1."""
         out = np.empty(self.shape, np.float32)
         for begin in range(0, len(self), _BLOCK):
             rows = slice(begin, begin + _BLOCK)
-            sums = self._sums(rows)
-            out[rows] = sums * self.inverse_norms[rows, None].astype(np.float64)
-        return out
+            factors = _tensors.as_array(self.inverse_norms[rows]).astype(np.float64)
+            out[rows] = self._sums(rows) * factors[:, None]
+        return self._beside(out)
 
-    def codes(self) -> npt.NDArray[np.uint8]:
+    def codes(self) -> Any:
         """The bucket of each dimension, uint8 [T, D]."""
-        return self._codes(slice(None))
+        return self._beside(self._codes(slice(None)))
+
+    def _beside(self, array: Array) -> Any:
+        return _tensors.as_tensor(array, self.residuals.device) if self._of_tensors else array
 
     def _codes(self, rows: slice) -> npt.NDArray[np.uint8]:
         bits = self.codec.bits
-        stored = np.unpackbits(self.residuals[rows], axis=1, count=self.dim * bits)
+        bytes_ = _tensors.as_array(self.residuals[rows])
+        stored = np.unpackbits(bytes_, axis=1, count=self.dim * bits)
         powers = (1 << np.arange(bits)).astype(np.uint8)
         codes: npt.NDArray[np.uint8] = (stored.reshape(len(stored), self.dim, bits) * powers).sum(
             2, dtype=np.uint8
@@ -278,7 +333,9 @@ class ResidualTokens:
 
     def _sums(self, rows: slice) -> npt.NDArray[np.float64]:
         weights = self.codec.bucket_weights.astype(np.float64)
-        return self.codec.centroids[self.centroid_ids[rows]] + weights[self._codes(rows)]
+        ids = _tensors.as_array(self.centroid_ids[rows])
+        sums: npt.NDArray[np.float64] = self.codec.centroids[ids] + weights[self._codes(rows)]
+        return sums
 
     def _compute_norms(self) -> FloatArray:
         out = np.empty(len(self), np.float32)

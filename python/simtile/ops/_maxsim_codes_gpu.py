@@ -17,6 +17,7 @@ from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Found, Options
 from simtile.ops import maxsim_cuda, maxsim_cuda_topk
 from simtile.quantized import CODE_KINDS, PER_VECTOR
+from simtile.residual import ResidualTokens
 
 
 def forward(
@@ -55,24 +56,41 @@ def _operands(
     )
     folded = _maxsim_codes.fold(values, steps, tokens, documents.kind, options.normalize)
 
+    more: dict[str, Any] = {
+        "length_normalize": options.length_normalize,
+        "empty_score": options.empty_score,
+    }
+    if isinstance(tokens, ResidualTokens):
+        kind = _maxsim_codes.residual_kind(tokens)
+        folded, floats = _maxsim_codes.with_centroids(folded, values, steps, tokens)
+        device = documents.x.device
+        more["residuals"] = maxsim_cuda.Residuals(
+            tokens.centroid_ids,
+            tokens.codec.centroids_on(device),
+            _tensors.as_tensor(floats, device),
+            tokens.codec.whole_weights.tolist(),
+        )
+    else:
+        kind = CODE_KINDS[tokens.kind]
     operands: list[Any] = [_there(x, documents) for x in (*folded, starts, ends, mask)]
     operands.append(int((ends - starts).max(initial=0)))
     whole = maxsim_cuda.WholeQueries(*operands)
     document_mask = _there(documents.mask, documents)
-    if options.pad_zero_rows and tokens.kind != "binary":
+    # Bits and residuals are never zeros.
+    if options.pad_zero_rows and documents.kind not in ("binary", "residual"):
         counted = tokens.inverse_norms != 0
         if tokens.kind in PER_VECTOR:
             counted = counted & (tokens.scale != 0)
         document_mask = counted if document_mask is None else document_mask & counted
     return [
         whole,
-        CODE_KINDS[tokens.kind],
-        tokens.codes,
+        kind,
+        documents.x,
         tokens.dim,
         torch.from_numpy(documents.offsets),
         document_mask,
         _factors(tokens, options.normalize),
-    ], {"length_normalize": options.length_normalize, "empty_score": options.empty_score}
+    ], more
 
 
 def _there(x: Any, documents: Coded) -> Tensor | None:
@@ -82,6 +100,8 @@ def _there(x: Any, documents: Coded) -> Tensor | None:
 
 def _factors(tokens: Any, normalize: bool) -> Tensor | None:
     """`_maxsim_codes` has the reasons."""
+    if isinstance(tokens, ResidualTokens):
+        return tokens.inverse_norms  # type: ignore[no-any-return]
     if tokens.kind == "binary":
         return None
     own: Tensor | None = tokens.scale if tokens.kind in PER_VECTOR else None

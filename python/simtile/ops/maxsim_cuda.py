@@ -113,6 +113,25 @@ class WholeQueries(NamedTuple):
     longest: int  # the most rows of a query
 
 
+class Residuals(NamedTuple):
+    """What residuals stand for besides their codes, on the device but for the weights."""
+
+    centroid_ids: Tensor  # int32 [T], below K
+    centroids: Tensor  # float32 [K, D]
+    query_values: Tensor  # float32 [T of queries, D], what centroids are multiplied with
+    weights: list[int]  # [2^bits] whole numbers of 15 bits and a sign
+
+
+CODES = {
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bits": torch.uint8,
+    "residual1": torch.uint8,
+    "residual2": torch.uint8,
+    "residual4": torch.uint8,
+}
+
+
 def forward_codes(
     queries: WholeQueries,
     kind: str,
@@ -123,6 +142,7 @@ def forward_codes(
     factors: Tensor | None,
     candidates: Tensor | None,
     *,
+    residuals: Residuals | None = None,
     length_normalize: bool = False,
     empty_score: float = 0.0,
     argmax: bool = False,
@@ -133,9 +153,10 @@ def forward_codes(
     Parameters
     ----------
     queries : WholeQueries
-    kind : "int8", "uint8" or "bits"
+    kind : "int8", "uint8", "bits", "residual1", "residual2" or "residual4"
     codes : Tensor [T, W]
-        int8 or uint8 [T, D], or uint8 [T, ⌈D/8⌉] bits, the highest of a byte first.
+        int8 or uint8 [T, D], or uint8 [T, ⌈D/8⌉] bits, the highest of a byte first, or
+        [T, ⌈D · bits / 8⌉] as `ResidualTokens` has them.
     dim : int
         D.
     offsets : int64 Tensor [N + 1]
@@ -143,8 +164,11 @@ def forward_codes(
     document_mask : bool Tensor [T], optional
     factors : float32 Tensor [T], optional
         The similarity of a query's token z and a document's is units · ((z · code + terms) ·
-        factors): the product is exact, every other operation rounds to float32.
+        factors): the product is exact, every other operation rounds to float32. Of residuals it
+        is units · ((terms · weights[code] · z + q · centroid) · factors).
     candidates : int64 Tensor [Q, C], optional
+    residuals : Residuals
+        Of residuals, whose queries are int16.
 
     Returns
     -------
@@ -166,6 +190,7 @@ def forward_codes(
         offsets,
         document_mask,
         factors,
+        residuals=residuals,
         length_normalize=length_normalize,
         empty_score=empty_score,
     )
@@ -190,22 +215,22 @@ def pairs_of_codes(
     document_mask: Tensor | None,
     factors: Tensor | None,
     *,
+    residuals: Residuals | None = None,
     length_normalize: bool = False,
     empty_score: float = 0.0,
 ) -> Pairs:
     """As `forward_codes` says."""
-    expected = {"int8": torch.int8, "uint8": torch.uint8, "bits": torch.uint8}
-    if kind not in expected or codes.dtype != expected[kind]:
+    if kind not in CODES or codes.dtype != CODES[kind]:
         raise ValueError(
             f"tokens: found codes of kind {kind!r} as {codes.dtype}, expected int8 as torch.int8, "
-            "or uint8 or bits as torch.uint8, because backend is 'cuda'; use x.cpu()"
+            "or uint8, bits or residuals as torch.uint8, because backend is 'cuda'; use x.cpu()"
         )
     if codes.shape[1] > 1 and codes.stride(1) != 1:
         codes = codes.contiguous()
     offsets = offsets.to(torch.int64).to(codes.device)
     left = Runs(queries.rows.contiguous(), queries.starts, queries.ends, queries.mask)
     right = Runs(codes, offsets[:-1], offsets[1:], document_mask)
-    more = {
+    more: dict[str, Any] = {
         "documents_kind": kind,
         "units": queries.units,
         "terms": queries.terms,
@@ -214,6 +239,12 @@ def pairs_of_codes(
         "length_normalize": length_normalize,
         "empty_score": empty_score,
     }
+    if residuals is not None:
+        more["centroid_ids"] = residuals.centroid_ids
+        more["centroid_count"] = len(residuals.centroids)
+        more["centroids"] = residuals.centroids
+        more["query_values"] = residuals.query_values
+        more["weights"] = residuals.weights
     return Pairs(("queries", "tokens"), left, right, dim, queries.starts, more)
 
 
