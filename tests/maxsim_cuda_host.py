@@ -41,11 +41,13 @@ class Host:
     multiprocessors: int = 2
     shared_bytes: int = SHARED_BYTES
     most_maxima_bytes: int = 64 << 20
+    most_product_bytes: int = 32 << 20
     most_query_bytes: int = 256 << 20  # of a search
 
     def given(self, given):
         """The arguments of `_cuda.MaxsimArgs`, arrays as addresses, and the device."""
-        names = ("multiprocessors", "shared_bytes", "most_maxima_bytes", "most_query_bytes")
+        limits = ("most_maxima_bytes", "most_product_bytes", "most_query_bytes")
+        names = ("multiprocessors", "shared_bytes", *limits)
         device = {name: getattr(self, name) for name in names}
         return {**{name: address(x) for name, x in given.items()}, **device}
 

@@ -13,7 +13,7 @@ import simtile
 from simtile import _core, _maxsim_select, _tensors, _vectors
 from simtile.ops import maxsim_cuda, maxsim_cuda_topk
 
-KINDS = ("int8", "uint8", "int8_vector", "binary")
+KINDS = ("int8", "uint8", "int8_vector", "binary", "residual1", "residual2", "residual4")
 BOTH = {"return_argmax": True, "return_token_scores": True}
 
 
@@ -27,6 +27,7 @@ def forward_codes(
     factors,
     candidates,
     *,
+    residuals=None,
     length_normalize,
     empty_score,
     argmax,
@@ -38,6 +39,10 @@ def forward_codes(
     whole, units, terms, starts, ends, mask, codes, offsets, document_mask, factors, candidates = (
         None if x is None else x.numpy() for x in given
     )
+    more = [None] * 4
+    if residuals is not None:
+        assert all(isinstance(x, torch.Tensor) for x in residuals[:3])
+        more = [x.numpy() for x in residuals[:3]] + [np.array(residuals.weights, np.int16)]
     assert queries.longest == max(ends - starts, default=0)
     count = len(offsets) - 1 if candidates is None else candidates.shape[1]
     scores = np.full((len(starts), count), 7, np.float32)
@@ -57,7 +62,8 @@ def forward_codes(
         dim,
         *bounds,
         document_mask,
-        *(factors, None, None, None, None),
+        factors,
+        *more,
         length_normalize,
         empty_score,
         candidates,
@@ -92,7 +98,13 @@ def call(kind, options, form, convert):
     tokens = rng.normal(size=(23, 20)).astype(np.float32)
     tokens[5] = 0
     ranges = np.tile([[-3.0], [3.0]], 20) if kind in ("int8", "uint8") else None
-    codes = simtile.quantize(tokens, kind, ranges=ranges)
+    if kind.startswith("residual"):
+        bits = int(kind[-1])
+        steps = np.linspace(-1, 1, (1 << bits) + 1)
+        codec = simtile.ResidualCodec(rng.normal(size=(5, 20)), steps[1:], steps[1:-1], bits)
+        codes = codec.encode(tokens)
+    else:
+        codes = simtile.quantize(tokens, kind, ranges=ranges)
     codes = codes.to("cpu") if convert is torch.from_numpy else codes
     batch = rng.normal(size=(3, 9, 20)).astype(np.float32)[:, :4]
     batch[1, 2] = 0

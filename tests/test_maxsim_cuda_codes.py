@@ -49,6 +49,7 @@ class Call:
         if seed % 7:
             drawn = np.ones(tokens) if few else rng.uniform(0.5, 2, tokens)
             self.factors = drawn.astype(np.float32)
+        self.masked = True
         self.masks = [rng.random(n) < 0.8 for n in (rows, tokens)]
 
     @property
@@ -56,6 +57,10 @@ class Call:
         if self.kind == "bits":
             return np.packbits(self.codes.astype(bool), axis=1)
         return self.codes.astype(self.kind)
+
+    def more(self):
+        """Arguments that only residuals have."""
+        return {}
 
     def run(self, host):
         (q, n), (rows, _) = map(len, self.lengths), map(len, (self.queries, self.codes))
@@ -73,7 +78,7 @@ class Call:
             given[f"{name}_count"] = len(starts[i])
             given[f"{name}_data"], given[f"{name}_stride"] = x, x.strides[0]
             given[f"{name}_starts"], given[f"{name}_ends"] = starts[i], ends[i]
-            given[f"{name}_mask"] = self.masks[i]
+            given[f"{name}_mask"] = self.masks[i] if self.masked else None
         host.run(
             {
                 **given,
@@ -92,6 +97,7 @@ class Call:
                 "argmax": argmax,
                 "token_scores": values,
                 "rows_before": starts[0],
+                **self.more(),
             }
         )
         split = [

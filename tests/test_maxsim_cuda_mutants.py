@@ -11,6 +11,7 @@ from test_maxsim import check
 from test_maxsim_cuda_codes import Call as CodesCall
 from test_maxsim_cuda_codes import check as check_codes
 from test_maxsim_cuda_host import everything
+from test_maxsim_cuda_residual import Call as ResidualCall
 from test_maxsim_cuda_topk import SEVERAL_LAUNCHES, many
 
 FOLDER = "kernels/maxsim/"
@@ -66,6 +67,54 @@ MUTANTS = [
             DISPATCH,
             "if (args.candidates || work.first_group == 0)",
             "if (args.candidates || (work.first_group == 0 && work.first_item == 0))",
+        ),
+        (
+            "the highest bit of a code first",
+            FOLDER + "cuda_residual.cuh",
+            "(stored >> (bits - 1 - b) & 1) << b",
+            "(stored >> b & 1) << b",
+        ),
+        (
+            "the upper eight values of four bits taken for the lower",
+            FOLDER + "cuda_residual.cuh",
+            "(selectors & 0x8888u) >> 1",
+            "(selectors & 0u) >> 1",
+        ),
+        (
+            "the higher bytes of a residual's query left out",
+            FOLDER + "cuda_residual.cuh",
+            "256u * static_cast<uint32_t>(high[d][n][i])",
+            "0u * static_cast<uint32_t>(high[d][n][i])",
+        ),
+        (
+            "the lower bytes of values left out",
+            FOLDER + "cuda_residual.cuh",
+            "b[1][half] = look_up(values.low, selectors)",
+            "b[1][half] = 0",
+        ),
+        (
+            "centroids multiplied before they are there",
+            FOLDER + "cuda_centroids.cuh",
+            "    __syncthreads();  // the rows are there\n",
+            "",
+        ),
+        (
+            "centroids overwritten while they are multiplied",
+            FOLDER + "cuda_centroids.cuh",
+            "    __syncthreads();  // and may be written again\n",
+            "",
+        ),
+        (
+            "a row's centroid taken for another's",
+            FOLDER + "cuda_centroids.cuh",
+            "__shfl_sync(kAllLanes, own_centroid, row)",
+            "__shfl_sync(kAllLanes, own_centroid, row ^ 1)",
+        ),
+        (
+            "products with centroids kept for other groups",
+            DISPATCH,
+            "(work.first_item == 0 || plan.groups > plan.launch_groups)",
+            "work.first_item == 0",
         ),
         (
             "a candidate found as often as it is given",
@@ -142,6 +191,12 @@ REVEALING = [
     (Case((3,), tuple(range(40)), 8), "float32", {"most_maxima_bytes": 10000}),
 ]
 
+REVEALING_RESIDUALS = [
+    ((2, (7, 9), (33, 2), 70, 1), {}),
+    ((4, (3,), (20,), 33, 2), {}),
+    ((1, (90,) * 3, (3,) * 15, 20, 1), {"most_maxima_bytes": 9000, "most_product_bytes": 6000}),
+]
+
 
 def fault(module):
     """What the revealing cases find first: a wrong result, or what the host shim forbids."""
@@ -157,6 +212,11 @@ def fault(module):
             check_codes(CodesCall("uint8", "int16", (7, 9), (33, 2), 33, 1), Host(module, order))
         except (AssertionError, RuntimeError) as error:
             return f"codes, order {order}: {error}"
+        for arguments, host in REVEALING_RESIDUALS:
+            try:
+                check_codes(ResidualCall(*arguments), Host(module, order, **host))
+            except (AssertionError, RuntimeError) as error:
+                return f"{arguments}, order {order}: {error}"
         try:
             the_best(module, order)
         except (AssertionError, RuntimeError) as error:
