@@ -14,6 +14,7 @@ from _ptx import ROOT, Json, Run, cuda_ptx, total
 sys.path.insert(0, str(ROOT / "tests"))
 
 import test_maxsim_cuda_codes as codes
+import test_maxsim_cuda_residual as residuals
 import test_maxsim_cuda_topk as best
 from cuda_host import build
 from maxsim_cases import Case
@@ -41,7 +42,13 @@ MULTIPROCESSORS = 1  # few shares of some thousand rows: each is as long as one 
 SHARED_BYTES = 163 << 10
 RAGGED = tuple(60 + 37 * i % 241 for i in range(40))  # 60 to 300 tokens
 PRODUCTS = {("float32", 3): 6, ("float16", 3): 5, ("bfloat16", 3): 3, ("bfloat16", 1): 1}
-STEP = {"float32": (16, 16), "float16": (32, 16), "bfloat16": (32, 16), "bits": (128, 32)}
+STEP = {
+    "float32": (16, 16),
+    "float16": (32, 16),
+    "bfloat16": (32, 16),
+    **dict.fromkeys(("bits", "residual1", "residual2", "residual4"), (128, 32)),
+}
+CENTROIDS = 256
 
 
 def floats(queries: tuple[int, ...], dim: int, dtype: str, query_dtype: str, **options: Any) -> Any:
@@ -56,6 +63,13 @@ def coded(
 ) -> Any:
     call = codes.Call(kind, query_kind, queries, documents, dim, 1)
     call.masks = [np.ones_like(x) for x in call.masks]
+    return call
+
+
+def residual(bits: int, queries: tuple[int, ...], dim: int, documents: Any = RAGGED) -> Any:
+    call = residuals.Call(bits, queries, documents, dim, 1, CENTROIDS)
+    call.masks, call.masked = [np.ones_like(x) for x in call.masks], False
+    call.gap = 0
     return call
 
 
@@ -76,6 +90,12 @@ CASES = (
     ("int8 and int8", lambda: coded("int8", "int8", (32,) * 4, 128, RAGGED * 2), False),
     ("bits", lambda: coded("bits", "int16", (32,), 128), False),
     ("uint8", lambda: coded("uint8", "int16", (9, 3), 96), False),
+    ("residual, 1 bit", lambda: residual(1, (32,), 128, RAGGED * 3), True),
+    ("residual, 2 bits", lambda: residual(2, (32,), 128, RAGGED * 2), True),
+    ("residual, 4 bits", lambda: residual(4, (32,), 128, RAGGED * 2), True),
+    ("4 of 32, residual, 2 bits", lambda: residual(2, (32,) * 4, 128, RAGGED * 2), True),
+    ("residual, 4 bits, D = 96", lambda: residual(4, (9, 3), 96), False),
+    ("residual, 2 bits, D = 33", lambda: residual(2, (40, 130), 33, (9, 20)), False),
     (
         "holes, odd",
         lambda: floats(
@@ -109,11 +129,10 @@ def expected(call: Any, plan: Json) -> tuple[int, int]:
         else [tuple(x.tolist()) for x in call.lengths]
     )
     dim = call.case.dim if isinstance(call, Call) else call.dim
-    width = (
-        -(-dim // 8)
-        if kind == "bits"
-        else dim * {"float32": 4, "float16": 2, "bfloat16": 2}.get(kind, 1)
-    )
+    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "bits": 1}.get(kind, 8)
+    if kind.startswith("residual"):
+        bits = call.bits
+    width = -(-dim * bits // 8)
     planes, columns, groups = plan["planes"], plan["columns"], plan["groups"]
     packed = 32 * planes * plan["steps"] * columns
     tokens = sum(queries)
@@ -125,11 +144,17 @@ def expected(call: Any, plan: Json) -> tuple[int, int]:
     moved = groups * (sum(documents) * width + packed * (1 + plan["blocks"]))
     moved += groups * segments * (used + per_group) * 8
     moved += tokens * dim * (4 if kind in ("float32",) else 2) + 4 * len(queries) * len(documents)
-    if kind in ("int8", "uint8", "bits") and call.factors is not None:
+    if not isinstance(call, Call) and call.factors is not None:
         moved += 4 * groups * sum(documents)
+    if kind.startswith("residual"):
+        # Ids, and of every token its centroid's products; these are made of both sides' floats, the
+        # queries' once for every 64 centroids.
+        moved += groups * sum(documents) * (4 + 4 * used)
+        count = len(call.centroids)
+        moved += 4 * groups * (count * (dim + used) + -(-count // 64) * per_group * dim)
     step, depth = STEP.get(kind, (64, 32))
     instructions = -(-dim // step) * step // depth
-    products = PRODUCTS.get((kind, planes), planes)
+    products = PRODUCTS.get((kind, planes), 2 * planes if kind.startswith("residual") else planes)
     flops = 2 * groups * tiles * plan["tile_rows"] * used * instructions * depth * products
     return moved, flops
 
