@@ -49,10 +49,12 @@ CHECKS: dict[str, dict[str, str]] = {
     "topk": {"": "topk"},
 }
 
-# MaxSim's kernels that only a search for the best documents launches: their test, and what
-# `simtile doctor` calls them.
-SEARCH = re.compile(r"maxsim_(choose|keep|order)|topk_\w+")
-SEARCH_TEST, SEARCH_CHECK = "tests/test_maxsim_cuda_topk.py", "maxsim_topk"
+# MaxSim's kernels that only some calls launch, a search for the best documents or one of residuals:
+# their test, and what `simtile doctor` calls them (residuals it does not check).
+SOME_CALLS = {
+    r"maxsim_(choose|keep|order)|topk_\w+": ("tests/test_maxsim_cuda_topk.py", "maxsim_topk"),
+    r"maxsim_centroids": ("tests/test_maxsim_cuda_residual.py", "maxsim_residual"),
+}
 
 NOTES = """“no” has not been done, “–” cannot be. A test file is run by `make test`. Within budget
 ([all figures](docs/gpu-report.md)): no spills, fits the shared memory of a block, and multiplies
@@ -77,9 +79,10 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
     rows = []
     for source, half in report.items():
         for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
-            search = operation == "maxsim" and SEARCH.fullmatch(kernel) is not None
-            test = SEARCH_TEST if search else TESTS[operation, source]
-            names = {"": SEARCH_CHECK} if search else CHECKS[operation]
+            test, names = TESTS[operation, source], CHECKS[operation]
+            for pattern, own in SOME_CALLS.items():
+                if operation == "maxsim" and re.fullmatch(pattern, kernel):
+                    test, names = own[0], {"": own[1]}
             tested = f"`{test}`" if (tests / test).is_file() else "no"
             path = results / "ptx" / f"{PTX[operation, source]}.json"
             counts = json.loads(path.read_text()) if path.is_file() else {}
