@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from device_fakes import CudaTensor, pretend_cuda
-from multi_vector_cases import DIM, FLOATS, assert_same, codec, draw_documents
+from multi_vector_cases import CODES, DIM, FLOATS, assert_same, draw_documents, new_index
 from test_maxsim_cuda import FakeCuda
 from tolerances import ROUNDOFF, ROUNDOFFS
 
 from simtile import MultiVectorIndex, _gpu, _index_device, _storage, _vectors
 from simtile._index_device import DeviceSearch
 
-DTYPES = (*FLOATS, "int8", "binary")
+DTYPES = (*FLOATS, *CODES)
 
 
 class Device:
@@ -44,7 +44,9 @@ def device(monkeypatch, kernels):
 
     pretend_cuda(monkeypatch)
     monkeypatch.setattr(_gpu, "cuda_module", lambda: kernels)
-    monkeypatch.setattr(_vectors, "gpu_of", lambda x: getattr(x, "is_cuda", False) or None)
+    monkeypatch.setattr(
+        _vectors, "gpu_of", lambda x: x.device if getattr(x, "is_cuda", False) else None
+    )
     monkeypatch.setattr(_index_device, "_cuda_device", lambda device: CudaTensor.device)
     monkeypatch.setattr(_index_device, "_cuda", lambda: found)
     monkeypatch.setattr(DeviceSearch, "upload", logged)
@@ -76,7 +78,7 @@ def test_finds_what_the_cpu_finds(monkeypatch, tmp_path, device, dtype, streamed
         device.free = 0
         monkeypatch.setattr(_index_device, "BLOCK_BYTES", 600)
     rng = np.random.default_rng(0)
-    indexes = MultiVectorIndex(DIM, dtype), MultiVectorIndex(DIM, dtype, device="cuda")
+    indexes = new_index(dtype), new_index(dtype, device="cuda")
     x, ids = draw_documents(rng, 24), rng.permutation(24)
     for begin in (0, 10, 20):
         for index in indexes:
@@ -100,7 +102,7 @@ def test_scores_of_real_numbers(device, dtype, normalize):
     q = rng.normal(size=(3, 6, DIM)).astype(np.float32)
     found = []
     for where in ("cpu", "cuda"):
-        index = MultiVectorIndex(DIM, dtype, normalize=normalize, device=where)
+        index = new_index(dtype, normalize=normalize, device=where)
         index.add(x)
         found.append(index.score(q))
     if dtype in FLOATS:
@@ -148,14 +150,6 @@ def test_what_has_no_tokens(device):
     assert scores.tolist() == [[4, 4, 2 * DIM], [4, 4, 0]]
 
 
-def test_residuals_are_of_the_cpu(device, tmp_path):
-    with pytest.raises(ValueError, match=r"device: found 'cuda' with dtype 'residual2', expected"):
-        MultiVectorIndex(DIM, "residual2", codec=codec(2), device="cuda")
-    MultiVectorIndex(DIM, "residual2", codec=codec(2)).save(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"device: found 'cuda' with dtype 'residual2', expected"):
-        MultiVectorIndex.load(tmp_path / "a", device="cuda")
-
-
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match="device: found 'gpu'"):
         MultiVectorIndex(DIM, device="gpu")
@@ -172,7 +166,7 @@ def test_gpu(monkeypatch, dtype, streamed):
         monkeypatch.setattr(_index_device, "RESIDENT_SHARE", 0)
         monkeypatch.setattr(_index_device, "BLOCK_BYTES", 600)
     rng = np.random.default_rng(0)
-    indexes = MultiVectorIndex(DIM, dtype), MultiVectorIndex(DIM, dtype, device="cuda")
+    indexes = new_index(dtype), new_index(dtype, device="cuda")
     x = draw_documents(rng, 60)
     for index in indexes:
         index.add(x, np.arange(60)[::-1])

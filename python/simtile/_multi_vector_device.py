@@ -19,7 +19,7 @@ from simtile._maxsim_codes import Coded
 from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Options
 from simtile._multi_vector_inputs import Queries
-from simtile._token_encoding import KINDS, RESIDUALS, TokenEncoding
+from simtile._token_encoding import TokenEncoding
 from simtile._token_storage import Tokens
 from simtile.quantized import Quantized
 
@@ -31,12 +31,7 @@ Tensors = Mapping[str, Any]
 class TokenDevice:
     """The device's side of an index of token vectors."""
 
-    def __init__(self, device: Any, encoding: TokenEncoding) -> None:
-        if encoding.dtype in RESIDUALS:
-            raise ValueError(
-                f"device: found {device!r} with dtype {encoding.dtype!r}, expected 'cpu', where "
-                "residuals are scored"
-            )
+    def __init__(self, device: Any) -> None:
         self._search = DeviceSearch(device)
 
     def score(
@@ -101,12 +96,11 @@ class TokenDevice:
         if encoding.dtype in FLOATS:
             found: Any = self._floats(columns, encoding, queries, offsets, chosen, options)
         else:
-            tokens = Quantized(
-                columns["codes"], columns.get("scales"), None, encoding.dim, KINDS[encoding.dtype]
-            )
+            tokens = encoding.operand(columns)
+            kind = tokens.kind if isinstance(tokens, Quantized) else "residual"
             found = _maxsim_codes.run(
                 queries.given,
-                Coded(tokens, tokens.kind, offsets, None, None),
+                Coded(tokens, kind, offsets, None, None),
                 chosen,
                 options,
                 argmax=False,

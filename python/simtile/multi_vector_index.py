@@ -62,11 +62,10 @@ class MultiVectorIndex(TokenDocuments):
     codec : ResidualCodec, optional
         In place of one that is learnt.
     device : "cpu", "cuda" or "cuda:0", …
-        Where documents are scored, which "residual1", "residual2" and "residual4" are on the CPU
-        only. Tokens are copied to a device when first searched, and stay there if they fit; else
-        those that a search scores are copied by it. Scores of "int8" and "binary" are equal to the
-        CPU's, of floats in all but the last bits; a call waits for them. What ``prefilter``
-        compares stays on the CPU.
+        Where documents are scored. Tokens are copied to a device when first searched, and stay
+        there if they fit; else those that a search scores are copied by it. Scores of codes are
+        equal to the CPU's, of floats in all but the last bits; a call waits for them. What
+        ``prefilter`` compares stays on the CPU.
 
     Raises
     ------
@@ -104,7 +103,7 @@ class MultiVectorIndex(TokenDocuments):
         device: str = "cpu",
     ) -> None:
         super().__init__(TokenEncoding.of(dim, dtype, normalize, centroids, codec))
-        self._device = _device_of(device, self._state.encoding)
+        self._device = _device_of(device)
 
     def __repr__(self) -> str:
         return (
@@ -270,7 +269,7 @@ class MultiVectorIndex(TokenDocuments):
             )
         except (TypeError, ValueError) as error:
             raise damaged(path, str(error)) from None
-        index._device = _device_of(device, index._state.encoding)
+        index._device = _device_of(device)
         whole = verify == "full" or not mmap
         index._storage, index._state = _multi_vector_file.restored(
             path, contents.attributes, arrays, index._state.encoding, index._pooled, whole
@@ -286,8 +285,8 @@ class MultiVectorIndex(TokenDocuments):
         return MultiVectorSearch(state, self._device, checked, score, thread_count)
 
 
-def _device_of(device: object, encoding: TokenEncoding) -> TokenDevice | None:
-    return None if str(device) == "cpu" else TokenDevice(device, encoding)
+def _device_of(device: object) -> TokenDevice | None:
+    return None if str(device) == "cpu" else TokenDevice(device)
 
 
 def _like(queries: Queries, found: Array) -> Any:
