@@ -135,8 +135,8 @@ def test_gradients_are_those_of_the_formula(level, case, dtype, layout, chosen, 
 
 @given(case=cases(values=("random", "integers"), temperatures=(None, 0.5)))
 def test_gradients_are_the_oracle(case):
-    # Where lengths divide whole numbers, rounding decides which of two equal products is larger, and
-    # so where a gradient goes; the test above follows what was matched.
+    # Where lengths divide whole numbers, rounding decides which of two equal products is larger,
+    # and so where a gradient goes; the test above follows what was matched.
     divided = case.values == "integers" and case.options["normalize"]
     assume(not divided or case.options["temperature"])
     call = Call(case, "float64", "gaps")

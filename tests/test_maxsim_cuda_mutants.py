@@ -12,7 +12,7 @@ from test_maxsim_cuda_codes import Call as CodesCall
 from test_maxsim_cuda_codes import check as check_codes
 from test_maxsim_cuda_host import everything
 from test_maxsim_cuda_residual import Call as ResidualCall
-from test_maxsim_cuda_topk import SEVERAL_LAUNCHES, many
+from test_maxsim_cuda_topk import SEVERAL_LAUNCHES, late, many
 
 FOLDER = "kernels/maxsim/"
 DISPATCH = "csrc/cuda/maxsim_dispatch.hpp"
@@ -232,6 +232,7 @@ def the_best(module, order):
             many(9, k, listed, order, module, queries=SEVERAL_LAUNCHES)
     many(300, 2, None, order, module, queries=(1,) * 8, multiprocessors=1)
     many(90, 40, None, order, module, most_query_bytes=1)
+    late(order, module)
 
 
 @pytest.mark.deep

@@ -138,6 +138,17 @@ def many_case(documents, k, queries):
     return case
 
 
+def late(order, module):
+    """The second best comes last, to the warp that has had the best for long."""
+    documents = 4 * 4 * 32 + 1  # four times around a block's warps, and one
+    case = Case((1,) * 8, (1,) * documents, 1)
+    case.arrays["queries"] = [np.ones((1, 1))] * 8
+    scores = [documents, *range(1, documents)]
+    case.arrays["documents"] = [np.full((1, 1), float(score)) for score in scores]
+    hosts = (Host(module, order, multiprocessors=1), Host(module))
+    check(Call(case, "float32"), hosts, 2, None, None)
+
+
 def check_many(call, hosts, k, listed):
     rng = np.random.default_rng(k)
     given = arguments(call)
@@ -369,3 +380,8 @@ def test_memory_of_a_search():
     before = torch.cuda.memory_allocated()
     simtile.maxsim_packed(queries, tokens, offsets, k=10)
     assert torch.cuda.max_memory_allocated() - before < 150e6
+
+
+@pytest.mark.parametrize("order", [0, 5])
+def test_the_last_document_is_found(module, order):
+    late(order, module)

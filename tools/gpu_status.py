@@ -115,7 +115,7 @@ def executed(kernel: str, counts: Mapping[str, Any]) -> str:
     """Architectures whose PTX gave the oracle's result in every run of a complete file."""
     if not counts or counts["failures"] or not counts["complete"]:
         return "no"
-    named = rf"\b{kernel}\b"
+    named = rf"\b{kernel}(I|\b)"  # and templates, whose arguments follow in a mangled name
     arches = {run["arch"] for run in counts["runs"] if re.search(named, run["kernel"])}
     return ", ".join(f"sm_{arch}" for arch in sorted(arches)) or "no"
 

@@ -175,7 +175,7 @@ struct Bf16Engine : ScorePanel<float> {
           if (accumulate) prefetch_block(at, dimensions * 4, stored, columns * 4);
           alignas(64) float tile[kDocumentRows * kColumns];
           multiply<kDocumentRows, PairStep>(a + m, 1, kColumns, reinterpret_cast<const uint32_t*>(slice),
-                                        row_pairs(queries.count), false, tile);
+                                            row_pairs(queries.count), false, tile);
           write_tile<float>(tile, at, dimensions, stored, columns, accumulate);
         }
       }
@@ -211,7 +211,8 @@ struct Bf16Engine : ScorePanel<float> {
       for (int64_t slice = first_slice; slice < last_slice; slice++) {
         const int64_t d = slice * kColumns;
         alignas(64) float tile[kRows * kColumns];
-        multiply<kRows, PairStep>(a, pairs, 1, packed + (slice - first_slice) * kPacked / 2 * kColumns, pairs, false, tile);
+        multiply<kRows, PairStep>(a, pairs, 1, packed + (slice - first_slice) * kPacked / 2 * kColumns, pairs, false,
+                                  tile);
         write_tile<float>(tile, out + r * dimensions + d, dimensions, static_cast<int>(present),
                           least<int64_t>(kColumns, dimensions - d), accumulate);
       }

@@ -71,7 +71,8 @@ struct FloatEngine : ScorePanel<T> {
                        k * kColumns;
           T* s = reinterpret_cast<T*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
-            multiply<kRows, ValueStep<T>>(queries + r * dimensions + k * kRows, 1, kRows, b, now, k > 0, s + r * kColumns);
+            multiply<kRows, ValueStep<T>>(queries + r * dimensions + k * kRows, 1, kRows, b, now, k > 0,
+                                          s + r * kColumns);
             if (k + now == dimensions) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
           }
         }
@@ -101,7 +102,8 @@ struct FloatEngine : ScorePanel<T> {
           const int stored = static_cast<int>(least<int64_t>(kDocumentRows, count - first - m));
           if (accumulate) prefetch_block(at, dimensions * sizeof(T), stored, columns * sizeof(T));
           alignas(64) T tile[kDocumentRows * kColumns];
-          multiply<kDocumentRows, ValueStep<T>>(c + m, 1, kColumns, reinterpret_cast<const T*>(slice), queries.count, false, tile);
+          multiply<kDocumentRows, ValueStep<T>>(c + m, 1, kColumns, reinterpret_cast<const T*>(slice), queries.count,
+                                                false, tile);
           write_tile<T>(tile, at, dimensions, stored, columns, accumulate);
         }
       }
@@ -124,8 +126,9 @@ struct FloatEngine : ScorePanel<T> {
       for (int64_t r = 0; r < rows; r += kRows) {
         alignas(64) T tile[kRows * kColumns];
         for (int64_t k = 0; k < documents.count; k += kColumns)
-          multiply<kRows, ValueStep<T>>(reinterpret_cast<const T*>(c + k / kColumns * panel_stride) + r * kColumns, kColumns, 1,
-                             packed + k * kColumns, least<int64_t>(kColumns, documents.count - k), k > 0, tile);
+          multiply<kRows, ValueStep<T>>(reinterpret_cast<const T*>(c + k / kColumns * panel_stride) + r * kColumns,
+                                        kColumns, 1, packed + k * kColumns,
+                                        least<int64_t>(kColumns, documents.count - k), k > 0, tile);
         write_tile<T>(tile, out + r * dimensions + d, dimensions, static_cast<int>(least<int64_t>(kRows, rows - r)),
                       columns, accumulate);
       }

@@ -96,7 +96,7 @@ class TokenDevice:
         if encoding.dtype in FLOATS:
             found: Any = self._floats(columns, encoding, queries, offsets, chosen, options)
         else:
-            tokens = encoding.operand(columns)
+            tokens: Any = encoding.operand(columns)
             kind = tokens.kind if isinstance(tokens, Quantized) else "residual"
             found = _maxsim_codes.run(
                 queries.given,
