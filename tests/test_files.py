@@ -422,7 +422,6 @@ def kill_savers(path, kills):
     return kill_while_saving(SAVER, path, kills, generation, lambda: save(0))
 
 
-@pytest.mark.slow  # starts 30 processes
 def test_killed_while_saving(tmp_path):
     """The file is always there, whole: the old one or a newer one."""
     kill_savers(tmp_path / "a", 30)

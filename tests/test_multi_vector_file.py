@@ -270,7 +270,6 @@ def kill_savers(path, kills):
     return kill_while_saving(SAVER, path, kills, generation_of, reset)
 
 
-@pytest.mark.slow  # starts 20 processes
 def test_killed_while_saving(tmp_path):
     kill_savers(tmp_path / "a", 20)
 
