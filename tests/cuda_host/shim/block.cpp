@@ -64,7 +64,9 @@ void Block::launch(const std::function<void()>& kernel, dim3 grid, dim3 block, s
   failure_.clear();
   threads_.resize(threads);
   warps_.resize((threads + warp_size - 1) / warp_size);
-  stacks_.reserve(threads);
+  // Only while they are in use: every module of a process has its own, and a guard page costs two of the system's
+  // mappings, of which a process has 65,530.
+  const Stacks::Lease lease(stacks_, threads);
 
   std::vector<uint64_t> sequence(blocks);
   std::iota(sequence.begin(), sequence.end(), 0);

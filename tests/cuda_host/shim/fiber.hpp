@@ -28,32 +28,41 @@ constexpr size_t stack_bytes = 128 << 10;
 // One stack per thread, each below a page that faults: an overflow ends the process where it happens.
 class Stacks {
  public:
-  Stacks() = default;
-  Stacks(const Stacks&) = delete;
-  Stacks& operator=(const Stacks&) = delete;
-  ~Stacks() { release(); }
+  // Maps `count` stacks for as long as it lives.
+  class Lease {
+   public:
+    Lease(Stacks& stacks, size_t count) : stacks_(stacks) { stacks_.reserve(count); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    ~Lease() { stacks_.release(); }
 
-  void reserve(size_t count) {
-    if (count <= count_) return;
-    release();
-    void* mapped = mmap(nullptr, count * pitch(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapped == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<char*>(mapped);
-    count_ = count;
-    for (size_t i = 0; i < count; ++i) mprotect(base_ + i * pitch(), guard(), PROT_NONE);
-  }
+   private:
+    Stacks& stacks_;
+  };
+
   char* bottom(size_t i) const { return base_ + i * pitch() + guard(); }
   bool contains(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(base_) < count_ * pitch(); }
 
  private:
   static size_t guard() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
   static size_t pitch() { return guard() + stack_bytes; }
+  void reserve(size_t count) {
+    void* mapped = mmap(nullptr, count * pitch(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<char*>(mapped);
+    count_ = count;
+    for (size_t i = 0; i < count; ++i) {
+      if (mprotect(base_ + i * pitch(), guard(), PROT_NONE) == 0) continue;
+      release();
+      throw std::bad_alloc();
+    }
+  }
   void release() {
 #ifdef __SANITIZE_ADDRESS__
     // Frames of threads that were given up: whoever is mapped here next must not find their marks.
-    if (base_) __asan_unpoison_memory_region(base_, count_ * pitch());
+    __asan_unpoison_memory_region(base_, count_ * pitch());
 #endif
-    if (base_) munmap(base_, count_ * pitch());
+    munmap(base_, count_ * pitch());
     base_ = nullptr;
     count_ = 0;
   }
