@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOP := $(PYTHON) tools/develop.py
 
-.PHONY: demo demo-train test test-deep lint format stubs gpu-report bench clean
+.PHONY: demo demo-train test test-deep mutants lint format stubs gpu-report bench clean
 
 # Needs no torch.
 demo:
@@ -24,6 +24,11 @@ test:
 test-deep:
 	@$(DEVELOP) test
 	@bash tools/test_deep.sh
+
+# Every planted mistake; test-deep tries a third of them.
+mutants:
+	@$(DEVELOP) test
+	@SIMTILE_MUTANTS=all $(BIN)/python -m pytest -n 2 -k test_mutant_is_caught $(PYTEST_ARGS)
 
 lint:
 	@$(DEVELOP) test

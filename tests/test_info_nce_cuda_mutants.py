@@ -184,6 +184,6 @@ def test_no_mutant_no_fault():
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("mutation", MUTANTS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("mutation", build.some(MUTANTS), ids=lambda mutation: mutation.name)
 def test_mutant_is_caught(mutation):
     assert fault(build.load("info_nce", mutation=mutation)) is not None
