@@ -74,7 +74,7 @@ def similarities(case, queries, documents, negatives, normalize):
 
 
 def one_width(case, queries, documents, negatives):
-    """For each direction: similarity, positives, negatives, those ids and guide leave, and margin."""
+    """For each direction: similarities, positives, negatives, those left by labels, by margin."""
     options = case.options
     sims = similarities(case, queries, documents, negatives, options.normalize)
     rows, own = torch.arange(len(queries)), tensor(case["own"])

@@ -1,6 +1,5 @@
 """The definition of the contrastive family: against torch's autograd, for every pair of options."""
 
-
 import contrastive_dense as dense
 import numpy as np
 import pytest
