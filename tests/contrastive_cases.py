@@ -23,7 +23,7 @@ SUBSETS = tuple(
 LEVELS: dict[str, tuple[Any, ...]] = {
     "directions": SUBSETS,
     "partition": ("joint", "per_direction"),
-    "negatives": (None, 0, 1, 3),
+    "negatives_per_query": (None, 0, 1, 3),
     "negatives_scope": ("all", "queries", "own"),
     "bank": (0, 1, 5),  # documents that are nobody's
     "targets": (False, True),
@@ -113,7 +113,12 @@ class Case:
 
     def __post_init__(self):
         rng = np.random.default_rng(self.seed)
-        n, d, g, k = self.queries, self.dimensions, self.guide_dimensions, self["negatives"]
+        n, d, g, k = (
+            self.queries,
+            self.dimensions,
+            self.guide_dimensions,
+            self["negatives_per_query"],
+        )
         m = n + self["bank"]
         targets = rng.integers(m, size=n)
         row_weights = rng.normal(size=n)

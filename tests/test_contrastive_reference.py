@@ -123,7 +123,7 @@ def test_matryoshka_averages():
 
 
 def test_reductions():
-    case = Case(drawn={"negatives": 2})
+    case = Case(drawn={"negatives_per_query": 2})
     rows = contrastive.info_nce(*lists_of(case), case.options, "none")
     assert rows == run_lists(case).losses
     assert contrastive.info_nce(*lists_of(case), case.options) == pytest.approx(sum(rows) / 5)
