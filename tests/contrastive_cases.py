@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from simtile.reference import contrastive
 from simtile.reference.contrastive_options import FROM_QUERIES, WITH_POSITIVE, Options
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
@@ -36,6 +37,12 @@ LEVELS: dict[str, tuple[Any, ...]] = {
     "bias": (0.0, -1.5),
     "temperature": (0.05, 0.3, 2.0),
     "row_weights": (False, True),
+}
+# What the sigmoid loss has of them.
+SIGLIP_LEVELS = {
+    name: values
+    for name, values in LEVELS.items()
+    if name not in ("directions", "partition", "hardness")
 }
 # The options that exclude each other are among these.
 CONSTRAINED = ("directions", "partition", "targets", "hardness")
@@ -200,6 +207,20 @@ class Case:
 
 def as_list(x):
     return None if x is None else x.tolist()
+
+
+def lists_of(case):
+    return [None if x is None else x.tolist() for x in case.inputs]
+
+
+def run_lists(case, sigmoid=False):
+    run = contrastive.siglip_loss_grad if sigmoid else contrastive.info_nce_grad
+    weights = None if case["row_weights"] is None else case["row_weights"].tolist()
+    result = run(*lists_of(case), case.options, weights)
+    if case["negatives"] is not None:  # [N][0] has lost its dimensions
+        shape = case["negatives"].shape
+        return result._replace(negatives=np.reshape(result.negatives, shape))
+    return result
 
 
 @st.composite

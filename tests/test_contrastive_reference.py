@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from contrastive_cases import (
     LEVELS,
+    SIGLIP_LEVELS,
     Case,
     cases,
+    lists_of,
     option_tuples,
     pairs_of,
     pairwise,
     possible_pairs,
+    run_lists,
     valid,
 )
 from hypothesis import given
@@ -22,27 +25,8 @@ from simtile.reference import contrastive
 from simtile.reference.contrastive_options import Options, check_options
 from simtile.reference.contrastive_statistics import statistics
 
-SIGLIP_LEVELS = {
-    name: values
-    for name, values in LEVELS.items()
-    if name not in ("directions", "partition", "hardness")
-}
 COVERING = pairwise()
 SIGLIP_COVERING = pairwise(SIGLIP_LEVELS, lambda options: True, ())
-
-
-def lists_of(case):
-    return [None if x is None else x.tolist() for x in case.inputs]
-
-
-def run_lists(case, sigmoid=False):
-    run = contrastive.siglip_loss_grad if sigmoid else contrastive.info_nce_grad
-    weights = None if case["row_weights"] is None else case["row_weights"].tolist()
-    result = run(*lists_of(case), case.options, weights)
-    if case["negatives"] is not None:  # [N][0] has lost its dimensions
-        shape = case["negatives"].shape
-        return result._replace(negatives=np.reshape(result.negatives, shape))
-    return result
 
 
 def lengths(case):

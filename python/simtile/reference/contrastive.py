@@ -34,11 +34,13 @@ from simtile.reference.contrastive_candidates import (
     negatives_of,
 )
 from simtile.reference.contrastive_options import (
+    SIGLIP_DEFAULTS,
     WITH_POSITIVE,
     Direction,
     Options,
     Vector,
     check_options,
+    check_siglip,
 )
 from simtile.reference.info_nce import add_scaled, max_or_nan
 
@@ -115,12 +117,8 @@ def siglip_loss_grad(
     Every candidate is a question of its own, so there is one direction and no hardness. The
     default temperature and bias are what Zhai et al. start from.
     """
-    options = options or Options(temperature=0.1, bias=-10.0)
-    if tuple(options.directions) != ("query_to_doc",) or options.hardness is not None:
-        raise ValueError(
-            f"directions, hardness: found {tuple(options.directions)} and {options.hardness!r}, "
-            "expected ('query_to_doc',) and None: the sigmoid loss has no log-sum-exp"
-        )
+    options = options or SIGLIP_DEFAULTS
+    check_siglip(options)
     return over_widths(
         [("query_to_doc",)],
         sigmoid_cross_entropy,

@@ -115,6 +115,10 @@ class Options(NamedTuple):
         return [(d, w / total) for d, w in zip(self.matryoshka_dims, weights, strict=True)]
 
 
+# What Zhai et al. start from.
+SIGLIP_DEFAULTS = Options(temperature=0.1, bias=-10.0)
+
+
 def check_options(
     options: Options, queries: int, documents: int, dimensions: int, has_negatives: bool
 ) -> None:
@@ -164,6 +168,15 @@ def check_directions(options: Options) -> None:
         raise ValueError(
             f"hardness: found {options.hardness!r} with directions {directions}, expected "
             "query_to_doc among them, whose logits it adds to"
+        )
+
+
+def check_siglip(options: Options) -> None:
+    """Raise ValueError for options that the sigmoid loss does not have."""
+    if tuple(options.directions) != ("query_to_doc",) or options.hardness is not None:
+        raise ValueError(
+            f"directions, hardness: found {tuple(options.directions)} and {options.hardness!r}, "
+            "expected ('query_to_doc',) and None: the sigmoid loss has no log-sum-exp"
         )
 
 
