@@ -17,7 +17,7 @@ from contrastive_cases import (
 )
 from hypothesis import assume, given
 
-from simtile.reference import contrastive, contrastive_statistics
+from simtile.reference import contrastive, contrastive_statistics, info_nce, info_nce_numpy
 from simtile.reference import contrastive_numpy as oracle
 from simtile.reference.contrastive_options import Options
 
@@ -75,6 +75,33 @@ def test_statistics_are_the_lists(case):
     found = oracle.statistics(*case.inputs, case.options)
     expected = contrastive_statistics.statistics(*lists_of(case), case.options)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+ONE_DIRECTION = {
+    name: LEVELS[name]
+    for name in ("negatives_per_query", "bank", "targets", "ids", "normalize", "temperature")
+} | {"negatives_scope": ("all", "own"), "row_weights": (False, True)}
+
+
+@given(cases(option_tuples(ONE_DIRECTION, lambda options: True)))
+def test_one_direction_is_info_nce(case):
+    names = ("temperature", "normalize", "targets", "negatives_scope", "query_ids", "document_ids")
+    options = {name: getattr(case.options, name) for name in names}
+    if case["negatives_per_query"] == 0:
+        case.arrays["negatives"] = None
+    weights = case["row_weights"]
+    short = info_nce.info_nce_grad(*lists_of(case), **options, row_weights=weights)
+    for name, value in zip(short._fields, short, strict=True):
+        ours = getattr(run_lists(case), name)
+        assert (ours is None) == (value is None)
+        if value is not None:
+            np.testing.assert_allclose(ours, value, rtol=1e-9, atol=1e-10, err_msg=name)
+    # The sizes too, so that tests of kernels can use either.
+    short = info_nce_numpy.info_nce_grad(*case.inputs, **options, row_weights=weights)
+    for name, value in zip(short._fields, short, strict=True):
+        if name.endswith("_scale") and value is not None:
+            ours = getattr(run_oracle(case), name)
+            np.testing.assert_allclose(ours, value, rtol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])

@@ -58,6 +58,8 @@ def test_every_possible_pair_of_options_occurs():
     found = set().union(*map(pairs_of, COVERING))
     assert possible_pairs() <= found
     assert all(map(valid, COVERING))
+    siglip = set().union(*map(pairs_of, SIGLIP_COVERING))
+    assert possible_pairs(SIGLIP_LEVELS, lambda options: True, ()) == siglip
     # The pairs that cannot occur are those that are excluded, and no others.
     everything = {
         frozenset({(a, x), (b, y)})

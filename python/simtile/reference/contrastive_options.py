@@ -10,6 +10,7 @@ names which half of the pair is compared, the *anchor*, and with what:
     doc_to_doc        document t   every document but t; hard negatives of other pairs
 
 The pair itself, the positive, is a candidate in query_to_doc and in doc_to_query and in no other.
+Nothing is compared with itself, whatever a guide says.
 Documents that belong to no query (a memory bank: more documents than queries) are candidates and
 never anchors, so they count in query_to_doc and doc_to_doc.
 
@@ -26,8 +27,6 @@ from typing import Any, Literal, NamedTuple, get_args
 Vector = Sequence[float]
 Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
 Partition = Literal["joint", "per_direction"]
-# Whose candidates a query's hard negatives are: of every anchor (but its own document), of every
-# query, or of its own query alone.
 NegativesScope = Literal["all", "queries", "own"]
 Hardness = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 MarginStrategy = Literal["absolute", "relative"]
@@ -58,7 +57,9 @@ class Options(NamedTuple):
         and their mean ("per_direction"). Every log-sum-exp must contain the positive, or the loss
         could fall below zero.
     negatives_scope
-        Whose candidates hard negatives are: "all", "queries" or "own".
+        Whose candidates the hard negatives of a query are: of every anchor but its own document
+        ("all", as in MultipleNegativesRankingLoss), of every query and no document ("queries", as
+        in GISTEmbedLoss), or of that query alone ("own").
     query_ids, document_ids : [N] and [M], optional, together
         An anchor and a candidate with equal ids are never each other's negatives, in any
         direction. A query's own document always counts; hard negatives have no ids.
