@@ -27,12 +27,35 @@ void* output_data(const char* name, std::optional<py::array>& array, int64_t byt
   return array->mutable_data();  // refuses what is read-only
 }
 
+// The rows of negatives [N, K, D], and how far apart they lie.
+const void* negative_rows(const char* name, const py::array& array, const ElementType& type, int64_t rows,
+                          int64_t negatives, int64_t dimensions, int64_t* stride) {
+  check_dtype(name, array, type.kind, type.bytes);
+  check_shape(name, array, {rows, negatives, dimensions});
+  *stride = negatives > 1 ? row_stride(name, array, 1) : row_stride(name, array, 0);
+  if (negatives > 1 && rows > 1 && array.strides(0) != negatives * array.strides(1))
+    refuse(name, "the first two axes do not form one");
+  return array.data();
+}
+
+const void* matrix_rows(const char* name, const py::array& array, const ElementType& type, int64_t rows,
+                        int64_t dimensions, int64_t* stride) {
+  check_dtype(name, array, type.kind, type.bytes);
+  check_shape(name, array, {rows, dimensions});
+  *stride = row_stride(name, array, 0);
+  return array.data();
+}
+
 double info_nce(const py::array& queries, const py::array& documents, const std::optional<py::array>& negatives,
                 const std::string& dtype, double temperature, bool normalize, const std::optional<py::array>& targets,
                 const std::optional<py::array>& query_ids, const std::optional<py::array>& document_ids,
-                bool own_negatives, double weight, const std::optional<py::array>& row_weights,
-                std::optional<py::array> losses, std::optional<py::array> grad_queries,
-                std::optional<py::array> grad_documents, std::optional<py::array> grad_negatives, long long threads) {
+                unsigned directions, bool per_direction, int scope, double harden_others, double harden_own,
+                const std::optional<double>& margin, double guide_margin, bool guide_relative,
+                const std::optional<py::array>& guide_queries, const std::optional<py::array>& guide_documents,
+                const std::optional<py::array>& guide_negatives, double weight,
+                const std::optional<py::array>& row_weights, std::optional<py::array> losses,
+                std::optional<py::array> grad_queries, std::optional<py::array> grad_documents,
+                std::optional<py::array> grad_negatives, long long threads) {
   const ElementType type = element_type(dtype);
   if (queries.ndim() != 2 || documents.ndim() != 2) refuse("queries, documents", "not matrices");
   InfoNceArgs args = {};
@@ -41,29 +64,48 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
   args.dimensions = queries.shape(1);
   args.documents = documents.shape(0);
   if (args.rows == 0 || args.documents == 0 || args.dimensions == 0) refuse("queries, documents", "empty");
-  check_dtype("queries", queries, type.kind, type.bytes);
-  check_dtype("documents", documents, type.kind, type.bytes);
-  check_shape("documents", documents, {args.documents, args.dimensions});
-  args.queries_data = queries.data();
-  args.documents_data = documents.data();
-  args.queries_stride = row_stride("queries", queries, 0);
-  args.documents_stride = row_stride("documents", documents, 0);
+  args.queries_data = matrix_rows("queries", queries, type, args.rows, args.dimensions, &args.queries_stride);
+  args.documents_data =
+      matrix_rows("documents", documents, type, args.documents, args.dimensions, &args.documents_stride);
   if (negatives) {
     if (negatives->ndim() != 3) refuse("negatives", "not three-dimensional");
     args.negatives = negatives->shape(1);
-    check_dtype("negatives", *negatives, type.kind, type.bytes);
-    check_shape("negatives", *negatives, {args.rows, args.negatives, args.dimensions});
-    args.negatives_data = negatives->data();
-    args.negatives_stride =
-        args.negatives > 1 ? row_stride("negatives", *negatives, 1) : row_stride("negatives", *negatives, 0);
-    if (args.negatives > 1 && args.rows > 1 && negatives->strides(0) != args.negatives * negatives->strides(1))
-      refuse("negatives", "the first two axes do not form one");
+    args.negatives_data = negative_rows("negatives", *negatives, type, args.rows, args.negatives, args.dimensions,
+                                        &args.negatives_stride);
   }
   if (!(temperature > 0) || !(temperature <= std::numeric_limits<double>::max()))
     refuse("temperature", "not positive and finite");
   args.temperature = temperature;
   args.normalize = normalize;
-  args.own_negatives = own_negatives;
+  if (scope < 0 || scope > 2) refuse("scope", "not one of three");
+  args.scope = static_cast<Scope>(scope);
+  const unsigned with_positive = query_to_doc | doc_to_query, from_documents = doc_to_query | doc_to_doc;
+  if (!(directions & with_positive) || directions > 15 || (per_direction && directions & ~with_positive))
+    refuse("directions", "a log-sum-exp without the positive");
+  if (directions & from_documents && (targets || args.documents < args.rows))
+    refuse("directions", "from documents, with targets or too few of them");
+  args.directions = directions;
+  args.per_direction = per_direction;
+  if (!(harden_others >= 0) || !(harden_own >= 0)) refuse("harden_others, harden_own", "below 0");
+  args.harden_others = harden_others;
+  args.harden_own = harden_own;
+  args.has_margin = margin.has_value();
+  args.margin = margin.value_or(0);
+  if (guide_queries) {
+    if (!guide_documents || guide_queries->ndim() != 2) refuse("guide", "not two matrices");
+    const int64_t d = args.guide_dimensions = guide_queries->shape(1);
+    if (d == 0) refuse("guide", "empty");
+    args.guide_queries = matrix_rows("guide", *guide_queries, type, args.rows, d, &args.guide_queries_stride);
+    args.guide_documents =
+        matrix_rows("guide", *guide_documents, type, args.documents, d, &args.guide_documents_stride);
+    if (negatives) {
+      if (!guide_negatives) refuse("guide", "without negatives");
+      args.guide_negatives =
+          negative_rows("guide", *guide_negatives, type, args.rows, args.negatives, d, &args.guide_negatives_stride);
+    }
+    args.guide_margin = guide_margin;
+    args.guide_relative = guide_relative;
+  }
   args.targets = vector_data<int64_t>("targets", targets, 'i', args.rows);
   for (int64_t i = 0; i < args.rows; i++) {
     const int64_t target = args.targets ? args.targets[i] : i;
@@ -89,8 +131,8 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
   double grad_temperature = 0;
   args.grad_temperature = &grad_temperature;
 
-  const double candidates =
-      static_cast<double>(args.documents) + (own_negatives ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
+  const double candidates = static_cast<double>(args.documents) +
+                            (args.scope == Scope::own ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
   const double work = 3.0 * args.rows * candidates * args.dimensions;
   const InfoNceVariant& variant = kernels().info_nce.by_element[static_cast<int>(type.element)];
   run_variant(variant, args, useful_threads(work, kWorkPerThread, threads));
@@ -102,8 +144,11 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
 void register_info_nce(py::module_& m) {
   m.def("info_nce", &info_nce, py::arg("queries"), py::arg("documents"), py::arg("negatives"), py::arg("dtype"),
         py::arg("temperature"), py::arg("normalize"), py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"),
-        py::arg("own_negatives"), py::arg("weight"), py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"),
-        py::arg("grad_documents"), py::arg("grad_negatives"), py::arg("threads"));
+        py::arg("directions"), py::arg("per_direction"), py::arg("scope"), py::arg("harden_others"),
+        py::arg("harden_own"), py::arg("margin"), py::arg("guide_margin"), py::arg("guide_relative"),
+        py::arg("guide_queries"), py::arg("guide_documents"), py::arg("guide_negatives"), py::arg("weight"),
+        py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"), py::arg("grad_documents"),
+        py::arg("grad_negatives"), py::arg("threads"));
   m.def(
       "info_nce_arithmetic",
       [](const std::string& dtype) {

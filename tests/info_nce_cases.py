@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from tolerances import CPU, allowed_error, check_rounding, largest_error
 
 from simtile import _core
+from simtile._contrast import SCOPES, Contrast
+from simtile.reference import contrastive
 from simtile.reference import info_nce as lists
 from simtile.reference import info_nce_numpy as oracle
+from simtile.reference.contrastive_options import Options
 
 NUMPY = {
     "float32": np.dtype(np.float32),
@@ -179,13 +182,16 @@ def run_oracle(case):
     )
 
 
-def run_lists(case):
+def run_lists(case, reference=lists):
+    """By the definition of one direction, or that of the whole family."""
+
     def as_lists(x):
         return None if x is None else wide(x).tolist()
 
     options = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in case.options.items()}
     weights = None if case["row_weights"] is None else case["row_weights"].tolist()
-    result = lists.info_nce_grad(*map(as_lists, case.inputs), row_weights=weights, **options)
+    given = {"options": Options(**options)} if reference is contrastive else options
+    result = reference.info_nce_grad(*map(as_lists, case.inputs), row_weights=weights, **given)
     if case.negatives != 0:
         return result
     return result._replace(negatives=np.zeros(case["negatives"].shape))
@@ -212,7 +218,8 @@ def run_kernel(case, *, threads=1, need=(True, True, True)):
         case["targets"],
         case["query_ids"],
         case["document_ids"],
-        case.own,
+        *Contrast(scope=SCOPES["own" if case.own else "all"]),
+        *(None, None, None),
         1.0,
         case["row_weights"],
         losses,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import simtile
+from simtile._contrast import Contrast
 
 Q = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 D = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
@@ -20,14 +21,15 @@ def with_numpy(**arguments):
     return simtile.info_nce_grad(**arguments)
 
 
+def as_tensors(value):
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    return tuple(map(as_tensors, value)) if isinstance(value, tuple) else value
+
+
 def with_torch(**arguments):
     arguments = {"queries": Q, "documents": D, **arguments}
-    return simtile.info_nce(
-        **{
-            name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-            for name, value in arguments.items()
-        }
-    )
+    return simtile.info_nce(**{name: as_tensors(value) for name, value in arguments.items()})
 
 
 BOTH = pytest.mark.parametrize("call", [with_numpy, with_torch])
@@ -71,10 +73,46 @@ VALUES = [
     ({"targets": np.array([0, -1, 1, 2])}, "targets: found -1 at [1], expected 0 to 4"),
     ({"reduction": "avg"}, "reduction: found 'avg', expected one of 'mean', 'sum', 'none'"),
     ({"reduction": None}, "reduction: found None, expected one of 'mean', 'sum', 'none'"),
-    ({"negatives_scope": "mine"}, "negatives_scope: found 'mine', expected one of 'all', 'own'"),
+    (
+        {"negatives_scope": "mine"},
+        "negatives_scope: found 'mine', expected one of 'all', 'queries', 'own'",
+    ),
     ({"partition": "x"}, "partition: found 'x', expected one of 'joint', 'per_direction'"),
     ({"directions": ("up",)}, "directions: found 'up', expected one of 'query_to_doc'"),
     ({"directions": "query_to_doc"}, "expected a tuple of names; write ('query_to_doc',)"),
+    ({"directions": ()}, "directions: found (), expected at least one, each once"),
+    ({"directions": ("doc_to_query",) * 2}, "expected at least one, each once"),
+    (
+        {"directions": ("query_to_query",)},
+        "directions: found ('query_to_query',) with partition 'joint', expected the pair itself",
+    ),
+    (
+        {"directions": ("query_to_doc", "doc_to_doc"), "partition": "per_direction"},
+        "with partition 'per_direction', expected the pair itself among the candidates",
+    ),
+    (
+        {"directions": ("doc_to_query",), "targets": np.arange(4)},
+        "targets: found with directions ('doc_to_query',), expected None",
+    ),
+    ({"hardness": "hard"}, "hardness: found 'hard', expected one of 'in_batch_negatives'"),
+    ({"hardness_strength": 1.0}, "hardness_strength: found 1.0 without hardness"),
+    (
+        {"hardness": "all_negatives", "hardness_strength": -1.0},
+        "hardness_strength: found -1.0, expected a number of at least 0",
+    ),
+    (
+        {"hardness": "all_negatives", "directions": ("doc_to_query",)},
+        "hardness: found 'all_negatives' with directions ('doc_to_query',), expected query_to_doc",
+    ),
+    ({"false_negative_margin": float("nan")}, "false_negative_margin: found nan, expected a"),
+    ({"guide_margin": 0.1}, "guide_margin: found 0.1 without guide, expected a guide"),
+    (
+        {"guide_margin_strategy": "x"},
+        "guide_margin_strategy: found 'x', expected one of 'absolute'",
+    ),
+    ({"guide": (Q,)}, "guide: found 1 of them without negatives, expected (queries, documents)"),
+    ({"guide": (Q, D[:3])}, "guide: found documents of shape [3, "),
+    ({"guide": (Q[0], D)}, "guide: found queries of shape ["),
     ({"backend": "gpu"}, "backend: found 'gpu', expected one of 'auto', 'cpu', 'triton', 'cuda'"),
     ({"precision": "fp16"}, "precision: found 'fp16', expected one of 'ieee', 'tf32', 'tf32x3'"),
     ({"threads": 0}, "threads: found 0, expected 1 to 1024, or None for the default"),
@@ -84,14 +122,6 @@ VALUES = [
 
 LATER = [
     {"bias": 0.1},
-    {"directions": ("query_to_doc", "doc_to_query")},
-    {"directions": ("doc_to_query",)},
-    {"directions": ()},
-    {"partition": "per_direction"},
-    {"guide": Q},
-    {"false_negative_margin": 0.1},
-    {"hardness": "in_batch_negatives"},
-    {"hardness_strength": 1.0},
     {"matryoshka_dims": [2, 4]},
     {"matryoshka_weights": [1.0, 1.0]},
 ]
@@ -114,7 +144,7 @@ def test_arguments_that_come_later(call, arguments):
 
 @BOTH
 def test_a_large_value_is_not_printed_whole(call):
-    with pytest.raises(ValueError, match="guide") as error:
+    with pytest.raises((TypeError, ValueError), match="guide") as error:
         call(guide=np.zeros((100, 100)))
     assert len(str(error.value)) < 200
 
@@ -301,7 +331,19 @@ def test_the_kernel_checks_again():
     losses = np.empty(4)
 
     def launch(queries=Q, documents=D, dtype="float32", targets=None, grad=None, losses=losses):
-        options = (None, dtype, 0.05, True, targets, None, None, False, 1.0, None)
+        options = (
+            None,
+            dtype,
+            0.05,
+            True,
+            targets,
+            None,
+            None,
+            *Contrast(),
+            *[None] * 3,
+            1.0,
+            None,
+        )
         _core.info_nce(queries, documents, *options, losses, grad, None, None, 1)
 
     launch()

@@ -15,6 +15,7 @@ from info_nce_cases import DTYPES, Case, as_tensor, cases, run_kernel
 
 import simtile
 from simtile import _core
+from simtile._contrast import SCOPES, Contrast
 
 REDUCTIONS = ["mean", "sum", "none"]
 OPTIONS = ("normalize", "negatives_scope", "targets", "query_ids", "document_ids")
@@ -131,7 +132,7 @@ def test_only_the_gradients_that_are_needed(reduction, monkeypatch):
     wanted = []
 
     def spy(*arguments):
-        wanted.append(tuple(grad is not None for grad in arguments[13:16]))
+        wanted.append(tuple(grad is not None for grad in arguments[-4:-1]))
         return _core.info_nce(*arguments)
 
     monkeypatch.setattr(sys.modules["simtile.info_nce"], "_core", SimpleNamespace(info_nce=spy))
@@ -166,7 +167,7 @@ def test_no_gradient_is_computed_under_no_grad(reduction, monkeypatch):
     wanted = []
 
     def spy(*arguments):
-        wanted.append(arguments[13:16])
+        wanted.append(arguments[-4:-1])
         return _core.info_nce(*arguments)
 
     monkeypatch.setattr(sys.modules["simtile.info_nce"], "_core", SimpleNamespace(info_nce=spy))
@@ -318,7 +319,9 @@ def op_arguments(case, reduction, need=(True, True, True, True)):
     need = [x is not None and n for x, n in zip(inputs, need, strict=True)]
     indices = [as_tensor(case[name]) for name in ("targets", "query_ids", "document_ids")]
     dtype = getattr(torch, case.dtype)
-    return (*inputs, *indices, case.normalize, case.own, dtype, need, "cpu", "ieee", 1, reduction)
+    contrast = Contrast(scope=SCOPES["own" if case.own else "all"]).numbers()
+    options = (case.normalize, contrast, dtype, need, "cpu", "ieee", 1, reduction)
+    return (*inputs, *indices, None, None, None, *options)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

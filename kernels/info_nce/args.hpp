@@ -9,6 +9,12 @@ namespace simtile {
 
 enum class Element { float32, float64, bfloat16, float16 };
 
+// What is compared with what; a set of them is a sum. The anchor of doc_* is the query's document: document i of query i.
+enum Direction : unsigned { query_to_doc = 1, query_to_query = 2, doc_to_query = 4, doc_to_doc = 8 };
+
+// Whose candidates hard negatives are: of every anchor but their own query's document, of every query, of their own query.
+enum class Scope { all, queries, own };
+
 struct InfoNceArgs {
   Element element;  // of queries, documents and negatives
 
@@ -25,12 +31,30 @@ struct InfoNceArgs {
 
   double temperature;
   bool normalize;
-  bool own_negatives;           // a row sees its own K negatives, not all N * K
-  const int64_t* targets;       // [N], or null: row i's positive is document i
+  unsigned directions;  // of Direction; every log-sum-exp has the positive among its candidates
+  bool per_direction;   // a log-sum-exp for each direction, and the mean of the losses; else one for all
+  Scope scope;
+  const int64_t* targets;       // [N], or null: row i's positive is document i; only for directions from queries
   const int64_t* query_ids;     // [N], with document_ids [M]; or both null
   const int64_t* document_ids;  // equal ids are never each other's negatives
-  double weight;                // of every row in the gradients
-  const double* row_weights;    // [N], times `weight`; or null
+  double
+      harden_others;  // in query_to_doc: times the similarity, added to the logits of others' documents and negatives
+  double harden_own;  // and of the row's own hard negatives; both at least 0
+  bool has_margin;    // candidates more similar than the positive less `margin` are left out
+  double margin;      // a similarity
+  // Candidates whose cosine with the anchor exceeds the positive's less guide_margin (times its size if relative) are left out, by
+  // the vectors of another model. Null without; of the same element type.
+  const void* guide_queries;
+  const void* guide_documents;
+  const void* guide_negatives;
+  int64_t guide_queries_stride;
+  int64_t guide_documents_stride;
+  int64_t guide_negatives_stride;
+  int64_t guide_dimensions;
+  double guide_margin;
+  bool guide_relative;
+  double weight;              // of every row in the gradients
+  const double* row_weights;  // [N], times `weight`; or null
 
   // Outputs; gradients are float, or double when element is float64; null where not wanted.
   double* losses;  // [N]
@@ -41,6 +65,7 @@ struct InfoNceArgs {
 
   // always_inline: at -O0 it would otherwise be a weak symbol of every ISA level.
   [[gnu::always_inline]] bool wants_gradients() const { return grad_queries || grad_documents || grad_negatives; }
+  [[gnu::always_inline]] bool has(Direction direction) const { return (directions & direction) != 0; }
 };
 
 // One element type's entry points at one ISA level. The caller allocates workspace_bytes(args, threads) bytes, aligned to 64.

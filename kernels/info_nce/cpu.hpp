@@ -1,376 +1,324 @@
-// info_nce on the CPU: loss and all gradients in one pass over the similarity matrix, by chunks of query rows (6 N M D operations).
+// info_nce on the CPU: loss and all gradients in one pass over the similarity matrix, by chunks of rows (6 operations a product's
+// multiply-add, for every block of blocks.hpp).
 //
 //   for each chunk of rows:
-//     scores       S = Q D^T for the chunk, scaled and masked while the tile is hot; row maximum; the positive taken out
+//     score        S = rows * columns^T, to logits and masked while the tile is hot; row maximum; the positive taken out
 //     exponentiate e = exp(S - m), in place, and its row sums
 //     losses       log-sum-exp minus the positive, per row; the positive's coefficient is minus the sum of the others
-//     gradients    dD += (u e)^T Q (documents split over threads), dQ = (u e) D (dimensions split over threads)
+//     gradients    columns += (u e)^T rows (split by columns), rows = (u e) columns (split by dimensions)
+//
+// Where both directions of a product count, a first pass finds every row's and column's sum, and the second multiplies once more.
 //
 // The panel S of one chunk stays in cache; no thread writes what another one writes. Formula and measured numbers: README.md.
 #pragma once
 
-#include "info_nce/args.hpp"
 #include "info_nce/logits.hpp"
-#include "info_nce/rows.hpp"
-#include "tile/amx_engine.hpp"
-#include "tile/bf16.hpp"
-#include "tile/float_engine.hpp"
-#include "tile/parallel.hpp"
+#include "info_nce/plan.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
-// One run of candidates: the documents, then (when every row sees them) the negatives. Panels never straddle two runs.
 template <typename Engine>
-struct Candidates {
-  const typename Engine::Source* data;
-  int64_t stride;
-  int64_t count;
-  int64_t first_panel;
-  typename Engine::Scalar* gradient;  // [count, D] or null
-};
-
-template <typename Engine>
-class InfoNce {
+class InfoNce : public InfoNcePlan<Engine> {
  public:
-  using T = typename Engine::Scalar;
-  using Source = typename Engine::Source;
-  static constexpr int kColumns = Engine::kColumns;
-  static constexpr int kLanes = Engine::kLanes;
-
-  // With a null workspace only bytes() is meaningful.
-  InfoNce(const InfoNceArgs& args, int threads, void* workspace)
-      : args_(args), threads_(threads), base_(static_cast<char*>(workspace)) {
-    const int64_t dimensions = args.dimensions;
-    plan_chunks();
-    runs_[0] = {static_cast<const Source*>(args.documents_data), args.documents_stride, args.documents, 0,
-                static_cast<T*>(args.grad_documents)};
-    const bool shared_negatives = args.negatives && !args.own_negatives;
-    runs_[1] = {static_cast<const Source*>(args.negatives_data), args.negatives_stride,
-                shared_negatives ? args.rows * args.negatives : 0, panels_of(args.documents),
-                static_cast<T*>(args.grad_negatives)};
-    own_ = args.own_negatives ? args.negatives : 0;
-    panels_ = runs_[1].first_panel + panels_of(runs_[1].count);
-    // Four tasks a thread even out a busy core; fewer and larger ones would not, and smaller ones lose what a group of panels shares.
-    panels_per_task_ = most((panels_ + 4 * threads - 1) / (4 * threads),
-                            least(Engine::kGroup, (panels_ + 2 * threads - 1) / (2 * threads)));
-    panel_tasks_ = (panels_ + panels_per_task_ - 1) / panels_per_task_;
-    slices_ = Engine::slices(dimensions);
-    // One task a thread: each reads all coefficients of the chunk. The document tasks that follow even out the end.
-    slices_per_task_ = (slices_ + threads - 1) / threads;
-    slice_tasks_ = (slices_ + slices_per_task_ - 1) / slices_per_task_;
-
-    panel_bytes_ = aligned(Engine::panel_bytes(dimensions));
-    scores_bytes_ = aligned(Engine::scores_bytes(chunk_));
-    take(packed_candidates_, panels_ * panel_bytes_);
-    take(candidate_pack_, panels_ * kColumns * sizeof(T));
-    take(candidate_tile_, panels_ * kColumns * sizeof(T));
-    take(candidate_penalty_, panels_ * kColumns * sizeof(T));
-    take(candidate_unit_, panels_ * kColumns * sizeof(T));
-    take(packed_queries_, Engine::queries_bytes(chunk_, dimensions));
-    take(query_scale_, chunk_ * sizeof(RowScale<T>));
-    take(logit_scale_, chunk_ * sizeof(T));
-    take(query_ids_, args.query_ids ? chunk_ * sizeof(int64_t) : 0);
-    take(query_pack_, chunk_ * sizeof(T));
-    take(query_coefficient_, chunk_ * sizeof(T));
-    take(positive_, chunk_ * sizeof(T));
-    take(maximum_, chunk_ * sizeof(T));
-    take(inverse_sum_, chunk_ * sizeof(T));
-    take(partial_max_, panel_tasks_ * chunk_ * sizeof(T));
-    take(partial_sum_, panel_tasks_ * chunk_ * sizeof(double));
-    take(partial_weighted_, panel_tasks_ * chunk_ * sizeof(double));
-    take(scores_, panels_ * scores_bytes_);
-    take(own_scores_, chunk_ * own_ * sizeof(T));
-    take(own_scale_, chunk_ * own_ * sizeof(RowScale<T>));
-    if (args.wants_gradients()) {
-      slice_bytes_ = aligned(Engine::slice_bytes(chunk_));
-      take(query_slices_, slices_ * slice_bytes_);
-      scratch_bytes_ = aligned(Engine::scratch_bytes(chunk_, dimensions, slices_per_task_));
-    }
-    worker_bytes_ = most(scratch_bytes_, aligned(2 * chunk_ * kLanes * static_cast<int64_t>(sizeof(T))));
-    take(workers_, threads * worker_bytes_);
-  }
-
-  int64_t bytes() const { return bytes_; }
+  using InfoNcePlan<Engine>::InfoNcePlan;
 
   void run(const Executor& executor) {
-    each<&InfoNce::pack_documents>(executor, panel_tasks_);
-    double grad_temperature = 0;
-    for (first_ = 0; first_ < args_.rows; first_ += chunk_) {
-      rows_ = least(chunk_, args_.rows - first_);
-      const int64_t row_tasks = (rows_ + rows_per_task_ - 1) / rows_per_task_;
-      each<&InfoNce::pack_queries>(executor, row_tasks);
-      each<&InfoNce::score>(executor, panel_tasks_);
-      reduce_maximum();
-      each<&InfoNce::exponentiate>(executor, panel_tasks_);
-      grad_temperature += finish_losses();
-      if (!args_.wants_gradients()) continue;
-      each<&InfoNce::pack_query_slices>(executor, slices_);
-      each<&InfoNce::accumulate>(executor, gradient_tasks());
-      if (args_.grad_queries || own_) each<&InfoNce::finish_rows>(executor, row_tasks);
+    for (int64_t i = 0; i < args_.rows; i++) args_.losses[i] = 0;
+    for (Vectors& operand : operand_) {
+      now_ = &operand;
+      each<&InfoNce::pack_operand>(executor, tasks_of(operand.panels));
+      if (operand.gradient && !operand.is_column) clear(operand);
     }
-    *args_.grad_temperature = grad_temperature;
+    for (int g = 0; g < groups_; g++) {
+      this->plan_group(g);
+      if (group_[g].both) measure(executor);
+      if (!group_[g].both || args_.wants_gradients()) differentiate(executor);
+      for (const Side<Engine>& side : side_)
+        if (side.present) operand_[side.operand].touched = true;
+    }
+    for (Vectors& operand : operand_) {
+      if (!operand.gradient || !args_.normalize || !finished_last(operand)) continue;
+      now_ = &operand;
+      each<&InfoNce::project>(executor, tasks_of(operand.panels));
+    }
+    *args_.grad_temperature = grad_temperature_;
   }
 
  private:
-  // The score panel's memory is bounded: with many candidates, chunks get shorter, down to where reading the documents would cost more
-  // than multiplying them.
-  static constexpr int64_t kPanelBytes = 52 << 20;
-  static constexpr int64_t kFewestRows = 96;
-
-  static int64_t panels_of(int64_t rows) { return (rows + kColumns - 1) / kColumns; }
-  static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-  template <typename P>
-  void take(P*& pointer, int64_t bytes) {
-    pointer = base_ ? reinterpret_cast<P*>(base_ + bytes_) : nullptr;
-    bytes_ += aligned(bytes);
-  }
-
-  // Rows per chunk: every chunk reads the documents twice and reads and writes their gradient once, so more rows mean less traffic;
-  // but the score panel (rows x candidates) should stay near the cores. Chunks are equal, so that the last is no stub.
-  void plan_chunks() {
-    const int64_t candidates = args_.documents + (args_.own_negatives ? 0 : args_.rows * args_.negatives);
-    const int64_t most_rows =
-        least(Engine::kChunkRows, most(kPanelBytes / (candidates * static_cast<int64_t>(sizeof(T))), kFewestRows));
-    const int64_t chunks = (args_.rows + most_rows - 1) / most_rows;
-    chunk_ = Engine::round_rows((args_.rows + chunks - 1) / chunks);
-    rows_per_task_ = Engine::round_rows((chunk_ + 4 * threads_ - 1) / (4 * threads_));
-  }
+  using Base = InfoNcePlan<Engine>;
+  using Base::args_, Base::operand_, Base::side_, Base::group_, Base::groups_, Base::group_now_, Base::block_,
+      Base::blocks_, Base::positive_block_, Base::positives_, Base::own_, Base::panels_, Base::panels_per_task_,
+      Base::tasks_, Base::slices_, Base::slices_per_task_, Base::slice_tasks_, Base::panel_bytes_,
+      Base::guide_panel_bytes_, Base::scores_bytes_, Base::slice_bytes_, Base::worker_bytes_, Base::guide_offset_,
+      Base::chunk_, Base::rows_per_task_, Base::first_, Base::rows_, Base::workers_, Base::positive_, Base::maximum_,
+      Base::inverse_sum_, Base::threshold_, Base::guide_threshold_, Base::own_guide_threshold_, Base::own_threshold_,
+      Base::partial_max_, Base::own_scores_, Base::hard_logits_, Base::partial_sum_, Base::partial_weighted_,
+      Base::column_max_, Base::column_sum_, Base::row_max_, Base::row_sum_, Base::row_positive_;
+  using Base::kColumns, Base::kLanes;
+  using Base::panel_scores, Base::has_guide, Base::has_thresholds, Base::tasks_of;
+  using typename Base::Source;
+  using typename Base::T;
+  using typename Base::Vectors;
 
   template <void (InfoNce::*body)(int64_t, int)>
   void each(const Executor& executor, int64_t tasks) {
+    if (tasks == 0) return;
     executor.run(
         tasks, [](void* self, int64_t task, int worker) { (static_cast<InfoNce*>(self)->*body)(task, worker); }, this);
   }
 
-  const Candidates<Engine>& run_of(int64_t panel) const { return runs_[panel >= runs_[1].first_panel]; }
+  // ---- what is where ----
+
   int64_t target(int64_t row) const { return args_.targets ? args_.targets[row] : row; }
-  double row_weight(int64_t row) const { return args_.weight * (args_.row_weights ? args_.row_weights[row] : 1); }
-  char* panel_scores(int64_t panel) const { return scores_ + panel * scores_bytes_; }
-  const Source* query(int64_t row) const {
-    return static_cast<const Source*>(args_.queries_data) + (first_ + row) * args_.queries_stride;
+  double row_weight(int64_t row) const {
+    return args_.weight * (args_.row_weights ? args_.row_weights[row] : 1) / groups_;
   }
   int64_t negative_index(int64_t row, int64_t k) const { return (first_ + row) * args_.negatives + k; }
-  const Source* negative(int64_t row, int64_t k) const {
-    return static_cast<const Source*>(args_.negatives_data) + negative_index(row, k) * args_.negatives_stride;
+
+  // The columns of a block that belong to the pair of a row of the chunk.
+  int64_t own_column(const Block& block, int64_t row) const {
+    if (block.operand == kNegatives) return (first_ + row) * args_.negatives;
+    return block.operand == kDocuments && block.side == 0 ? target(first_ + row) : first_ + row;
+  }
+  int64_t own_columns(const Block& block) const { return block.operand == kNegatives ? args_.negatives : 1; }
+
+  const Block& block_of_task(int64_t task) const {
+    int b = 0;
+    while (task >= block_[b].first_task + block_[b].tasks) b++;
+    return block_[b];
   }
 
-  // `count` candidates from the first of a panel on.
-  typename Engine::Rows documents(int64_t panel, int64_t count) const {
-    const Candidates<Engine>& run = run_of(panel);
-    return {run.data + (panel - run.first_panel) * kColumns * run.stride, run.stride, count,
-            candidate_pack_ + panel * kColumns, candidate_tile_ + panel * kColumns};
+  typename Engine::Rows columns(const Vectors& operand, int64_t panel, int64_t count) const {
+    const int64_t j = panel * kColumns;
+    return {operand.row(j), operand.stride, count, operand.pack + j, operand.tile + j};
   }
-  typename Engine::Rows queries(int64_t first, int64_t count) const {
-    return {query(first), args_.queries_stride, count, query_pack_ + first, query_coefficient_ + first};
+  typename Engine::Rows rows(const Side<Engine>& side, int64_t first, int64_t count) const {
+    const Vectors& operand = operand_[side.operand];
+    return {operand.row(first_ + first), operand.stride, count, operand.pack + first_ + first,
+            side.coefficient + first};
+  }
+  typename Engine::Rows guides(const Vectors& operand, int64_t first, int64_t count) const {
+    return {operand.guide + first * operand.guide_stride, operand.guide_stride, count, operand.guide_pack + first,
+            operand.guide_tile + first};
   }
 
-  void pack_documents(int64_t task, int) {
-    const int64_t last = least(panels_, (task + 1) * panels_per_task_);
-    for (int64_t panel = task * panels_per_task_; panel < last; panel++) {
-      const Candidates<Engine>& run = run_of(panel);
-      const int64_t first = (panel - run.first_panel) * kColumns;
-      const int count = static_cast<int>(least<int64_t>(kColumns, run.count - first));
-      for (int j = 0; j < kColumns; j++) {
-        RowScale<T> scale = {};
-        if (j < count) scale = row_scale<T>(run.data + (first + j) * run.stride, args_.dimensions, args_.normalize);
-        candidate_pack_[panel * kColumns + j] = scale.pack;
-        candidate_tile_[panel * kColumns + j] = scale.tile;
-        candidate_unit_[panel * kColumns + j] = scale.unit;
-        candidate_penalty_[panel * kColumns + j] = j < count ? 0 : -static_cast<T>(__builtin_inf());
-      }
-      Engine::pack_panel(documents(panel, count), args_.dimensions, packed_candidates_ + panel * panel_bytes_);
+  // Whether a gradient is complete only once everything else is: with others' contributions on both sides.
+  static bool finished_last(const Vectors& operand) { return operand.is_row && operand.is_column; }
+  bool last_rows() const { return first_ + rows_ == args_.rows; }
+  bool in_last_group(const Vectors& operand) const { return operand.last_group == group_now_; }
+
+  // ---- from vectors to logits: scoring.hpp ----
+
+  void pack_operand(int64_t task, int);
+  void pack_rows(int64_t task, int);
+  // A row's own hard negatives. What they are compared with is computed in the same way.
+  void score_own(int64_t r);
+  T inverse_temperature() const { return static_cast<T>(1 / args_.temperature); }
+  T margin() const { return static_cast<T>(args_.margin / args_.temperature); }
+  T harden(double strength) const { return static_cast<T>(1 + strength * args_.temperature); }
+  // The guide's threshold from its cosine of the pair.
+  T guided(T cosine) const {
+    const T margin = static_cast<T>(args_.guide_margin);
+    return cosine - (args_.guide_relative ? margin * __builtin_fabs(cosine) : margin);
+  }
+
+  // ---- the passes ----
+
+  template <typename Body>
+  void for_chunks(const Executor& executor, Body body) {
+    for (first_ = 0; first_ < args_.rows; first_ += chunk_) {
+      rows_ = least(chunk_, args_.rows - first_);
+      row_tasks_ = (rows_ + rows_per_task_ - 1) / rows_per_task_;
+      each<&InfoNce::pack_rows>(executor, row_tasks_);
+      if (has_thresholds()) each<&InfoNce::find_positives>(executor, block_[positive_block_].tasks);
+      each<&InfoNce::score>(executor, tasks_);
+      body();
     }
   }
 
-  void pack_queries(int64_t task, int) {
-    const int64_t last = least(rows_, (task + 1) * rows_per_task_);
-    for (int64_t r = task * rows_per_task_; r < last; r += Engine::kRows) {
-      const int count = static_cast<int>(least<int64_t>(Engine::kRows, last - r));
-      for (int i = 0; i < count; i++) {
-        const RowScale<T> scale = row_scale<T>(query(r + i), args_.dimensions, args_.normalize);
-        query_scale_[r + i] = scale;
-        query_pack_[r + i] = scale.pack;
-        logit_scale_[r + i] = static_cast<T>(scale.tile / args_.temperature);
-        for (int64_t k = 0; k < own_; k++) {
-          const int64_t at = (r + i) * own_ + k;
-          own_scale_[at] = row_scale<T>(negative(r + i, k), args_.dimensions, args_.normalize);
-          own_scores_[at] =
-              dot<T>(query(r + i), scale.pack, negative(r + i, k), own_scale_[at].pack, args_.dimensions) *
-              own_scale_[at].tile * logit_scale_[r + i];
-        }
+  void differentiate(const Executor& executor) {
+    for_chunks(executor, [&] {
+      if (group_[group_now_].both) {
+        each<&InfoNce::combine>(executor, tasks_);
+        combine_rows();
+      } else {
+        reduce_maximum();
+        each<&InfoNce::exponentiate>(executor, tasks_);
+        finish_losses();
       }
-      for (int i = count; i < Engine::kRows; i++) logit_scale_[r + i] = 0;
-      for (int i = 0; i < Engine::kRows && args_.query_ids; i++)
-        query_ids_[r + i] = i < count ? args_.query_ids[first_ + r + i] : 0;
-      Engine::pack_queries(queries(r, count), r, rows_, args_.dimensions, packed_queries_);
-    }
+      if (!args_.wants_gradients()) return;
+      for (Side<Engine>& side : side_) {
+        if (!side.present) continue;
+        side_now_ = &side;
+        each<&InfoNce::pack_slices>(executor, slices_);
+      }
+      each<&InfoNce::accumulate>(executor, gradient_tasks());
+      for (Vectors& operand : operand_) operand.touched |= operand.in_columns;
+      each<&InfoNce::finish_rows>(executor, row_tasks_);
+    });
   }
 
-  void score(int64_t task, int worker) {
-    const T lowest = -static_cast<T>(__builtin_inf());
-    T* row_max = reinterpret_cast<T*>(workers_ + worker * worker_bytes_);
-    const int64_t padded = Engine::round_rows(rows_);
-    for (int64_t i = 0; i < padded * kLanes; i++) row_max[i] = lowest;
-    const int64_t first = task * panels_per_task_, last = least(panels_, first + panels_per_task_);
-    int64_t targets[Engine::kChunkRows + Engine::kRows];
-    for (int64_t r = 0; r < padded; r++) targets[r] = r < rows_ ? target(first_ + r) - first * kColumns : -1;
-    LogitEpilogue<Engine> epilogue;
-    epilogue.query_scale = logit_scale_;
-    epilogue.candidate_scale = candidate_tile_ + first * kColumns;
-    epilogue.candidate_penalty = candidate_penalty_ + first * kColumns;
-    epilogue.row_max = row_max;
-    epilogue.query_ids = args_.query_ids ? query_ids_ : nullptr;
-    epilogue.document_ids = args_.document_ids ? args_.document_ids + first * kColumns : nullptr;
-    epilogue.documents = args_.documents - first * kColumns;
-    epilogue.targets = targets;
-    Engine::scores(packed_queries_, packed_candidates_ + first * panel_bytes_, panel_bytes_, last - first, rows_,
-                   args_.dimensions, panel_scores(first), scores_bytes_, epilogue);
-    // The positive leaves the panel: its share is added back exactly in finish_losses.
-    for (int64_t r = 0; r < rows_; r++)
-      if (targets[r] >= 0 && targets[r] < (last - first) * kColumns)
-        positive_[r] = Engine::exchange_score(panel_scores(first + targets[r] / kColumns), r,
-                                              static_cast<int>(targets[r] % kColumns), lowest);
-    for (int64_t r = 0; r < rows_; r++) partial_max_[task * chunk_ + r] = reduce_max<T>(load<T>(row_max + r * kLanes));
-  }
+  // The positives' logits and thresholds, from the products that the others come from.
+  void find_positives(int64_t task, int worker);
+  void score(int64_t task, int worker);
+  LogitEpilogue<Engine> epilogue(const Block& block, int64_t panel, const int64_t* own) const;
+  // The positive leaves the panel: its share is added back exactly later. Logits of own hard negatives are noted where the
+  // temperature's gradient needs them.
+  void take_positives_out(const Block& block, int64_t first, int64_t last);
+  bool hardens_differently() const { return args_.harden_own != args_.harden_others; }
 
   void reduce_maximum() {
     for (int64_t r = 0; r < rows_; r++) maximum_[r] = partial_max_[r];
-    for (int64_t task = 1; task < panel_tasks_; task++)
+    for (int64_t task = 1; task < tasks_; task++)
       for (int64_t r = 0; r < rows_; r++) maximum_[r] = most(maximum_[r], partial_max_[task * chunk_ + r]);
-    for (int64_t r = 0; r < rows_; r++)
-      for (int64_t k = 0; k < own_; k++) maximum_[r] = most(maximum_[r], own_scores_[r * own_ + k]);
+    for (int64_t r = 0; r < rows_; r++) {
+      for (int64_t k = 0; k < own_now(); k++) maximum_[r] = most(maximum_[r], own_scores_[r * own_ + k]);
+      if (has_thresholds()) maximum_[r] = most(maximum_[r], positive_[r]);
+    }
   }
+
+  // Own hard negatives are part of query_to_doc.
+  int64_t own_now() const { return group_[group_now_].directions & query_to_doc ? own_ : 0; }
 
   // e = exp(s - m) over the task's panels, with the row sums of e and of e (s - m): the latter is the temperature's gradient.
   void exponentiate(int64_t task, int worker) {
+    const Block& block = block_of_task(task);
     T* sums = reinterpret_cast<T*>(workers_ + worker * worker_bytes_);
     T* weighted = sums + chunk_ * kLanes;
     for (int64_t i = 0; i < rows_ * kLanes; i++) sums[i] = weighted[i] = 0;
-    const int64_t last = least(panels_, (task + 1) * panels_per_task_);
-    for (int64_t panel = task * panels_per_task_; panel < last; panel++)
-      Engine::exponentiate(panel_scores(panel), rows_, maximum_, args_.wants_gradients(), sums, weighted);
+    const int64_t first = (task - block.first_task) * panels_per_task_;
+    const int64_t last = least(block.panels, first + panels_per_task_);
+    for (int64_t panel = first; panel < last; panel++)
+      Engine::exponentiate(panel_scores(block.first_panel + panel), rows_, maximum_,
+                           args_.wants_gradients() && !measuring_, sums, weighted);
     for (int64_t r = 0; r < rows_; r++) {
       partial_sum_[task * chunk_ + r] = reduce_add<T>(load<T>(sums + r * kLanes));
       partial_weighted_[task * chunk_ + r] = reduce_add<T>(load<T>(weighted + r * kLanes));
     }
   }
 
-  // Losses and coefficient scales of the chunk; returns its share of the temperature's gradient.
-  double finish_losses() {
-    double grad_temperature = 0;
-    for (int64_t r = 0; r < rows_; r++) {
-      double others = 0, weighted = 0;  // sums over all candidates but the positive
-      for (int64_t task = 0; task < panel_tasks_; task++) {
-        others += partial_sum_[task * chunk_ + r];
+  // Of a row: the sum of e over all candidates but the positive, and that of e times (s - m), s without what hardness added.
+  struct Sums {
+    double others, weighted;
+  };
+
+  Sums sums_of(int64_t r) {
+    Sums sums = {0, 0};
+    const double m = maximum_[r];
+    const double others_factor = 1 / static_cast<double>(harden(args_.harden_others)),
+                 own_factor = 1 / static_cast<double>(harden(args_.harden_own));
+    for (int b = 0; b < blocks_; b++) {
+      double sum = 0, weighted = 0;
+      for (int64_t task = block_[b].first_task; task < block_[b].first_task + block_[b].tasks; task++) {
+        sum += partial_sum_[task * chunk_ + r];
         weighted += partial_weighted_[task * chunk_ + r];
       }
-      for (int64_t k = 0; k < own_; k++) {
-        const double x = static_cast<double>(own_scores_[r * own_ + k]) - maximum_[r];
-        const double e = __builtin_exp(x);
-        own_scores_[r * own_ + k] = static_cast<T>(e);
-        others += e;
-        weighted += e == 0 ? 0 : e * x;
+      sums.others += sum;
+      // e (s/f - m) = e (s - m)/f + e m (1/f - 1)
+      if (block_[b].hardened && args_.harden_others != 0)
+        weighted = weighted * others_factor + (sum == 0 ? 0 : sum * m * (others_factor - 1));
+      sums.weighted += weighted;
+      if (block_[b].hardened && block_[b].operand == kNegatives && hardens_differently()) {
+        for (int64_t k = 0; k < args_.negatives; k++) {
+          const double s = hard_logits_[r * args_.negatives + k], e = __builtin_exp(s - m);
+          sums.weighted += e == 0 ? 0 : e * s * (own_factor - others_factor);
+        }
       }
+    }
+    for (int64_t k = 0; k < own_now(); k++) {
+      const double s = own_scores_[r * own_ + k], e = __builtin_exp(s - m);
+      own_scores_[r * own_ + k] = static_cast<T>(e);
+      sums.others += e;
+      sums.weighted += e == 0 ? 0 : e * (s * own_factor - m);
+    }
+    return sums;
+  }
+
+  // log(others + copies exp(x)) - x for logits less their maximum; exact near 0, where the positive is the maximum (x = 0).
+  double loss_of(double others, double x) const {
+    return positives_ == 1 ? __builtin_log1p(others + __builtin_expm1(x)) - x
+                           : __builtin_log(others + positives_ * __builtin_exp(x)) - x;
+  }
+
+  // Losses and coefficient scales of the chunk.
+  void finish_losses() {
+    for (int64_t r = 0; r < rows_; r++) {
+      const Sums sums = sums_of(r);
       const double x = static_cast<double>(positive_[r]) - maximum_[r];
-      const double sum = others + __builtin_exp(x);
-      // log(sum) - x, exact for a loss near 0, where the positive is the maximum (x = 0).
-      args_.losses[first_ + r] = __builtin_log1p(others + __builtin_expm1(x)) - x;
+      const double sum = sums.others + positives_ * __builtin_exp(x);
+      args_.losses[first_ + r] += loss_of(sums.others, x) / groups_;
       const double scale = row_weight(first_ + r) / (args_.temperature * sum);
-      grad_temperature -= scale * (weighted - others * x);
+      grad_temperature_ -= scale * (sums.weighted - sums.others * x);
       if (!args_.wants_gradients()) continue;
-      inverse_sum_[r] = static_cast<T>(scale);
-      query_coefficient_[r] = static_cast<T>(scale * query_scale_[r].tile);
-      const int64_t positive = target(first_ + r);
-      Engine::set_coefficient(panel_scores(positive / kColumns), r, static_cast<int>(positive % kColumns),
-                              static_cast<T>(-others));
-    }
-    return grad_temperature;
-  }
-
-  void pack_query_slices(int64_t slice, int) {
-    Engine::pack_query_slice(queries(0, rows_), slice, args_.dimensions, query_slices_ + slice * slice_bytes_);
-  }
-
-  int64_t gradient_tasks() const { return panel_tasks_ + (args_.grad_queries ? slice_tasks_ : 0); }
-
-  void accumulate(int64_t task, int worker) {
-    // The larger tasks first: what is left over at the end is then small.
-    const int64_t queries = gradient_tasks() - panel_tasks_;
-    if (task < queries) {
-      accumulate_queries(task, worker);
-    } else {
-      accumulate_documents(task - queries, worker);
+      set_row_scale(r, scale);
+      // Every copy of the positive is at one place, as minus the others.
+      set_positive(r, static_cast<T>(-sums.others));
     }
   }
 
-  void accumulate_documents(int64_t task, int worker) {
-    const int64_t first = task * panels_per_task_, last = least(panels_, first + panels_per_task_);
-    for (const Candidates<Engine>& run : runs_) {
-      const int64_t from = most(first, run.first_panel), to = least(last, run.first_panel + panels_of(run.count));
-      if (!run.gradient || from >= to) continue;
-      const int64_t row = (from - run.first_panel) * kColumns, count = least(run.count - row, (to - from) * kColumns);
-      T* out = run.gradient + row * args_.dimensions;
-      Engine::accumulate_documents(panel_scores(from), scores_bytes_, query_slices_, slice_bytes_, queries(0, rows_),
-                                   count, args_.dimensions, workers_ + worker * worker_bytes_, out, first_ > 0);
-      if (first_ + rows_ < args_.rows) continue;
-      for (int64_t j = 0; j < count; j++)
-        finish_gradient<T>(run.data + (row + j) * run.stride, RowScale<T>{0, 0, candidate_unit_[from * kColumns + j]},
-                           args_.normalize, args_.dimensions, out + j * args_.dimensions);
-    }
+  void set_row_scale(int64_t r, double scale) {
+    inverse_sum_[r] = static_cast<T>(scale);
+    for (const Side<Engine>& side : side_)
+      if (side.present) side.coefficient[r] = static_cast<T>(scale * operand_[side.operand].tile[first_ + r]);
   }
 
-  void accumulate_queries(int64_t task, int worker) {
-    const int64_t first_slice = task * slices_per_task_, last_slice = least(slices_, first_slice + slices_per_task_);
-    T* out = static_cast<T*>(args_.grad_queries) + first_ * args_.dimensions;
-    bool accumulate = false;
-    for (const Candidates<Engine>& run : runs_) {
-      for (int64_t j = 0; j < run.count; j += Engine::kPacked, accumulate = true) {
-        const int64_t panel = run.first_panel + j / kColumns;
-        Engine::accumulate_queries(panel_scores(panel), scores_bytes_,
-                                   documents(panel, least<int64_t>(Engine::kPacked, run.count - j)), rows_, first_slice,
-                                   last_slice, args_.dimensions, workers_ + worker * worker_bytes_, out, accumulate);
-      }
-    }
+  void set_positive(int64_t r, T coefficient) {
+    const Block& block = block_[positive_block_];
+    const int64_t j = own_column(block, r);
+    Engine::set_coefficient(panel_scores(block.first_panel + j / kColumns), r, static_cast<int>(j % kColumns),
+                            coefficient);
   }
 
-  // Own negatives, the row's softmax scale, and the normalisation's rank-one term.
-  void finish_rows(int64_t task, int) {
-    const int64_t dimensions = args_.dimensions;
-    const int64_t last = least(rows_, (task + 1) * rows_per_task_);
-    for (int64_t r = task * rows_per_task_; r < last; r++) {
-      for (int64_t k = 0; k < own_ && args_.grad_negatives; k++) {
-        T* out = static_cast<T*>(args_.grad_negatives) + negative_index(r, k) * dimensions;
-        for (int64_t c = 0; c < dimensions; c++) out[c] = 0;
-        add_row<T>(query(r), query_scale_[r].unit, own_scores_[r * own_ + k] * inverse_sum_[r], dimensions, out);
-        finish_gradient<T>(negative(r, k), own_scale_[r * own_ + k], args_.normalize, dimensions, out);
-      }
-      if (!args_.grad_queries) continue;
-      T* out = static_cast<T*>(args_.grad_queries) + (first_ + r) * dimensions;
-      for (int64_t k = 0; k < own_; k++)
-        add_row<T>(negative(r, k), own_scale_[r * own_ + k].unit, own_scores_[r * own_ + k], dimensions, out);
-      for (int64_t c = 0; c < dimensions; c++) out[c] *= inverse_sum_[r];
-      finish_gradient<T>(query(r), query_scale_[r], args_.normalize, dimensions, out);
-    }
-  }
+  // ---- both directions of one product: both.hpp ----
 
-  const InfoNceArgs& args_;
-  const int threads_;
-  char* const base_;
-  int64_t bytes_ = 0;
-  Candidates<Engine> runs_[2];
-  int64_t own_, panels_, panels_per_task_, panel_tasks_, slices_, slices_per_task_, slice_tasks_;
-  int64_t panel_bytes_, scores_bytes_, scratch_bytes_ = 0, slice_bytes_ = 0, worker_bytes_;
-  int64_t chunk_, rows_per_task_, first_ = 0, rows_ = 0;
-  char *packed_candidates_, *packed_queries_, *scores_, *query_slices_ = nullptr, *workers_;
-  T *candidate_pack_, *candidate_tile_, *candidate_penalty_, *candidate_unit_, *query_pack_, *query_coefficient_,
-      *logit_scale_, *positive_, *maximum_, *inverse_sum_, *partial_max_, *own_scores_;
-  int64_t* query_ids_;
-  double *partial_sum_, *partial_weighted_;
-  RowScale<T>*query_scale_, *own_scale_;
+  // The first pass: the sums of every row and every column, and the losses.
+  void measure(const Executor& executor);
+  // The maximum of a column including its positive, which was taken out.
+  void raise_column(int64_t j);
+  double row_share(int64_t i) const { return share(i, row_sum_[i], row_max_[i]); }
+  double column_share(int64_t i) const { return share(i, column_sum_[i], column_max_[i]); }
+  double share(int64_t i, double others, double maximum) const;
+  // The second pass: coefficients of both directions at once.
+  void combine(int64_t task, int worker);
+  void combine_rows();
+  // ---- gradients: gradients.hpp ----
+
+  void pack_slices(int64_t slice, int);
+  bool wants_rows(const Side<Engine>& side) const { return side.present && operand_[side.operand].gradient; }
+
+  int64_t gradient_tasks() const;
+  // The larger tasks first: what is left over at the end is then small.
+  void accumulate(int64_t task, int worker);
+  void accumulate_columns(const Vectors& operand, int64_t task, int worker);
+  void accumulate_rows(int side, int64_t task, int worker);
+  // Own negatives, and the rows' gradients to where they belong, with the rows' scale.
+  void finish_rows(int64_t task, int);
+  void finish_own(int64_t r);
+  // From the gradient of the normalised vector, in place, to that of the vector.
+  void finish(const Vectors& operand, int64_t i);
+  void project(int64_t task, int);
+  // The gradients of what takes part in nothing.
+  void clear(const Vectors& operand);
+  Vectors* now_ = nullptr;
+  Side<Engine>* side_now_ = nullptr;
+  int64_t row_tasks_ = 0;
+  bool measuring_ = false;
+  double grad_temperature_ = 0;
 };
+
+}  // namespace
+}  // namespace SIMTILE_ISA
+}  // namespace simtile
+
+#include "info_nce/both.hpp"
+#include "info_nce/gradients.hpp"
+#include "info_nce/scoring.hpp"
+
+namespace simtile {
+namespace SIMTILE_ISA {
+namespace {
 
 template <typename Engine>
 int64_t workspace_bytes(const InfoNceArgs& args, int threads) {

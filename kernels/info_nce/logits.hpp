@@ -7,7 +7,14 @@ namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
-// Scores of one tile as they leave the product: to logits, masked, with the running row maximum.
+// For products that are looked at afterwards.
+struct Plain {
+  template <int rows, typename T>
+  SIMTILE_INLINE void tile(int64_t, int64_t, T*) {}
+};
+
+// Scores of one tile as they leave the product: to logits, masked, hardened, with the running row maximum. Columns count from the first
+// panel on.
 template <typename Engine>
 struct LogitEpilogue {
   using T = typename Engine::Scalar;
@@ -15,27 +22,54 @@ struct LogitEpilogue {
   static constexpr int kVectors = Engine::kVectors;
   static constexpr int kLanes = Engine::kLanes;
 
-  const T* query_scale;         // per row of the chunk, 1 / temperature included
-  const T* candidate_scale;     // per column, from the first panel on
-  const T* candidate_penalty;   // 0, or -inf where a panel has no candidate
-  T* row_max;                   // [rows][lanes]
-  const int64_t* query_ids;     // per row of the chunk, or null
-  const int64_t* document_ids;  // per column from the first panel on, `documents` of them
-  int64_t documents;
-  const int64_t* targets;  // per row of the chunk, as a column counted from the first panel
+  // A product becomes a similarity by both scales, multiplied first: the same whichever of two vectors is the row.
+  const T* row_scale;       // per row of the chunk
+  const T* column_scale;    // per column
+  const T* column_penalty;  // 0, or -inf where a panel has no candidate
+  T* row_max;               // [rows][lanes]
+  T inverse_temperature;
+
+  const int64_t* row_ids = nullptr;     // per row of the chunk, or null
+  const int64_t* column_ids = nullptr;  // of `columns` columns
+  int64_t columns = 0;
+
+  // What belongs to a row's own pair, `own_count` columns from own[row] on: left out, or hardened by another factor. `single` says that
+  // this block has them to look for.
+  const int64_t* own = nullptr;
+  int64_t own_count = 0;
+  bool single = false;
+  bool leave_own_out = false;
+  T factor = 1, own_factor = 1;  // of logits: 1 + temperature * strength
+
+  const T* threshold = nullptr;  // per row: logits above are left out; or null
+
+  // Cosines by the guide, as products [panel][row][kColumns]; or null.
+  const char* guide = nullptr;
+  int64_t guide_stride = 0;
+  const T* guide_row_scale = nullptr;
+  const T* guide_column_scale = nullptr;
+  const T* guide_threshold = nullptr;
 
   template <int rows>
   SIMTILE_INLINE void tile(int64_t panel, int64_t r, T* products) {
-    const T* scale = candidate_scale + panel * kColumns;
-    const T* penalty = candidate_penalty + panel * kColumns;
+    const T* scale = column_scale + panel * kColumns;
+    const T* penalty = column_penalty + panel * kColumns;
     for (int i = 0; i < rows; i++, products += kColumns) {
       Vector<T> peak = load<T>(row_max + (r + i) * kLanes);
       Vector<T> logits[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++)
-        logits[v] = load<T>(products + v * kLanes) * load<T>(scale + v * kLanes) * query_scale[r + i] +
-                    load<T>(penalty + v * kLanes);
-      if (query_ids) mask(r + i, panel * kColumns, logits);
+        logits[v] =
+            load<T>(products + v * kLanes) * (load<T>(scale + v * kLanes) * row_scale[r + i]) * inverse_temperature +
+            load<T>(penalty + v * kLanes);
+      if (threshold) leave_out_similar(r + i, logits);
+      if (guide) leave_out_by_guide(r + i, panel, logits);
+      if (row_ids || (single && meets_own(r + i, panel))) {
+        column_by_column(r + i, panel * kColumns, logits);
+      } else if (factor != 1) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) logits[v] = logits[v] * factor;
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) {
         peak = maximum(peak, logits[v]);
@@ -45,11 +79,44 @@ struct LogitEpilogue {
     }
   }
 
-  __attribute__((noinline)) void mask(int64_t row, int64_t first, Vector<T> (&logits)[kVectors]) const {
+  SIMTILE_INLINE bool meets_own(int64_t row, int64_t panel) const {
+    return own[row] < (panel + 1) * kColumns && own[row] + own_count > panel * kColumns;
+  }
+
+  SIMTILE_INLINE void leave_out_similar(int64_t row, Vector<T> (&logits)[kVectors]) const {
+    const Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inf()));
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) logits[v] = logits[v] > threshold[row] ? lowest : logits[v];
+  }
+
+  // Where the guide has NaN nobody knows whether this is a negative: NaN.
+  SIMTILE_INLINE void leave_out_by_guide(int64_t row, int64_t panel, Vector<T> (&logits)[kVectors]) const {
+    const Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inf()));
+    const T* cosines = reinterpret_cast<const T*>(guide + panel * guide_stride) + row * kColumns;
+    const T* scale = guide_column_scale + panel * kColumns;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      const Vector<T> cosine = load<T>(cosines + v * kLanes) * (load<T>(scale + v * kLanes) * guide_row_scale[row]);
+      const Vector<T> known = cosine <= guide_threshold[row] ? logits[v] : cosine - guide_threshold[row] + logits[v];
+      const Vector<T> kept = cosine > guide_threshold[row] ? lowest : known;
+      logits[v] = logits[v] == lowest ? lowest : kept;
+    }
+  }
+
+  __attribute__((noinline)) void column_by_column(int64_t row, int64_t first, Vector<T> (&logits)[kVectors]) const {
+    const T lowest = -static_cast<T>(__builtin_inf());
     T lanes[kColumns];
     for (int v = 0; v < kVectors; v++) store<T>(lanes + v * kLanes, logits[v]);
-    for (int64_t j = first; j < least(first + kColumns, documents); j++)
-      if (document_ids[j] == query_ids[row] && j != targets[row]) lanes[j - first] = -static_cast<T>(__builtin_inf());
+    for (int j = 0; j < kColumns; j++) {
+      const int64_t column = first + j;
+      if (column >= own[row] && column < own[row] + own_count) {
+        lanes[j] = leave_own_out ? lowest : lanes[j] * own_factor;
+      } else if (row_ids && column < columns && column_ids[column] == row_ids[row]) {
+        lanes[j] = lowest;
+      } else {
+        lanes[j] *= factor;
+      }
+    }
     for (int v = 0; v < kVectors; v++) logits[v] = load<T>(lanes + v * kLanes);
   }
 };

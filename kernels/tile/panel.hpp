@@ -40,6 +40,43 @@ struct ScorePanel {
     }
   }
 
+  // Of every column, the largest score and the sum of exp(s - that), carried on from earlier rows: [kColumns] each.
+  static void add_columns(const void* panel_scores, int64_t rows, T* column_max, T* column_sum) {
+    const T lowest = -static_cast<T>(__builtin_inf());
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      const T* s = static_cast<const T*>(panel_scores) + v * kLanes;
+      const Vector<T> before = load<T>(column_max + v * kLanes);
+      Vector<T> peak = before;
+      for (int64_t r = 0; r < rows; r++) peak = maximum(peak, load<T>(s + r * kColumns));
+      // Where nothing is above -inf yet, exponentials are those of -inf less 0.
+      const Vector<T> shift = peak == lowest ? Vector<T>{} : peak;
+      Vector<T> sum{};  // of these rows alone: a short chain of additions
+      for (int64_t r = 0; r < rows; r++) sum += exp_nonpositive(load<T>(s + r * kColumns) - shift);
+      store<T>(column_max + v * kLanes, peak);
+      store<T>(column_sum + v * kLanes, load<T>(column_sum + v * kLanes) * exp_nonpositive(before - shift) + sum);
+    }
+  }
+
+  // row_scale exp(s - row_max) + column_scale exp(s - column_max) in place; that times s is added to the lanes of `weighted`.
+  static void combine(void* panel_scores, int64_t rows, const T* row_max, const T* row_scale, const T* column_max,
+                      const T* column_scale, T* weighted) {
+    T* s = static_cast<T*>(panel_scores);
+    const Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inf()));
+    for (int64_t r = 0; r < rows; r++, s += kColumns) {
+      Vector<T> product = load<T>(weighted + r * kLanes);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) {
+        const Vector<T> x = load<T>(s + v * kLanes);
+        const Vector<T> c = exp_nonpositive(x - row_max[r]) * row_scale[r] +
+                            exp_nonpositive(x - load<T>(column_max + v * kLanes)) * load<T>(column_scale + v * kLanes);
+        product += c * (x == lowest ? Vector<T>{} : x);
+        store<T>(s + v * kLanes, c);
+      }
+      store<T>(weighted + r * kLanes, product);
+    }
+  }
+
   static void set_coefficient(void* panel_scores, int64_t row, int column, T value) {
     static_cast<T*>(panel_scores)[row * kColumns + column] = value;
   }

@@ -19,8 +19,6 @@ Shape = Sequence[int]
 BACKENDS = ("auto", "cpu", "triton", "cuda", "reference")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 REDUCTIONS = ("mean", "sum", "none")
-NEGATIVES_SCOPES = ("all", "own")
-DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 MOST_THREADS = 1024
 
 # The four element types of the kernels by NumPy dtype; bfloat16 comes from a package that is not
@@ -98,22 +96,6 @@ def check_temperature(temperature: object) -> float:
             "(it divides the similarities; a scale of 20 is a temperature of 0.05)"
         )
     return value
-
-
-def check_directions(directions: Sequence[str], partition: str) -> None:
-    """Check the directions of a contrastive loss; one is available."""
-    check_choice("partition", partition, ("joint", "per_direction"))
-    if isinstance(directions, str):
-        raise ValueError(
-            f"directions: found the string {directions!r}, expected a tuple of names; "
-            f"write ({directions!r},)"
-        )
-    for direction in directions:
-        check_choice("directions", direction, DIRECTIONS)
-    if tuple(directions) != DIRECTIONS[:1]:
-        refuse_later("directions", tuple(directions))
-    if partition != "joint":
-        refuse_later("partition", partition)
 
 
 def refuse_later(name: str, value: object) -> NoReturn:

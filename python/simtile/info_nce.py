@@ -5,28 +5,28 @@ The definition is `reference/info_nce.py`; the kernel and its story are in `kern
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from simtile import _core, _inputs
+from simtile._contrast import (
+    DIRECTIONS,
+    SCOPES,
+    Contrast,
+    check_contrast,
+    check_guide_shapes,
+    split_guide,
+)
 
 if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
 
-# Arguments of the signature that the kernels do not serve yet; None is their default.
-_LATER = (
-    "bias",
-    "guide",
-    "false_negative_margin",
-    "hardness",
-    "matryoshka_dims",
-    "matryoshka_weights",
-)
+Hardness = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
 
 
 def info_nce(
@@ -40,12 +40,14 @@ def info_nce(
     targets: torch.Tensor | Sequence[int] | None = None,
     directions: Sequence[str] = ("query_to_doc",),
     partition: Literal["joint", "per_direction"] = "joint",
-    negatives_scope: Literal["all", "own"] = "all",
+    negatives_scope: Literal["all", "queries", "own"] = "all",
     query_ids: torch.Tensor | Sequence[int] | None = None,
     document_ids: torch.Tensor | Sequence[int] | None = None,
-    guide: None = None,
-    false_negative_margin: None = None,
-    hardness: None = None,
+    guide: Sequence[torch.Tensor] | None = None,
+    guide_margin: float = 0.0,
+    guide_margin_strategy: Literal["absolute", "relative"] = "absolute",
+    false_negative_margin: float | None = None,
+    hardness: Hardness | None = None,
     hardness_strength: float = 0.0,
     matryoshka_dims: None = None,
     matryoshka_weights: None = None,
@@ -86,12 +88,47 @@ def info_nce(
     targets : int Tensor [N], optional
         The document of each query, from 0 to M − 1. On a GPU a wrong one makes the row's loss NaN
         instead of raising, because nothing waits for the device.
-    negatives_scope : "all" or "own"
-        Whether a query is compared with all N·K hard negatives or only with its own K.
+    directions : tuple of str
+        What is compared with what. Of pair i, whose positive is query i with its document:
+
+        =================  ============  ================================================
+        direction          anchor        its negatives
+        =================  ============  ================================================
+        "query_to_doc"     query i       the other documents; hard negatives
+        "query_to_query"   query i       the other queries
+        "doc_to_query"     document i    the other queries
+        "doc_to_doc"       document i    the other documents; hard negatives of others
+        =================  ============  ================================================
+
+        Those from documents need document i to belong to query i (no ``targets``). Documents past
+        the N-th belong to nobody (a memory bank): candidates, never anchors.
+    partition : "joint" or "per_direction"
+        One log-sum-exp over the candidates of all directions (Li et al. 2023, arXiv:2308.03281;
+        with query_to_doc and doc_to_query the positive counts twice, as in sentence-transformers),
+        or a loss for each direction and their mean: with these two CLIP's symmetric loss (Radford
+        et al. 2021, arXiv:2103.00020). The positive must be a candidate in every log-sum-exp, which
+        it is in these two directions.
+    negatives_scope : "all", "queries" or "own"
+        Whose candidates the hard negatives are: every anchor's, every query's but no document's,
+        or only their own query's.
     query_ids, document_ids : int Tensor [N] and [M], optional
         A document whose id equals the query's is not one of its negatives (the query's own
-        document always counts; hard negatives have no ids). With M = N and no targets either alone
-        serves for both; ``document_ids`` alone gives each query the id of its document.
+        document always counts; hard negatives have no ids), and so in the other directions. With
+        M = N and no targets either alone serves for both; ``document_ids`` alone gives each query
+        the id of its document.
+    guide : (queries [N, G], documents [M, G]) and with negatives (…, negatives [N, K, G])
+        Vectors by another model: a candidate whose cosine with its anchor exceeds that of the pair
+        is taken for a false negative and left out (GISTEmbed: Solatorio 2024, arXiv:2402.16829).
+        Not differentiated.
+    guide_margin, guide_margin_strategy : float, "absolute" or "relative"
+        The pair's cosine by the guide less this, or less this share of its size, is the threshold.
+    false_negative_margin : float, optional
+        A candidate whose similarity exceeds the pair's less this is left out; similarities as they
+        are, before the temperature.
+    hardness : "in_batch_negatives", "hard_negatives" or "all_negatives", optional
+        Adds ``hardness_strength`` times the similarity, as a constant, to the logits in
+        query_to_doc of what belongs to others (Lan et al. 2025, arXiv:2503.04812, eq. 5), of the
+        query's own hard negatives (Schechter Vera et al. 2025, arXiv:2509.20354), or of both.
     reduction : "mean", "sum" or "none"
         Over the N losses.
     backend : str
@@ -104,15 +141,16 @@ def info_nce(
         The CPU always computes them in full; other element types are multiplied exactly.
     threads : int, optional
         Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default.
-    bias, directions, partition, guide, false_negative_margin, hardness, hardness_strength, \
-matryoshka_dims, matryoshka_weights
-        Not available yet in this version: any value but the default raises ValueError.
+    bias, matryoshka_dims, matryoshka_weights
+        Not available yet in this version: any value but None raises ValueError. On a GPU the same
+        holds for directions other than query_to_doc, guide, false_negative_margin, hardness and
+        the scope "queries".
 
     Returns
     -------
     Tensor, scalar or [N] for "none"
         float64 if an input is, else float32. NaN in, NaN out. Zero when nothing but its own
-        document is left for a query.
+        document is left for a query (log 2 where that counts twice).
 
     Raises
     ------
@@ -135,18 +173,19 @@ matryoshka_dims, matryoshka_weights
     >>> loss = simtile.info_nce(query_embeddings, document_embeddings, temperature=0.05)
     >>> loss.backward()
     """
-    _check_options(
-        reduction,
-        negatives_scope,
+    _check_later(bias, matryoshka_dims, matryoshka_weights)
+    _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
+    contrast = check_contrast(
         directions,
         partition,
-        bias,
-        guide,
-        false_negative_margin,
+        negatives_scope,
+        targets is not None,
         hardness,
         hardness_strength,
-        matryoshka_dims,
-        matryoshka_weights,
+        false_negative_margin,
+        guide,
+        guide_margin,
+        guide_margin_strategy,
     )
     try:
         from simtile.ops.info_nce import info_nce_tensors
@@ -160,8 +199,9 @@ matryoshka_dims, matryoshka_weights
         targets,
         query_ids,
         document_ids,
+        split_guide(guide, negatives is not None),
         bool(normalize),
-        negatives_scope == "own",
+        contrast,
         reduction,
         backend,
         _inputs.check_precision(precision),
@@ -180,12 +220,14 @@ def info_nce_grad(
     targets: npt.ArrayLike | None = None,
     directions: Sequence[str] = ("query_to_doc",),
     partition: Literal["joint", "per_direction"] = "joint",
-    negatives_scope: Literal["all", "own"] = "all",
+    negatives_scope: Literal["all", "queries", "own"] = "all",
     query_ids: npt.ArrayLike | None = None,
     document_ids: npt.ArrayLike | None = None,
-    guide: None = None,
-    false_negative_margin: None = None,
-    hardness: None = None,
+    guide: Sequence[npt.ArrayLike] | None = None,
+    guide_margin: float = 0.0,
+    guide_margin_strategy: Literal["absolute", "relative"] = "absolute",
+    false_negative_margin: float | None = None,
+    hardness: Hardness | None = None,
     hardness_strength: float = 0.0,
     matryoshka_dims: None = None,
     matryoshka_weights: None = None,
@@ -211,7 +253,9 @@ def info_nce_grad(
         K hard negatives for each query.
     temperature : float
         τ > 0, divides the similarities.
-    normalize, targets, negatives_scope, query_ids, document_ids, precision, threads
+    normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, guide, \
+guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
+precision, threads
         As in :func:`simtile.info_nce`.
     backend : "auto", "cpu" or "reference"
         The GPU backends take torch tensors.
@@ -238,23 +282,26 @@ def info_nce_grad(
     --------
     >>> loss, grad_queries, grad_documents = simtile.info_nce_grad(queries, documents)
     """
-    _check_options(
-        reduction,
-        negatives_scope,
+    _check_later(bias, matryoshka_dims, matryoshka_weights)
+    _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
+    contrast = check_contrast(
         directions,
         partition,
-        bias,
-        guide,
-        false_negative_margin,
+        negatives_scope,
+        targets is not None,
         hardness,
         hardness_strength,
-        matryoshka_dims,
-        matryoshka_weights,
+        false_negative_margin,
+        guide,
+        guide_margin,
+        guide_margin_strategy,
     )
     chosen_backend = _inputs.check_array_backend(backend)
     _inputs.check_precision(precision)
     thread_count = _inputs.check_threads(threads)
-    arrays, dtype = _as_arrays(queries, documents, negatives)
+    arrays, guides, dtype = _as_arrays(
+        queries, documents, negatives, split_guide(guide, negatives is not None)
+    )
     target_array = None if targets is None else _inputs.int_array("targets", targets)
     query_id_array = None if query_ids is None else _inputs.int_array("query_ids", query_ids)
     document_id_array = (
@@ -268,6 +315,9 @@ def info_nce_grad(
         None if query_id_array is None else query_id_array.shape,
         None if document_id_array is None else document_id_array.shape,
     )
+    check_guide_shapes(
+        guides, arrays[0].shape, arrays[1].shape, None if arrays[2] is None else arrays[2].shape
+    )
     result = run(
         *arrays,
         dtype,
@@ -276,7 +326,8 @@ def info_nce_grad(
         target_array,
         query_id_array,
         document_id_array,
-        negatives_scope == "own",
+        guides,
+        contrast,
         1.0 / arrays[0].shape[0] if reduction == "mean" else 1.0,
         None,
         (True, True, negatives is not None),
@@ -314,7 +365,8 @@ def run(
     targets: Array | None,
     query_ids: Array | None,
     document_ids: Array | None,
-    own_negatives: bool,
+    guide: Sequence[Array],
+    contrast: Contrast,
     weight: float,
     row_weights: npt.NDArray[np.float64] | None,
     need_grad: Sequence[bool],
@@ -337,12 +389,15 @@ def run(
     grad_queries = np.empty(queries.shape, number) if need_grad[0] else None
     grad_documents = np.empty(documents.shape, number) if need_grad[1] else None
     grad_negatives = None
+    guides = [_inputs.kernel_rows(x) for x in guide] + [None] * (3 - len(guide))
     if negatives is not None:
         if need_grad[2]:
             grad_negatives = np.empty(negatives.shape, number)
         negatives = _inputs.kernel_rows(negatives) if negatives.shape[1] else None
+    if negatives is None:
+        guides[2] = None
     losses = np.empty(n)
-    launch = _core.info_nce if backend == "cpu" else _run_reference
+    launch: Callable[..., float] = _core.info_nce if backend == "cpu" else _run_reference
     grad_temperature = launch(
         _inputs.kernel_rows(queries),
         _inputs.kernel_rows(documents),
@@ -353,7 +408,8 @@ def run(
         targets,
         query_ids,
         document_ids,
-        own_negatives,
+        *contrast,
+        *guides,
         weight,
         row_weights,
         losses,
@@ -380,7 +436,17 @@ def _run_reference(
     targets: Array | None,
     query_ids: Array | None,
     document_ids: Array | None,
-    own_negatives: bool,
+    directions: int,
+    per_direction: bool,
+    scope: int,
+    harden_others: float,
+    harden_own: float,
+    margin: float | None,
+    guide_margin: float,
+    guide_relative: bool,
+    guide_queries: Array | None,
+    guide_documents: Array | None,
+    guide_negatives: Array | None,
     weight: float,
     row_weights: npt.NDArray[np.float64] | None,
     losses: npt.NDArray[np.float64],
@@ -390,7 +456,8 @@ def _run_reference(
     threads: int,
 ) -> float:
     """`_core.info_nce` in plain Python: the same arguments, one thread, float64 throughout."""
-    from simtile.reference import info_nce as reference
+    from simtile.reference import contrastive
+    from simtile.reference.contrastive_options import Options
 
     def lists(x: Array | None) -> Any:
         if x is not None and dtype == "bfloat16":  # the upper half of a float32's bits
@@ -398,16 +465,36 @@ def _run_reference(
         return None if x is None else x.tolist()
 
     n = len(queries)
-    result = reference.info_nce_grad(
+    others, own = harden_others > 0.0, harden_own > 0.0
+    hardness = {
+        (False, False): None,
+        (True, False): "in_batch_negatives",
+        (False, True): "hard_negatives",
+        (True, True): "all_negatives",
+    }[others, own]
+    guide = [lists(x) for x in (guide_queries, guide_documents, guide_negatives) if x is not None]
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "normalize": normalize,
+        "targets": None if targets is None else targets.tolist(),
+        "directions": [name for name, bit in DIRECTIONS.items() if directions & bit],
+        "partition": "per_direction" if per_direction else "joint",
+        "negatives_scope": list(SCOPES)[scope],
+        "query_ids": None if query_ids is None else query_ids.tolist(),
+        "document_ids": None if document_ids is None else document_ids.tolist(),
+        "guide": guide or None,
+        "guide_margin": guide_margin,
+        "guide_margin_strategy": "relative" if guide_relative else "absolute",
+        "false_negative_margin": margin,
+        "hardness": hardness,
+        "hardness_strength": max(harden_others, harden_own),
+    }
+    options = Options(**given)
+    result = contrastive.info_nce_grad(
         lists(queries),
         lists(documents),
         lists(negatives),
-        temperature=temperature,
-        normalize=normalize,
-        targets=None if targets is None else targets.tolist(),
-        negatives_scope="own" if own_negatives else "all",
-        query_ids=None if query_ids is None else query_ids.tolist(),
-        document_ids=None if document_ids is None else document_ids.tolist(),
+        options,
         row_weights=[weight] * n if row_weights is None else (weight * row_weights).tolist(),
     )
     losses[:] = result.losses
@@ -422,50 +509,26 @@ def _run_reference(
 
 
 def _as_arrays(
-    queries: object, documents: object, negatives: object
-) -> tuple[tuple[Array, Array, Array | None], str]:
-    """The inputs in their common element type, and its name; bfloat16 as uint16 bits."""
-    q, q_type = _inputs.float_array("queries", queries)
-    d, d_type = _inputs.float_array("documents", documents)
-    if negatives is None:
-        x, types = None, [q_type, d_type]
-    else:
-        x, x_type = _inputs.float_array("negatives", negatives)
-        types = [q_type, d_type, x_type]
-    dtype = _inputs.promote(types)
-    if dtype == "bfloat16":
-        return (
-            q.view(np.uint16),
-            d.view(np.uint16),
-            None if x is None else x.view(np.uint16),
-        ), dtype
-    return (
-        q.astype(dtype, copy=False),
-        d.astype(dtype, copy=False),
-        None if x is None else x.astype(dtype, copy=False),
-    ), dtype
+    queries: object, documents: object, negatives: object, guide: Sequence[object]
+) -> tuple[tuple[Array, Array, Array | None], list[Array], str]:
+    """The inputs and the guide's in their common element type, and its name; bfloat16 as bits."""
+    given = [("queries", queries), ("documents", documents)]
+    if negatives is not None:
+        given.append(("negatives", negatives))
+    found = [_inputs.float_array(name, x) for name, x in [*given, *(("guide", x) for x in guide)]]
+    dtype = _inputs.promote([name for _, name in found])
+    arrays = [
+        x.view(np.uint16) if dtype == "bfloat16" else x.astype(dtype, copy=False) for x, _ in found
+    ]
+    inputs, guides = arrays[: len(given)], arrays[len(given) :]
+    return (inputs[0], inputs[1], inputs[2] if negatives is not None else None), guides, dtype
 
 
-def _check_options(
-    reduction: str,
-    negatives_scope: str,
-    directions: Sequence[str],
-    partition: str,
-    bias: object,
-    guide: object,
-    false_negative_margin: object,
-    hardness: object,
-    hardness_strength: float,
-    matryoshka_dims: object,
-    matryoshka_weights: object,
-) -> None:
-    _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
-    _inputs.check_choice("negatives_scope", negatives_scope, _inputs.NEGATIVES_SCOPES)
-    if directions != ("query_to_doc",) or partition != "joint":
-        _inputs.check_directions(directions, partition)
-    if hardness_strength != 0.0:
-        _inputs.refuse_later("hardness_strength", hardness_strength)
-    later = (bias, guide, false_negative_margin, hardness, matryoshka_dims, matryoshka_weights)
-    for name, value in zip(_LATER, later, strict=True):
+def _check_later(bias: object, matryoshka_dims: object, matryoshka_weights: object) -> None:
+    for name, value in (
+        ("bias", bias),
+        ("matryoshka_dims", matryoshka_dims),
+        ("matryoshka_weights", matryoshka_weights),
+    ):
         if value is not None:
             _inputs.refuse_later(name, value)

@@ -25,12 +25,22 @@ struct Case {
   int64_t rows, documents, negatives, dimensions;
   bool normalize, own, masked;
   double temperature;
+  unsigned directions = simtile::query_to_doc;
+  bool per_direction = false;
+  double harden_others = 0, harden_own = 0;
+  int64_t guide_dimensions = 0;
+  bool margin = false;
+
+  bool from_documents() const { return directions & (simtile::doc_to_query | simtile::doc_to_doc); }
 };
+
+constexpr double kMargin = 0.2;
 
 using Matrix = std::vector<std::vector<double>>;
 
 struct Problem {
   Matrix queries, documents, negatives;
+  Matrix guide[3];  // of queries, documents, negatives
   std::vector<int64_t> targets, query_ids, document_ids;
 };
 
@@ -60,46 +70,101 @@ std::vector<double> scaled(const std::vector<double>& x, double scale) {
   return out;
 }
 
+// What a row's pair is compared with: a query (0) or document (1) as anchor, with a query, document or hard negative (2).
+struct Candidate {
+  size_t side, anchor, kind, index;
+  double harden;
+};
+
+std::vector<Candidate> candidates_of(const Case& c, size_t i, size_t target, unsigned directions) {
+  std::vector<Candidate> all;
+  const size_t n = static_cast<size_t>(c.rows), m = static_cast<size_t>(c.documents);
+  const size_t k = static_cast<size_t>(c.negatives);
+  if (directions & simtile::query_to_doc) {
+    for (size_t j = 0; j < m; j++)
+      if (j != target) all.push_back({0, i, 1, j, c.harden_others});
+    for (size_t j = 0; j < n * k; j++)
+      if (j / k == i || !c.own) all.push_back({0, i, 2, j, j / k == i ? c.harden_own : c.harden_others});
+  }
+  for (size_t j = 0; j < n; j++) {
+    if (j == i) continue;
+    if (directions & simtile::query_to_query) all.push_back({0, i, 0, j, 0});
+    if (directions & simtile::doc_to_query) all.push_back({1, target, 0, j, 0});
+  }
+  if (directions & simtile::doc_to_doc) {
+    for (size_t j = 0; j < m; j++)
+      if (j != target) all.push_back({1, target, 1, j, 0});
+    for (size_t j = 0; j < n * k && !c.own; j++)
+      if (j / k != i) all.push_back({1, target, 2, j, 0});
+  }
+  return all;
+}
+
 Result reference(const Problem& problem, const Case& c) {
-  const size_t n = problem.queries.size(), m = problem.documents.size();
-  Matrix candidates = problem.documents;
-  candidates.insert(candidates.end(), problem.negatives.begin(), problem.negatives.end());
-  Matrix unit_queries, unit_candidates;
-  for (const auto& x : problem.queries) unit_queries.push_back(scaled(x, inverse_norm(x, c.normalize)));
-  for (const auto& x : candidates) unit_candidates.push_back(scaled(x, inverse_norm(x, c.normalize)));
-  Result result;
-  Matrix to_queries(n, std::vector<double>(problem.queries[0].size())), to_candidates(candidates.size(), to_queries[0]);
-  for (size_t i = 0; i < n; i++) {
-    const size_t target = static_cast<size_t>(problem.targets[i]);
-    std::vector<double> logits;
-    for (size_t j = 0; j < candidates.size(); j++) {
-      const bool foreign = j >= m && c.own && (j - m) / static_cast<size_t>(c.negatives) != i;
-      const bool masked = j < m && c.masked && j != target && problem.query_ids[i] == problem.document_ids[j];
-      logits.push_back(foreign || masked ? -std::numeric_limits<double>::infinity()
-                                         : dot(unit_queries[i], unit_candidates[j]) / c.temperature);
+  const Matrix* const inputs[3] = {&problem.queries, &problem.documents, &problem.negatives};
+  Matrix unit[3], guide[3], gradient[3];
+  for (size_t kind = 0; kind < 3; kind++) {
+    for (const auto& x : *inputs[kind]) {
+      unit[kind].push_back(scaled(x, inverse_norm(x, c.normalize)));
+      gradient[kind].emplace_back(x.size());
     }
-    double highest = logits[0], sum = 0;
-    for (double s : logits) highest = std::max(highest, s);
-    for (double s : logits) sum += std::exp(s - highest);
-    result.losses.push_back(std::log(sum) - (logits[target] - highest));
-    for (size_t j = 0; j < logits.size(); j++) {
-      const double weight =
-          (std::exp(logits[j] - highest) / sum - (j == target)) / static_cast<double>(n) / c.temperature;
-      if (weight == 0) continue;
-      add(to_queries[i], unit_candidates[j], weight);
-      add(to_candidates[j], unit_queries[i], weight);
-      result.temperature -= weight * logits[j];
+    for (const auto& x : problem.guide[kind]) guide[kind].push_back(scaled(x, inverse_norm(x, true)));
+  }
+  std::vector<unsigned> groups = {c.directions};
+  if (c.per_direction) groups = {simtile::query_to_doc, simtile::doc_to_query};
+  Result result;
+  for (size_t i = 0; i < problem.queries.size(); i++) {
+    const size_t target = static_cast<size_t>(problem.targets[i]);
+    const double positive = dot(unit[0][i], unit[1][target]);
+    double loss = 0;
+    for (const unsigned directions : groups) {
+      std::vector<Candidate> kept;
+      std::vector<double> logits;
+      for (const Candidate& x : candidates_of(c, i, target, directions)) {
+        const auto id = [&](size_t kind, size_t j) { return kind ? problem.document_ids[j] : problem.query_ids[j]; };
+        if (c.masked && x.kind < 2 && id(x.side, x.anchor) == id(x.kind, x.index)) continue;
+        if (c.guide_dimensions &&
+            dot(guide[x.side][x.anchor], guide[x.kind][x.index]) > dot(guide[0][i], guide[1][target]))
+          continue;
+        const double s = dot(unit[x.side][x.anchor], unit[x.kind][x.index]);
+        if (c.margin && s > positive - kMargin) continue;
+        kept.push_back(x);
+        logits.push_back(s / c.temperature + x.harden * s);
+      }
+      const bool to_document = directions & simtile::query_to_doc, to_query = directions & simtile::doc_to_query;
+      const double own = positive / c.temperature, copies = to_document + to_query;
+      double highest = own;
+      for (double s : logits) highest = std::max(highest, s);
+      double sum = copies * std::exp(own - highest);
+      for (double s : logits) sum += std::exp(s - highest);
+      const double share = 1 / static_cast<double>(groups.size());
+      loss += share * (std::log(sum) - (own - highest));
+      kept.push_back({0, i, 1, target, 0});
+      logits.push_back(own);
+      double others = 0;
+      for (size_t j = 0; j < kept.size(); j++) {
+        const Candidate& x = kept[j];
+        const bool last = j + 1 == kept.size();
+        const double p = last ? -others : std::exp(logits[j] - highest) / sum;
+        others += p;
+        const double weight = share * p / static_cast<double>(c.rows) / c.temperature;
+        add(gradient[x.side][x.anchor], unit[x.kind][x.index], weight);
+        add(gradient[x.kind][x.index], unit[x.side][x.anchor], weight);
+        result.temperature -= weight * dot(unit[x.side][x.anchor], unit[x.kind][x.index]) / c.temperature;
+      }
+    }
+    result.losses.push_back(loss);
+  }
+  for (size_t kind = 0; kind < 3; kind++) {
+    for (size_t j = 0; j < gradient[kind].size(); j++) {
+      std::vector<double>& g = gradient[kind][j];
+      if (c.normalize) add(g, unit[kind][j], -dot(unit[kind][j], g));
+      g = scaled(g, inverse_norm((*inputs[kind])[j], c.normalize));
     }
   }
-  auto finish = [&](const std::vector<double>& x, const std::vector<double>& unit, std::vector<double>& gradient) {
-    if (c.normalize) add(gradient, unit, -dot(unit, gradient));
-    gradient = scaled(gradient, inverse_norm(x, c.normalize));
-  };
-  for (size_t i = 0; i < n; i++) finish(problem.queries[i], unit_queries[i], to_queries[i]);
-  for (size_t j = 0; j < candidates.size(); j++) finish(candidates[j], unit_candidates[j], to_candidates[j]);
-  result.queries = to_queries;
-  result.documents.assign(to_candidates.begin(), to_candidates.begin() + static_cast<std::ptrdiff_t>(m));
-  result.negatives.assign(to_candidates.begin() + static_cast<std::ptrdiff_t>(m), to_candidates.end());
+  result.queries = gradient[0];
+  result.documents = gradient[1];
+  result.negatives = gradient[2];
   return result;
 }
 
@@ -151,8 +216,16 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   fill(element, queries, c.rows, c.dimensions, random, problem.queries);
   fill(element, documents, c.documents, c.dimensions, random, problem.documents);
   fill(element, hard, negatives, c.dimensions, random, problem.negatives);
+  auto guides = [&](int64_t rows) { return static_cast<size_t>(rows * c.guide_dimensions) * bytes; };
+  const Guarded guide_queries(guides(c.rows)), guide_documents(guides(c.documents)), guide_hard(guides(negatives));
+  if (c.guide_dimensions) {
+    fill(element, guide_queries, c.rows, c.guide_dimensions, random, problem.guide[0]);
+    fill(element, guide_documents, c.documents, c.guide_dimensions, random, problem.guide[1]);
+    fill(element, guide_hard, negatives, c.guide_dimensions, random, problem.guide[2]);
+  }
   for (int64_t i = 0; i < c.rows; i++) {
-    problem.targets.push_back(static_cast<int64_t>(random() % static_cast<unsigned>(c.documents)));
+    problem.targets.push_back(c.from_documents() ? i
+                                                 : static_cast<int64_t>(random() % static_cast<unsigned>(c.documents)));
     problem.query_ids.push_back(random() % 5);
   }
   for (int64_t j = 0; j < c.documents; j++) problem.document_ids.push_back(random() % 5);
@@ -170,8 +243,21 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   args.queries_stride = args.documents_stride = args.negatives_stride = c.dimensions;
   args.temperature = c.temperature;
   args.normalize = c.normalize;
-  args.own_negatives = c.own;
-  args.targets = problem.targets.data();
+  args.directions = c.directions;
+  args.per_direction = c.per_direction;
+  args.scope = c.own ? simtile::Scope::own : simtile::Scope::all;
+  args.harden_others = c.harden_others;
+  args.harden_own = c.harden_own;
+  args.has_margin = c.margin;
+  args.margin = kMargin;
+  if (c.guide_dimensions) {
+    args.guide_queries = guide_queries.data();
+    args.guide_documents = guide_documents.data();
+    args.guide_negatives = guide_hard.data();
+    args.guide_queries_stride = args.guide_documents_stride = args.guide_negatives_stride = args.guide_dimensions =
+        c.guide_dimensions;
+  }
+  args.targets = c.from_documents() ? nullptr : problem.targets.data();
   args.query_ids = c.masked ? problem.query_ids.data() : nullptr;
   args.document_ids = c.masked ? problem.document_ids.data() : nullptr;
   args.weight = 1.0 / static_cast<double>(c.rows);
@@ -207,10 +293,11 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   if (!right)
     std::fprintf(stderr,
                  "%s %s: N=%ld M=%ld K=%ld D=%ld normalize=%d own=%d masked=%d threads=%d: loss %.2e gradient %.2e of "
-                 "%.2e temperature %.2e\n",
+                 "%.2e temperature %.2e directions=%u per_direction=%d guide=%ld margin=%d\n",
                  level.level, variant.arithmetic, static_cast<long>(c.rows), static_cast<long>(c.documents),
                  static_cast<long>(c.negatives), static_cast<long>(c.dimensions), c.normalize, c.own, c.masked, threads,
-                 loss_error, worst, scale, temperature_error);
+                 loss_error, worst, scale, temperature_error, c.directions, c.per_direction,
+                 static_cast<long>(c.guide_dimensions), c.margin);
   CHECK(right);
 }
 
@@ -218,12 +305,26 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
 
 int main() {
   const Case cases[] = {
-      {1, 1, 0, 1, true, false, false, 0.05},     {1, 1, 0, 7, false, false, false, 1},
-      {7, 7, 0, 3, true, false, false, 0.5},      {7, 9, 1, 7, true, false, true, 0.1},
-      {13, 13, 2, 33, true, true, true, 0.05},    {33, 70, 0, 64, true, false, true, 0.05},
-      {64, 64, 0, 384, true, false, false, 0.05}, {111, 111, 1, 111, false, false, false, 10},
-      {97, 130, 3, 16, true, true, false, 0.2},   {40, 40, 0, 515, true, false, false, 0.01},
+      {1, 1, 0, 1, true, false, false, 0.05},
+      {1, 1, 0, 7, false, false, false, 1},
+      {7, 7, 0, 3, true, false, false, 0.5},
+      {7, 9, 1, 7, true, false, true, 0.1},
+      {13, 13, 2, 33, true, true, true, 0.05},
+      {33, 70, 0, 64, true, false, true, 0.05},
+      {64, 64, 0, 384, true, false, false, 0.05},
+      {111, 111, 1, 111, false, false, false, 10},
+      {97, 130, 3, 16, true, true, false, 0.2},
+      {40, 40, 0, 515, true, false, false, 0.01},
       {300, 305, 0, 40, true, false, true, 0.05},
+      // all directions in one log-sum-exp, then two of them apart, from the same products and from their own
+      {33, 37, 2, 40, true, false, true, 0.1, 15},
+      {300, 303, 1, 24, true, true, false, 0.2, 15, false, 1.5, 0.5},
+      {310, 333, 1, 33, true, false, true, 0.1, 5, true},
+      {40, 40, 2, 17, false, true, false, 4, 5, true},
+      {29, 33, 2, 40, true, false, false, 0.1, 5, true, 2, 2},
+      {45, 50, 1, 40, true, false, true, 0.1, 11, false, 0, 0, 12},
+      {45, 45, 2, 40, true, true, false, 0.1, 1, false, 0, 3, 7, true},
+      {70, 70, 2, 40, true, false, false, 0.2, 6, false, 0, 0, 0, true},
   };
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simtile._contrast import SCOPES, Contrast
 from simtile.doctor import limits
 from simtile.doctor.results import Comparison
 from simtile.info_nce import run
@@ -126,7 +127,8 @@ def run_cpu(case: Case, inputs: Inputs, dtype: str, threads: int = 0) -> dict[st
         inputs.targets,
         inputs.query_ids,
         inputs.document_ids,
-        case.own,
+        (),
+        Contrast(scope=SCOPES["own" if case.own else "all"]),
         1.0 / case.queries,
         None,
         (True, True, bool(case.negatives)),

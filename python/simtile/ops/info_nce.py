@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from simtile import _inputs
+from simtile._contrast import Contrast, check_guide_shapes
 from simtile.info_nce import reduce_losses, run
 from simtile.ops._backends import check_available, choose
 from simtile.ops._tensors import (
@@ -31,12 +32,14 @@ from simtile.ops._tensors import (
 
 _TENSORS = (
     "Tensor queries, Tensor documents, Tensor? negatives, Tensor temperature, "
-    "Tensor? targets, Tensor? query_ids, Tensor? document_ids"
+    "Tensor? targets, Tensor? query_ids, Tensor? document_ids, "
+    "Tensor? guide_queries, Tensor? guide_documents, Tensor? guide_negatives"
 )
-# dtype: what the inputs are converted to. need_grad: of queries, documents, negatives and
-# temperature; the implementation cannot read it off them, under no_grad they require it as well.
+# contrast: simtile._contrast.Contrast as numbers. dtype: what the inputs are converted to.
+# need_grad: of queries, documents, negatives and temperature; the implementation cannot read it off
+# them, under no_grad they require it as well.
 _OPTIONS = (
-    "bool normalize, bool own_negatives, ScalarType dtype, bool[] need_grad, "
+    "bool normalize, float[] contrast, ScalarType dtype, bool[] need_grad, "
     "str backend, str precision, int threads"
 )
 # Of the inputs' shapes, in float32 or float64; one that is not needed has no elements.
@@ -63,8 +66,9 @@ def info_nce_tensors(
     targets: Tensor | Sequence[int] | None,
     query_ids: Tensor | Sequence[int] | None,
     document_ids: Tensor | Sequence[int] | None,
+    guide: Sequence[Tensor],
     normalize: bool,
-    own_negatives: bool,
+    contrast: Contrast,
     reduction: str,
     backend: str,
     precision: str,
@@ -75,6 +79,7 @@ def info_nce_tensors(
     dtypes = [dtype, check_floats("documents", documents)]
     if negatives is not None:
         dtypes.append(check_floats("negatives", negatives))
+    dtypes += [check_floats("guide", x) for x in guide]
     if targets is not None:
         targets = as_integers("targets", targets)
     if query_ids is not None:
@@ -88,6 +93,9 @@ def info_nce_tensors(
         None if targets is None else targets.shape,
         None if query_ids is None else query_ids.shape,
         None if document_ids is None else document_ids.shape,
+    )
+    check_guide_shapes(
+        guide, queries.shape, documents.shape, None if negatives is None else negatives.shape
     )
     if isinstance(temperature, Tensor):
         check_one_number("temperature", temperature)
@@ -103,6 +111,8 @@ def info_nce_tensors(
             "document_ids": document_ids,
         },
     )
+    for x in guide:
+        check_devices(queries, {"guide": x}, {})
     device_type = queries.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         lower = torch.get_autocast_dtype(device_type)
@@ -111,6 +121,14 @@ def info_nce_tensors(
     for other in dtypes:
         if other != dtype:
             dtype = torch.promote_types(dtype, other)
+    if (queries.is_cuda or backend in ("triton", "cuda")) and not (
+        contrast.is_plain() and not guide
+    ):
+        raise ValueError(
+            f"backend: found {backend!r} for tensors on {queries.device} with options that only "
+            "the CPU has yet (directions other than query_to_doc, hardness, guide, "
+            "false_negative_margin or negatives_scope 'queries'), expected tensors on the CPU"
+        )
     backend = choose(backend, "queries", queries, dtype)
     need_grad = _NO_GRAD
     if torch.is_grad_enabled():
@@ -121,12 +139,14 @@ def info_nce_tensors(
             isinstance(temperature, Tensor) and temperature.requires_grad,
         )
     # in the order of the operator's arguments, of which the first four are differentiable
-    others = (
+    others: tuple[Any, ...] = (
         targets,
         query_ids,
         document_ids,
+        *guide,
+        *[None] * (3 - len(guide)),
         normalize,
-        own_negatives,
+        contrast.numbers(),
         dtype,
         need_grad,
         backend,
@@ -141,7 +161,7 @@ def info_nce_tensors(
                 "supported; call it outside of them and use backward or torch.autograd.grad"
             )
         plain = are_plain(
-            queries, documents, negatives, temperature, targets, query_ids, document_ids
+            queries, documents, negatives, temperature, targets, query_ids, document_ids, *guide
         )
         if plain and not queries.is_meta:
             if True in need_grad:
@@ -165,8 +185,11 @@ def _forward(
     targets: Tensor | None,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
+    guide_queries: Tensor | None,
+    guide_documents: Tensor | None,
+    guide_negatives: Tensor | None,
     normalize: bool,
-    own_negatives: bool,
+    contrast: Sequence[float],
     dtype: torch.dtype,
     need_grad: Sequence[bool],
     backend: str,
@@ -183,8 +206,11 @@ def _forward(
         targets,
         query_ids,
         document_ids,
+        guide_queries,
+        guide_documents,
+        guide_negatives,
         normalize,
-        own_negatives,
+        contrast,
         dtype,
         _NO_GRAD if reduction == "none" else need_grad,
         backend,
@@ -218,8 +244,11 @@ def _run(
     targets: Tensor | None,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
+    guide_queries: Tensor | None,
+    guide_documents: Tensor | None,
+    guide_negatives: Tensor | None,
     normalize: bool,
-    own_negatives: bool,
+    contrast: Sequence[float],
     dtype: torch.dtype,
     need_grad: Sequence[bool],
     backend: str,
@@ -239,7 +268,7 @@ def _run(
             query_ids,
             document_ids,
             normalize,
-            own_negatives,
+            Contrast.from_numbers(contrast).own_negatives,
             dtype,
             need_grad,
             backend,
@@ -247,6 +276,7 @@ def _run(
             weight,
             row_weights,
         )
+    guides = (guide_queries, guide_documents, guide_negatives)
     number = temperature.item() if isinstance(temperature, Tensor) else temperature
     losses, grad_queries, grad_documents, grad_negatives, grad_number = run(
         _floats(queries, dtype),
@@ -258,7 +288,8 @@ def _run(
         None if targets is None else _inputs.int_array("targets", targets),
         None if query_ids is None else _inputs.int_array("query_ids", query_ids),
         None if document_ids is None else _inputs.int_array("document_ids", document_ids),
-        own_negatives,
+        [_floats(x, dtype) for x in guides if x is not None],
+        Contrast.from_numbers(contrast),
         weight,
         None
         if row_weights is None
@@ -349,15 +380,15 @@ def _save(
     ctx: Any, inputs: Sequence[Any], others: Sequence[Any], grads: Sequence[Tensor | None]
 ) -> None:
     """Keep what the backward needs: the gradients, or for "none" the inputs."""
-    if others[10] != "none":
+    if others[13] != "none":
         ctx.options = None
         ctx.save_for_backward(*grads)
     else:
         *tensors, temperature = inputs
         is_tensor = isinstance(temperature, Tensor)
-        ctx.save_for_backward(*tensors, temperature if is_tensor else None, *others[:3])
+        ctx.save_for_backward(*tensors, temperature if is_tensor else None, *others[:6])
         ctx.temperature = None if is_tensor else temperature
-        ctx.options = others[3:10]
+        ctx.options = others[6:13]
 
 
 def _check_differentiated_once() -> None:
@@ -436,7 +467,7 @@ def _info_nce_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _info_nce_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    queries, dtype, need_grad, reduction = (arguments[i] for i in (0, 9, 10, 14))
+    queries, dtype, need_grad, reduction = (arguments[i] for i in (0, 12, 13, 17))
     shape = queries.shape[:1] if reduction == "none" else ()
     loss = queries.new_empty(shape, dtype=_accumulator(dtype))
     return loss, *_empty_gradients(
@@ -445,13 +476,13 @@ def _info_nce_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _info_nce_backward_fake(grad_losses: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _empty_gradients(arguments[:4], arguments[9], arguments[10])
+    return _empty_gradients(arguments[:4], arguments[12], arguments[13])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *grads = output
     _save(ctx, inputs[:4], inputs[4:], grads)
-    ctx.need_grad = inputs[10]
+    ctx.need_grad = inputs[13]
     ctx.mark_non_differentiable(*grads)
 
 
@@ -464,7 +495,7 @@ def _dispatched_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor |
             grad_loss, *ctx.saved_tensors, *ctx.options
         )
     needed = (grad if need else None for grad, need in zip(grads, ctx.need_grad, strict=True))
-    return *needed, *[None] * 11
+    return *needed, *[None] * 14
 
 
 def _without_none(grads: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:

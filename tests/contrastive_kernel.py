@@ -1,0 +1,113 @@
+"""The CPU kernel of info_nce on a Case of contrastive_cases, and what it should give."""
+
+import ml_dtypes
+import numpy as np
+from tolerances import check_rounding
+
+from simtile import _core
+from simtile._contrast import check_contrast
+from simtile.reference import contrastive_numpy
+
+NUMPY = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+# A threshold closer than this to a similarity may fall on either side.
+CLOSE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-5}
+
+
+def contrast_of(case):
+    options = case.options
+    return check_contrast(
+        options.directions,
+        options.partition,
+        options.negatives_scope,
+        options.targets is not None,
+        options.hardness,
+        options.hardness_strength,
+        options.false_negative_margin,
+        options.guide,
+        options.guide_margin,
+        options.guide_margin_strategy,
+    )
+
+
+def rounded(case, dtype):
+    """The case with its vectors rounded to an element type, in float64."""
+    for name, x in case.arrays.items():
+        if x is not None and (name in ("queries", "documents", "negatives") or "guide" in name):
+            case.arrays[name] = x.astype(NUMPY[dtype]).astype(np.float64)
+    return case
+
+
+def run_kernel(case, dtype, need=(True, True, True), threads=1):
+    """Losses and gradients, on outputs full of NaN: the kernel must write all of them."""
+
+    def stored(x):
+        if x is None:
+            return None
+        x = np.ascontiguousarray(x.astype(NUMPY[dtype]))
+        return x.view(np.uint16) if dtype == "bfloat16" else x
+
+    number = np.float64 if dtype == "float64" else np.float32
+    inputs = [stored(x) for x in case.inputs]
+    if inputs[2] is not None and inputs[2].shape[1] == 0:
+        inputs[2] = None
+    guide = [stored(x) for x in case.guide or ()]
+    guide = (guide + [None] * 3)[:3]
+    if inputs[2] is None:
+        guide[2] = None
+    grads = [
+        np.full(x.shape, np.nan, number) if x is not None and wanted else None
+        for x, wanted in zip(inputs, need, strict=True)
+    ]
+    losses = np.full(case.queries, np.nan)
+    grad_temperature = _core.info_nce(
+        *inputs,
+        dtype,
+        case["temperature"],
+        case["normalize"],
+        case["targets"],
+        case["query_ids"],
+        case["document_ids"],
+        *contrast_of(case),
+        *guide,
+        1.0,
+        case["row_weights"],
+        losses,
+        *grads,
+        threads,
+    )
+    return losses, *grads, grad_temperature
+
+
+def run_oracle(case):
+    return contrastive_numpy.info_nce_grad(*case.inputs, case.options, case["row_weights"])
+
+
+def check_case(case, dtype, result, truth=None):
+    truth = run_oracle(case) if truth is None else truth
+    options = case.options
+    rows = (
+        ("losses", truth.losses, np.ones(case.queries)),
+        ("grad_queries", truth.queries, truth.query_scale),
+        ("grad_documents", truth.documents, truth.document_scale),
+        ("grad_negatives", truth.negatives, truth.negative_scale),
+        ("grad_temperature", truth.temperature, truth.temperature_scale),
+    )
+    # Equal candidates are all rounded alike, so that in a sum of n the roundings add up; a constant
+    # that hardness adds is a share of the logit.
+    k = case["negatives_per_query"] or 0
+    terms = len(options.directions) * (case.queries * (1 + k) + case["bank"])
+    hardened = 1.0 + options.hardness_strength * options.temperature
+    condition = (1.0 + truth.logit_scale * hardened) * (1.0 + terms / 200)
+    for ours, (name, value, scale) in zip(result, rows, strict=True):
+        if ours is not None:
+            check_rounding(f"info_nce.{name}", ours, value, scale, dtype, condition)
+
+
+def ties_across_roles(dtype):
+    """Whether a product is the same whichever vector is the row, as where thresholds are tied."""
+    return not _core.info_nce_arithmetic(dtype).endswith("x3")
