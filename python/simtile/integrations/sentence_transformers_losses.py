@@ -1,0 +1,236 @@
+"""sentence-transformers' contrastive losses over simtile: same classes, arguments and results.
+
+``from simtile.integrations.sentence_transformers_losses import MultipleNegativesRankingLoss`` in
+place of the import from ``sentence_transformers.losses`` (or
+``sentence_transformers.sentence_transformer.losses``). Each class is a subclass of the original,
+so that trainers, model cards and loss modifiers see what they expect; only the loss of given
+embeddings is computed here, without the matrix of similarities. Nothing falls back to the original.
+
+A loss is in float32 unless an embedding is float64. ``docs/sentence-transformers.md`` has every
+difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from sentence_transformers.base.losses.merged_forward import embed_columns
+from sentence_transformers.sentence_transformer import losses as original
+from sentence_transformers.util import cos_sim, dot_score
+from torch import Tensor
+
+import simtile
+from simtile._contrast import DIRECTIONS
+
+__all__ = [
+    "CachedGISTEmbedLoss",
+    "CachedMultipleNegativesRankingLoss",
+    "GISTEmbedLoss",
+    "MultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+]
+
+
+class MultipleNegativesRankingLoss(original.MultipleNegativesRankingLoss):
+    """``sentence_transformers.losses.MultipleNegativesRankingLoss``.
+
+    Raises
+    ------
+    ValueError
+        `similarity_fct` is neither ``util.cos_sim`` nor ``util.dot_score``, or
+        `gather_across_devices`, which is not available yet.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check(self)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
+        return _ranking_loss(self, embeddings)
+
+
+class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
+    """``sentence_transformers.losses.MultipleNegativesSymmetricRankingLoss``.
+
+    Raises
+    ------
+    ValueError
+        As :class:`MultipleNegativesRankingLoss`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        scale: float = 20.0,
+        similarity_fct: Any = cos_sim,
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            scale,
+            similarity_fct,
+            gather_across_devices,
+            directions=("query_to_doc", "doc_to_query"),
+            partition_mode="per_direction",
+        )
+
+
+class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRankingLoss):
+    """``sentence_transformers.losses.CachedMultipleNegativesRankingLoss``.
+
+    Embeddings are cached as in the original; their loss is computed at once, not in mini-batches.
+
+    Raises
+    ------
+    ValueError
+        As :class:`MultipleNegativesRankingLoss`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check(self)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        return _backward_if(with_backward, _ranking_loss(self, [torch.cat(r) for r in reps]))
+
+
+class GISTEmbedLoss(original.GISTEmbedLoss):
+    """``sentence_transformers.losses.GISTEmbedLoss``.
+
+    Nothing is compared with itself. The original leaves that to the guide, which lets it happen
+    where the guide's similarity of a pair less the margin is at least 1.
+
+    Raises
+    ------
+    ValueError
+        `gather_across_devices`, which is not available yet.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check_gather(self)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        features = list(sentence_features)
+        if len(features) not in (2, 3):
+            raise ValueError(f"sentence_features: found {len(features)} columns, expected 2 or 3")
+        # A model writes into the features it is given.
+        for_guide = [dict(column) for column in features]
+        embeddings = embed_columns(self.model, features)
+        with torch.no_grad():
+            guide = embed_columns(self.guide, [_retokenized(self, column) for column in for_guide])
+        return _gist_loss(self, embeddings, guide)
+
+
+class CachedGISTEmbedLoss(original.CachedGISTEmbedLoss):
+    """``sentence_transformers.losses.CachedGISTEmbedLoss``, with any number of hard negatives.
+
+    Embeddings are cached as in the original; their loss is computed at once. See
+    :class:`GISTEmbedLoss`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check_gather(self)
+
+    def calculate_loss(
+        self,
+        reps: list[list[Tensor]],
+        reps_guided: list[list[Tensor]],
+        *,
+        with_backward: bool = False,
+    ) -> Tensor:
+        if len(reps) != len(reps_guided):
+            raise ValueError(
+                f"reps_guided: found {len(reps_guided)} columns, expected {len(reps)} as in reps"
+            )
+        embeddings, guide = ([torch.cat(r) for r in columns] for columns in (reps, reps_guided))
+        return _backward_if(with_backward, _gist_loss(self, embeddings, guide))
+
+
+def _check(loss: Any) -> None:
+    if loss.similarity_fct not in (cos_sim, dot_score):
+        name = getattr(loss.similarity_fct, "__name__", repr(loss.similarity_fct))
+        raise ValueError(
+            f"similarity_fct: found {name}, expected cos_sim or dot_score of "
+            "sentence_transformers.util"
+        )
+    _check_gather(loss)
+
+
+def _check_gather(loss: Any) -> None:
+    if loss.gather_across_devices:
+        raise ValueError(
+            "gather_across_devices: found True, which is not available yet in this version of "
+            "simtile"
+        )
+
+
+def _columns(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries, their documents, and hard negatives [N, K, D] from columns of embeddings."""
+    if len(embeddings) < 2:
+        raise ValueError(f"embeddings: found {len(embeddings)} columns, expected at least 2")
+    queries, documents, *others = embeddings
+    return queries, documents, torch.stack(others, dim=1) if others else None
+
+
+def _ranking_loss(loss: Any, embeddings: Sequence[Tensor]) -> Tensor:
+    queries, documents, negatives = _columns(embeddings)
+    hardened = loss.hardness_mode is not None and loss.hardness_strength > 0.0
+    return simtile.info_nce(
+        queries,
+        documents,
+        negatives,
+        temperature=1.0 / loss.scale,
+        normalize=loss.similarity_fct is cos_sim,
+        directions=[name for name in DIRECTIONS if name in loss.directions],
+        partition=loss.partition_mode,
+        hardness=loss.hardness_mode if hardened else None,
+        hardness_strength=loss.hardness_strength if hardened else 0.0,
+    )
+
+
+def _gist_loss(loss: Any, embeddings: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
+    directions = ["query_to_doc"]
+    directions += ["query_to_query"] if loss.contrast_anchors else []
+    directions += ["doc_to_doc"] if loss.contrast_positives else []
+    return simtile.info_nce(
+        *_columns(embeddings),
+        temperature=loss.temperature,
+        directions=directions,
+        # A document is compared with other queries' documents, not with their hard negatives.
+        negatives_scope="queries",
+        guide=[x for x in _columns(guide) if x is not None],
+        guide_margin=loss.margin,
+        guide_margin_strategy=loss.margin_strategy,
+    )
+
+
+def _retokenized(loss: Any, column: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A column of features for the guide, whose tokens may be others."""
+    if not loss.must_retokenize:
+        return column
+    ids = column["input_ids"]
+    if "cu_seq_lens_q" in column:  # texts one after the other, in one row
+        ends = column["cu_seq_lens_q"].tolist()
+        rows = [ids[0, a:b].tolist() for a, b in pairwise(ends)]
+    else:
+        rows = ids.tolist()
+    texts = loss.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    device = loss.guide.device
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in loss.guide.preprocess(texts).items()
+    }
+
+
+def _backward_if(with_backward: bool, loss: Tensor) -> Tensor:
+    if not with_backward:
+        return loss
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
