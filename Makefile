@@ -52,6 +52,7 @@ bench:
 	@$(DEVELOP) bench
 	@$(BIN)/python bench/peak.py
 	@$(BIN)/python bench/info_nce.py
+	@$(BIN)/python bench/contrastive.py
 	@$(BIN)/python bench/topk.py
 	@$(BIN)/python bench/maxsim.py
 

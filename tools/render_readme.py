@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 import cascade_tables  # noqa: E402
+import contrastive_tables  # noqa: E402
 import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
@@ -73,6 +74,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "info_nce_short": ("info_nce", tables.info_nce_short),
     "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
     "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
+    "contrastive": ("contrastive", contrastive_tables.contrastive),
     "maxsim": ("maxsim", maxsim_tables.maxsim),
     "maxsim_short": ("maxsim", maxsim_tables.short),
     "quantize": ("quantize", quantize_tables.markdown),
