@@ -2,6 +2,7 @@
 
 #include "info_nce/args.hpp"
 #include "maxsim/args.hpp"
+#include "pairwise/args.hpp"
 #include "peak/args.hpp"
 #include "quantize/args.hpp"
 #include "topk/args.hpp"
@@ -19,6 +20,7 @@ struct KernelTable {
   const MaxsimKernel& (*maxsim)();
   const MaxsimCodesKernel& (*maxsim_codes)();
   const MaxsimBackwardKernel& (*maxsim_backward)();
+  const PairwiseKernel& (*pairwise)();
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
@@ -30,6 +32,7 @@ struct KernelTable {
   const MaxsimKernel& maxsim_table();                  \
   const MaxsimCodesKernel& maxsim_codes_table();       \
   const MaxsimBackwardKernel& maxsim_backward_table(); \
+  const PairwiseKernel& pairwise_table();              \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

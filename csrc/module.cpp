@@ -11,6 +11,7 @@ void register_maxsim(py::module_& m);
 void register_maxsim_backward(py::module_& m);
 void register_maxsim_codes(py::module_& m);
 void register_maxsim_topk(py::module_& m);
+void register_pairwise(py::module_& m);
 void register_peak(py::module_& m);
 void register_quantize(py::module_& m);
 void register_topk(py::module_& m);
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_core, m) {
   simtile::register_maxsim_backward(m);
   simtile::register_maxsim_codes(m);
   simtile::register_maxsim_topk(m);
+  simtile::register_pairwise(m);
   simtile::register_peak(m);
   simtile::register_quantize(m);
   simtile::register_topk(m);

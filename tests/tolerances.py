@@ -31,9 +31,18 @@ ROUNDOFFS = {
     # Per unit of the terms' sizes; with a temperature also of what a rounding of a similarity does
     # to a share. Measured: up to 8.
     "maxsim.gradients": 16.0,
+    # Per unit of |u_i| + |u_j| over the distance of a chosen pair, of exponents, of terms.
+    "pairwise.grad_chosen": 4.0,
+    "pairwise.uniformity": 8.0,
+    "pairwise.grad_uniformity": 16.0,
 }
 # Gradients that are products of coefficients and operands.
-PRODUCTS = ("info_nce.grad_queries", "info_nce.grad_documents", "info_nce.grad_negatives")
+PRODUCTS = (
+    "info_nce.grad_queries",
+    "info_nce.grad_documents",
+    "info_nce.grad_negatives",
+    "pairwise.grad_uniformity",
+)
 
 
 class Arithmetic(NamedTuple):

@@ -16,6 +16,8 @@ from simtile.quantize import quantize
 from simtile.quantized import Quantized
 from simtile.residual import ResidualCodec, ResidualTokens
 from simtile.search import merge_topk, range_search, topk
+from simtile.triplet import batch_hard_triplet_loss, triplet_loss
+from simtile.uniformity import alignment, anisotropy, uniformity
 from simtile.xtr import xtr_scores
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ __all__ = [
     "ResidualCodec",
     "ResidualTokens",
     "__version__",
+    "alignment",
+    "anisotropy",
+    "batch_hard_triplet_loss",
     "cpu_info",
     "info_nce",
     "info_nce_grad",
@@ -41,6 +46,8 @@ __all__ = [
     "range_search",
     "set_num_threads",
     "topk",
+    "triplet_loss",
+    "uniformity",
     "xtr_scores",
 ]
 
