@@ -89,12 +89,14 @@ def triplet_loss(
 def _distance(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], metric: str
 ) -> npt.NDArray[np.float64]:
+    terms = {
+        "cosine": lambda: x * y,
+        "manhattan": lambda: np.abs(x - y),
+    }.get(metric, lambda: np.square(x - y))()
+    total: npt.NDArray[np.float64] = terms.sum(axis=1)
     if metric == "cosine":
-        return 1.0 - np.einsum("nd,nd->n", x, y)
-    if metric == "manhattan":
-        return np.abs(x - y).sum(axis=1)
-    square: npt.NDArray[np.float64] = np.square(x - y).sum(axis=1)
-    return np.sqrt(square) if metric == "euclidean" else square
+        return 1.0 - total
+    return np.sqrt(total) if metric == "euclidean" else total
 
 
 def batch_hard_triplet_loss(

@@ -38,7 +38,8 @@ def distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
         return 1.0 - (x * y).sum(1)
     if metric == "squared_euclidean":
         return (x - y).square().sum(1)
-    return torch.linalg.vector_norm(x - y, ord=1 if metric == "manhattan" else 2, dim=1)
+    length: Tensor = torch.linalg.vector_norm(x - y, ord=1 if metric == "manhattan" else 2, dim=1)
+    return length
 
 
 def triplet_tensors(

@@ -7,7 +7,8 @@ With a distance d between the (normalised) rows u,
 (Schroff, Kalenichenko and Philbin, "FaceNet", 2015, arXiv:1503.03832, eq. 3), and batch-hard takes
 for every row the furthest row with its label and the nearest row with another:
 
-    batch-hard  loss_i = max(0, max_{j ≠ i, y_j = y_i} d(u_i, u_j) - min_{y_j ≠ y_i} d(u_i, u_j) + margin)
+    batch-hard  loss_i = max(0, max_{j ≠ i, y_j = y_i} d(u_i, u_j)
+                                - min_{y_j ≠ y_i} d(u_i, u_j) + margin)
 
 (Hermans, Beyer and Leibe, "In Defense of the Triplet Loss", 2017, arXiv:1703.07737, eq. 5), the
 mean being over the rows that have both.
