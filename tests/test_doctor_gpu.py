@@ -15,14 +15,14 @@ import pytest
 import test_doctor
 
 import simtile
-from simtile import doctor
+from simtile import _pairwise, doctor
 from simtile.doctor import found, info_nce
 from simtile.reference import topk_numpy
 
 torch = pytest.importorskip("torch")
 
 from simtile.doctor import device as devices  # noqa: E402 - it needs torch
-from simtile.doctor import gpu, maxsim, maxsim_topk, topk  # noqa: E402
+from simtile.doctor import gpu, maxsim, maxsim_topk, pairwise, topk  # noqa: E402
 
 TINY = (info_nce.Case(5, 6, 7, 1, ids=True), info_nce.Case(4, 4, 3, normalize=False))
 LARGE = info_nce.Case(9, 11, 8)
@@ -87,6 +87,25 @@ def best_by_cpu(*inputs, backend, **options):
     return simtile.maxsim_packed(*inputs, **options)
 
 
+PAIRS = pairwise.Case(40, 6, 5, "euclidean")
+
+
+def chosen_by_cpu(device, case, x, labels):
+    found = _pairwise.hardest_pairs(
+        x.double().numpy(), "float64", labels.numpy(), case.metric, False, 1
+    )
+    return found.positive, found.negative
+
+
+def by_cpu(function):
+    """`function` on the CPU whatever backend is named."""
+    return lambda *arguments, backend, **options: function(*arguments, **options)
+
+
+PAIRWISE = types.SimpleNamespace(
+    uniformity=by_cpu(simtile.uniformity),
+    batch_hard_triplet_loss=by_cpu(simtile.batch_hard_triplet_loss),
+)
 BEST = types.SimpleNamespace(maxsim_packed=best_by_cpu, quantize=simtile.quantize)
 
 
@@ -117,6 +136,10 @@ def fake(monkeypatch):
     monkeypatch.setattr(maxsim, "REPEATED", maxsim.Case(2, 3, 4, 5, 6))
     monkeypatch.setattr(maxsim_topk, "simtile", BEST)
     monkeypatch.setattr(maxsim_topk, "CASES", (BEST_CASE,))
+    monkeypatch.setattr(pairwise, "simtile", PAIRWISE)
+    monkeypatch.setattr(pairwise, "chosen", chosen_by_cpu)
+    monkeypatch.setattr(pairwise, "CASES", (PAIRS,))
+    monkeypatch.setattr(pairwise, "REPEATED", PAIRS)
     monkeypatch.setattr(info_nce, "SMALL", TINY)
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
@@ -170,6 +193,7 @@ MAXSIM = {
     *(("maxsim", backend, dtype) for backend in ("triton", "cuda") for dtype in maxsim.DTYPES),
     *(("maxsim_topk", "cuda", kind) for kind in maxsim_topk.KINDS),
 }
+ALL_PAIRS = {(loss, "triton", dtype) for loss in pairwise.LOSSES for dtype in pairwise.DTYPES}
 
 
 def test_a_whole_run(report_of):
@@ -178,7 +202,7 @@ def test_a_whole_run(report_of):
     assert status == 0
     half = stored["gpu"]
     assert half["device"] == "Fake, sm_90, 132 multiprocessors, 80 GiB, L2 0 MiB"
-    assert names(half["checks"]) == EVERY | MAXSIM
+    assert names(half["checks"]) == EVERY | MAXSIM | ALL_PAIRS
     assert names(half["timings"]) == EVERY
     whats = {(check["kernel"], check["what"]) for check in half["checks"]}
     assert whats == {
@@ -191,10 +215,14 @@ def test_a_whole_run(report_of):
         ("maxsim", "values"),
         ("maxsim", "same bits"),
         ("maxsim_topk", "the best of all scores"),
+        *((loss, what) for loss in pairwise.LOSSES for what in ("values", "same bits")),
     }
     for check in half["checks"]:
         outputs = " ".join(c["output"] for c in check["comparisons"])
-        if check["kernel"] == "maxsim_topk":
+        if check["kernel"] in pairwise.LOSSES:
+            assert "loss" in outputs, check
+            assert "grad" in outputs, check
+        elif check["kernel"] == "maxsim_topk":
             assert outputs == "scores, differing ids, differing", check
         elif check["kernel"] == "maxsim":
             assert "token_scores" in outputs, check
@@ -214,7 +242,7 @@ def test_a_whole_run(report_of):
 def test_quick_leaves_out_the_largest_and_says_so(report_of):
     status, shown, stored = report_of("--quick")
     assert status == 0
-    assert names(stored["gpu"]["checks"]) == EVERY | MAXSIM
+    assert names(stored["gpu"]["checks"]) == EVERY | MAXSIM | ALL_PAIRS
     assert not any("beyond" in check["what"] for check in stored["gpu"]["checks"])
     assert "sizes beyond 2^31 elements on the GPU: --quick" in shown
 
@@ -259,6 +287,40 @@ def test_one_wrong_document_fails(place, kind, fake, monkeypatch):
     )
     differing = [c.error for c in maxsim_topk.values(fake, kind, BEST_CASE)]
     assert differing == [place == 0, place == 1]
+
+
+@pytest.mark.parametrize("dtype", pairwise.DTYPES)
+@pytest.mark.parametrize("loss", pairwise.LOSSES)
+@pytest.mark.parametrize("part", ["loss", "gradient", "positive", "negative"])
+def test_one_wrong_part_of_a_loss_over_all_pairs_fails(part, loss, dtype, fake, monkeypatch):
+    def wrong_loss(name, case, x, labels, backend):
+        value, grad = right_loss(name, case, x, labels, backend)
+        if backend == "triton" and part == "loss":
+            value = value * 1.001
+        elif backend == "triton" and part == "gradient":
+            grad[np.unravel_index(np.abs(grad).argmax(), grad.shape)] *= 1.05
+        return value, grad
+
+    def wrong_choice(device, case, x, labels):
+        pairs = chosen_by_cpu(device, case, x, labels)
+        if part in ("positive", "negative"):
+            side = pairs[part == "negative"]
+            same = labels == labels[0]
+            allowed = same if part == "positive" else ~same
+            allowed[0] = False
+            others = np.flatnonzero(allowed.numpy())
+            side[0] = others[others != side[0]][0]
+        return pairs
+
+    right_loss = pairwise.loss_of
+    assert all(c.ok for c in pairwise.values(fake, loss, dtype, PAIRS))
+    monkeypatch.setattr(pairwise, "loss_of", wrong_loss)
+    monkeypatch.setattr(pairwise, "chosen", wrong_choice)
+    failed = {c.output for c in pairwise.values(fake, loss, dtype, PAIRS) if not c.ok}
+    if loss == "uniformity" and part in ("positive", "negative"):
+        assert not failed
+    else:
+        assert part in failed
 
 
 @pytest.mark.parametrize("variant", gpu.INFO_NCE, ids=lambda x: f"{x.backend} {x.label}")
@@ -488,7 +550,7 @@ def test_memory_is_poisoned(monkeypatch):
 
 INTERPRETED = """
 import json
-from simtile.doctor import gpu, info_nce, maxsim
+from simtile.doctor import gpu, info_nce, maxsim, pairwise
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.results import run_check
 from simtile.kernels.info_nce import triton_configs as configs
@@ -501,6 +563,7 @@ gpu.LARGE, gpu.REPEATED, gpu.REPEATS = (), info_nce.SMALL[0], 1
 maxsim.SMALL = (maxsim.Case(2, 5, 3, 7, 9, normalize=True),)
 maxsim.SMOOTH = maxsim.Case(2, 5, 3, 7, 9, temperature=0.5)
 maxsim.REPEATED, maxsim.REPEATS = maxsim.SMALL[0], 1
+pairwise.CASES, pairwise.REPEATED = (pairwise.Case(20, 7, 4),), pairwise.Case(9, 5, 2)
 checks = gpu.checks(TorchDevice("cpu"), ("triton",), quick=True)
 print(json.dumps([run_check(check) for check in checks]))
 """
@@ -520,5 +583,6 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     assert done.returncode == 0, done.stderr
     checks = json.loads(done.stdout.splitlines()[-1])
     assert [check["message"] for check in checks if check["status"] != "passed"] == []
-    assert names(checks) == {name for name in EVERY | MAXSIM if name[1] == "triton"}
-    assert len(checks) == 5 * 2 + 3 * 3  # labels of info_nce and of MaxSim, checks of each
+    assert names(checks) == {name for name in EVERY | MAXSIM | ALL_PAIRS if name[1] == "triton"}
+    # labels of info_nce, of MaxSim and of losses over all pairs, checks of each
+    assert len(checks) == 5 * 2 + 3 * 3 + 6 * 2

@@ -59,7 +59,9 @@ def test_oracle_is_the_lists(case):
     y = x[::-1]
     for alpha in (1.0, 2.0, 3.5):
         exact = lists.alignment(x.tolist(), y.tolist(), alpha, case.normalize)
-        assert oracle.alignment(x, y, alpha, case.normalize) == pytest.approx(exact, rel=1e-12, abs=1e-12)
+        assert oracle.alignment(x, y, alpha, case.normalize) == pytest.approx(
+            exact, rel=1e-12, abs=1e-12
+        )
     assert oracle.anisotropy(x) == pytest.approx(lists.anisotropy(x.tolist()), abs=1e-12)
 
 

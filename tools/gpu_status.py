@@ -29,6 +29,7 @@ TESTS = {
     ("info_nce", "cuda"): "tests/test_info_nce_cuda_host.py",
     ("maxsim", "triton"): "tests/test_maxsim_triton.py",
     ("maxsim", "cuda"): "tests/test_maxsim_cuda_host.py",
+    ("pairwise", "triton"): "tests/test_pairwise_triton.py",
     ("quantize", "triton"): "tests/test_quantize_triton.py",
     ("topk", "cuda"): "tests/test_topk.py",
 }
@@ -38,6 +39,7 @@ PTX: dict[tuple[str, str], str] = {
     ("info_nce", "cuda"): "info_nce_cuda",
     ("maxsim", "triton"): "maxsim_triton",
     ("maxsim", "cuda"): "maxsim_cuda",
+    ("pairwise", "triton"): "pairwise",
     ("quantize", "triton"): "quantize",
     ("topk", "cuda"): "topk",
 }
@@ -45,15 +47,18 @@ PTX: dict[tuple[str, str], str] = {
 CHECKS: dict[str, dict[str, str]] = {
     "info_nce": {"": "info_nce"},
     "maxsim": {"": "maxsim"},
+    "pairwise": {"": "batch_hard_triplet"},
     "quantize": {"": "quantize"},
     "topk": {"": "topk"},
 }
 
-# MaxSim's kernels that only some calls launch, a search for the best documents or one of residuals:
-# their test, and what `simtile doctor` calls them (residuals it does not check).
+# Kernels of MaxSim that only some calls launch, a search for the best documents or one of
+# residuals, and those of the second loss over all pairs: their test, and what `simtile doctor`
+# calls them (residuals it does not check).
 SOME_CALLS = {
     r"maxsim_(choose|keep|order)|topk_\w+": ("tests/test_maxsim_cuda_topk.py", "maxsim_topk"),
     r"maxsim_centroids": ("tests/test_maxsim_cuda_residual.py", "maxsim_residual"),
+    r"exponent_sums|potential_gradients": ("tests/test_pairwise_triton.py", "uniformity"),
 }
 
 NOTES = """“no” has not been done, “–” cannot be. A test file is run by `make test`. Within budget
@@ -81,7 +86,7 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
         for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
             test, names = TESTS[operation, source], CHECKS[operation]
             for pattern, own in SOME_CALLS.items():
-                if operation == "maxsim" and re.fullmatch(pattern, kernel):
+                if operation in ("maxsim", "pairwise") and re.fullmatch(pattern, kernel):
                     test, names = own[0], {"": own[1]}
             tested = f"`{test}`" if (tests / test).is_file() else "no"
             path = results / "ptx" / f"{PTX[operation, source]}.json"

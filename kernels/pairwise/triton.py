@@ -148,8 +148,8 @@ def gather_chosen(
 @triton.jit
 def exponents(sums, of_row, of_column, square_i, square_j, there, t):
     """-t |u_i - u_j|^2, and -inf where there is no pair."""
-    distance = square_i[:, None] + square_j[None, :] - 2.0 * (
-        sums * of_column[None, :] * of_row[:, None]
+    distance = (
+        square_i[:, None] + square_j[None, :] - 2.0 * (sums * of_column[None, :] * of_row[:, None])
     )
     distance = tl.where(distance < 0.0, 0.0, distance)
     return tl.where(there, -t * distance, float("-inf"))

@@ -24,19 +24,23 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# One shape for every family: nothing has been timed. float32 products take the general units, whose
-# tiles keep every accumulator in a thread's registers.
-FLOAT32 = Tile(32, 64, 32, 64, 4, 2)
+# Nothing has been timed: these are shapes that compile without spills. float32 products take the
+# general units, whose tiles keep every accumulator in a thread's registers.
+FLOAT32 = Tile(32, 64, 16, 64, 4, 2)
 HALF = Tile(64, 64, 64, 128, 4, 3)
-# AMD's 64 KiB of shared memory hold two stages.
-HALF_GFX = Tile(64, 64, 64, 128, 4, 2)
+# AMD's scalar registers hold the conditions of a tile's elements, and so bound its size.
+GFX_FLOAT32 = Tile(64, 64, 16, 32, 4, 1)
+GFX_HALF = Tile(64, 64, 64, 64, 4, 1)
+GFX_HARDEST = Tile(16, 32, 32, 16, 4, 1)
 GATHER = 128  # columns of a program that gathers
 
 
-def tile(dtype: str, family: str) -> Tile:
-    if dtype == "float32":
-        return FLOAT32
-    return HALF_GFX if family.startswith("gfx") else HALF
+def tile(kernel: str, dtype: str, family: str) -> Tile:
+    if not family.startswith("gfx"):
+        return FLOAT32 if dtype == "float32" else HALF
+    if kernel == "hardest":
+        return GFX_HARDEST
+    return GFX_FLOAT32 if dtype == "float32" else GFX_HALF
 
 
 class Variant(NamedTuple):
@@ -96,28 +100,16 @@ def _variant(
     )
 
 
-def options(dtype: str, family: str, *, gradients: bool = False) -> dict[str, Any]:
-    """Constants of a launch, without those of the compiler."""
-    m, n, k, d, _, _ = tile(dtype, family)
-    found: dict[str, Any] = {"BM": m, "BN": n, "BK": k, "PRECISION": "ieee", "EMULATE": False}
-    return found | ({"BD": d} if gradients else {})
-
-
 def variants(family: str) -> Iterator[Variant]:
     """Every kernel in every element type."""
     for dtype in DTYPES:
-        *_, warps, stages = tile(dtype, family)
-        shared = options(dtype, family)
-        yield _variant("hardest", kernels.hardest, dtype, shared, warps, stages)
-        yield _variant("exponent_sums", kernels.exponent_sums, dtype, shared, warps, stages)
-        yield _variant(
-            "potential_gradients",
-            kernels.potential_gradients,
-            dtype,
-            options(dtype, family, gradients=True),
-            warps,
-            stages,
-        )
+        for kernel in (kernels.hardest, kernels.exponent_sums, kernels.potential_gradients):
+            name = kernel.__name__
+            m, n, k, d, warps, stages = tile(name, dtype, family)
+            constexprs = {"BM": m, "BN": n, "BK": k, "PRECISION": "ieee", "EMULATE": False}
+            if kernel is kernels.potential_gradients:
+                constexprs["BD"] = d
+            yield _variant(name, kernel, dtype, constexprs, warps, stages)
         for cosine in (False, True):
             yield _variant(
                 f"gather_chosen{' cosine' * cosine}",

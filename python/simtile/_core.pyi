@@ -7,6 +7,7 @@ import numpy
 __all__: list[str] = [
     "code_norms",
     "cpu_info",
+    "hardest_pairs",
     "info_nce",
     "info_nce_arithmetic",
     "maxsim",
@@ -14,6 +15,7 @@ __all__: list[str] = [
     "maxsim_codes",
     "maxsim_topk",
     "num_threads",
+    "pair_gradients",
     "peak",
     "peak_kinds",
     "quantize",
@@ -21,6 +23,7 @@ __all__: list[str] = [
     "score_rows",
     "set_num_threads",
     "topk",
+    "uniformity",
     "value_ranges",
 ]
 
@@ -43,6 +46,18 @@ def code_norms(
     out: numpy.ndarray,
 ) -> None: ...
 def cpu_info() -> dict[str, typing.Any]: ...
+def hardest_pairs(
+    embeddings: numpy.ndarray,
+    dtype: str,
+    labels: numpy.ndarray,
+    distance: str,
+    normalize: bool,
+    positive: numpy.ndarray | None,
+    negative: numpy.ndarray | None,
+    positive_distance: numpy.ndarray | None,
+    negative_distance: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def info_nce(
     queries: numpy.ndarray,
     documents: numpy.ndarray,
@@ -165,6 +180,18 @@ def maxsim_topk(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def num_threads() -> int: ...
+def pair_gradients(
+    embeddings: numpy.ndarray,
+    dtype: str,
+    distance: str,
+    normalize: bool,
+    positive: numpy.ndarray,
+    negative: numpy.ndarray,
+    positive_coefficient: numpy.ndarray,
+    negative_coefficient: numpy.ndarray,
+    grad: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def peak(
     kind: str,
     threads: typing.SupportsInt | typing.SupportsIndex,
@@ -233,6 +260,14 @@ def topk(
     scores: numpy.ndarray,
     ids: numpy.ndarray,
 ) -> None: ...
+def uniformity(
+    embeddings: numpy.ndarray,
+    dtype: str,
+    t: typing.SupportsFloat | typing.SupportsIndex,
+    normalize: bool,
+    grad: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> float: ...
 def value_ranges(
     x: numpy.ndarray,
     dtype: str,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simtile
-from simtile.doctor import info_nce, limits, maxsim, maxsim_topk, topk
+from simtile.doctor import info_nce, limits, maxsim, maxsim_topk, pairwise, topk
 from simtile.doctor.cpu import differing_bits
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.info_nce import Array, Case, Exact, Inputs
@@ -90,6 +90,14 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
                 found.append(add(str(maxsim_case), "values", exact))
             same = partial(maxsim.same_bits, device, backend, dtype)
             found.append(add(str(maxsim.REPEATED), "same bits", same))
+    for loss in pairwise.LOSSES if "triton" in backends else ():
+        for dtype in pairwise.DTYPES:
+            add = partial(Check, loss, "triton", dtype)
+            for pairs_case in pairwise.CASES[:2] if quick else pairwise.CASES:
+                compared = partial(pairwise.values, device, loss, dtype, pairs_case)
+                found.append(add(str(pairs_case), "values", compared))
+            same = partial(pairwise.same_bits, device, loss, dtype)
+            found.append(add(str(pairwise.REPEATED), "same bits", same))
     for kind in maxsim_topk.KINDS if "cuda" in backends else ():
         add = partial(Check, "maxsim_topk", "cuda", kind)
         for best_case in maxsim_topk.CASES:

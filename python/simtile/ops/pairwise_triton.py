@@ -63,10 +63,10 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _tile(x: Tensor, tiles: Tile | None) -> Tile:
+def _tile(kernel: str, x: Tensor, tiles: Tile | None) -> Tile:
     if tiles is not None:
         return tiles
-    return configs.tile(str(x.dtype).removeprefix("torch."), family(x.device))
+    return configs.tile(kernel, str(x.dtype).removeprefix("torch."), family(x.device))
 
 
 def _options(tile: Tile, *, gradients: bool = False) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def hardest(
     normalize = normalize or is_cosine
     of = operand(x, normalize, True)
     half = of.square * (0.0 if is_cosine else 0.5)
-    tile = _tile(x, tiles)
+    tile = _tile("hardest", x, tiles)
     # Each on its own, so that both are aligned.
     found = [torch.empty(n, dtype=torch.int32, device=x.device) for _ in range(2)]
     with _on(x.device):
@@ -207,7 +207,8 @@ def uniformity(
 ) -> tuple[Tensor, Tensor]:
     """simtile::uniformity."""
     n, dim = x.shape
-    tile = _tile(x, tiles)
+    tile = _tile("exponent_sums", x, tiles)
+    product = _tile("potential_gradients", x, tiles)
     of = operand(x, normalize, False)
     factor, square = of.factor.float(), of.square.float()
     maxima, totals = (torch.empty(n, dtype=torch.float32, device=x.device) for _ in range(2))
@@ -233,7 +234,7 @@ def uniformity(
         return value, x.new_empty(0, dtype=torch.float32)
     weighted = torch.empty((n, dim), dtype=torch.float32, device=x.device)
     with _on(x.device):
-        kernels.potential_gradients[(triton.cdiv(n, tile.m), triton.cdiv(dim, tile.d))](
+        kernels.potential_gradients[(triton.cdiv(n, product.m), triton.cdiv(dim, product.d))](
             of.rows,
             of.rows.stride(0),
             factor,
@@ -243,7 +244,7 @@ def uniformity(
             n,
             dim,
             t,
-            **_options(tile, gradients=True),
+            **_options(product, gradients=True),
         )
     own = x.double() * (of.unit * totals.double())[:, None]
     grad = (own - weighted.double()) * (shares * (-4.0 * t / total))[:, None]
