@@ -35,9 +35,10 @@ def by_device(*arguments):
 
 
 BACKENDS = [by_interpreter, pytest.param(by_device, marks=pytest.mark.gpu)]
-fewer = settings(max_examples=max(8, settings.default.max_examples // 2))
+fewer = settings(max_examples=max(4, settings.default.max_examples // 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", BACKENDS)
 def test_chosen_pairs_are_the_hardest(run):
     @fewer
@@ -50,6 +51,7 @@ def test_chosen_pairs_are_the_hardest(run):
     test()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", BACKENDS)
 def test_loss_and_gradient_are_those_of_the_chosen_pairs(run):
     @fewer

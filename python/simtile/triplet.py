@@ -89,10 +89,10 @@ def triplet_loss(
 def _distance(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], metric: str
 ) -> npt.NDArray[np.float64]:
-    terms = {
-        "cosine": lambda: x * y,
-        "manhattan": lambda: np.abs(x - y),
-    }.get(metric, lambda: np.square(x - y))()
+    if metric == "cosine":
+        terms = x * y
+    else:
+        terms = np.abs(x - y) if metric == "manhattan" else np.square(x - y)
     total: npt.NDArray[np.float64] = terms.sum(axis=1)
     if metric == "cosine":
         return 1.0 - total
