@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from simtile import _inputs
+from simtile._cached import CachedLoss as CachedLoss
 from simtile.info_nce import info_nce
 from simtile.ops._backends import check_available
 
