@@ -514,7 +514,7 @@ def test_progress_bar(monkeypatch, capsys):
     assert "4/4" in shown
     for name in ("tqdm", "tqdm.auto"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModuleNotFoundError, match="show_progress_bar.*tqdm"):
+    with pytest.raises(ModuleNotFoundError, match=r"show_progress_bar.*tqdm"):
         simtile.nn.CachedLoss(mlp(), show_progress_bar=True)
 
 

@@ -21,9 +21,10 @@ from simtile.uniformity import alignment, anisotropy, uniformity
 from simtile.xtr import xtr_scores
 
 if TYPE_CHECKING:
+    from simtile import distributed as distributed
     from simtile import nn as nn
 
-# Without `nn`, which `from simtile import *` would import with torch.
+# Without `nn` and `distributed`, which `from simtile import *` would import with torch.
 __all__ = [
     "CascadeIndex",
     "FlatIndex",
@@ -53,11 +54,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name != "nn":
+    if name not in ("nn", "distributed"):
         raise AttributeError(f"module 'simtile' has no attribute {name!r}")
     import importlib
 
     try:
-        return importlib.import_module("simtile.nn")
+        return importlib.import_module(f"simtile.{name}")
     except ModuleNotFoundError as error:
-        raise _inputs.explain_missing(error, "simtile.nn holds torch modules") from None
+        raise _inputs.explain_missing(error, f"simtile.{name} is made for torch") from None

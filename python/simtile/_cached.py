@@ -255,7 +255,7 @@ def _embed(jobs: Sequence[_Job], mini_batch_size: int, show_progress_bar: bool) 
     # Parameters that nobody told us of make the embeddings differentiable too.
     leaf = None if all(job.known for job in jobs) else torch.zeros((), requires_grad=True)
     replay = _Replay(jobs, parts, autocast, trained, show_progress_bar)
-    return list(_Embeddings.apply(replay, embeddings, leaf, *trained))  # type: ignore[no-untyped-call]
+    return list(_Embeddings.apply(replay, embeddings, leaf, *trained))
 
 
 def _encode(job: _Job, begin: int, end: int) -> Tensor:
@@ -352,7 +352,7 @@ def _gradients_wait(job: _Job, synchronised: bool) -> AbstractContextManager[Non
     module = module_of(job.encoder)
     if synchronised or not isinstance(module, torch.nn.parallel.DistributedDataParallel):
         return nullcontext()
-    return module.no_sync()  # type: ignore[no-any-return]
+    return module.no_sync()
 
 
 def _progress(values: Sequence[Any], what: str, show: bool) -> Iterable[Any]:
@@ -361,7 +361,7 @@ def _progress(values: Sequence[Any], what: str, show: bool) -> Iterable[Any]:
 
 def _tqdm() -> Callable[..., Iterator[Any]]:
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "show_progress_bar: found True, but tqdm is not installed: pip install tqdm, or "

@@ -58,7 +58,7 @@ def _count_rows_of_dict(name: str, batch: Mapping[str, Any]) -> int:
 
 
 def _is_bag(batch: Mapping[str, Any]) -> bool:
-    """Whether these are an EmbeddingBag's inputs: all tokens in a row, and where each row begins."""
+    """Whether these are an EmbeddingBag's inputs: all tokens, and where each row begins."""
     tokens, offsets = batch.get("input_ids"), batch.get("offsets")
     return (
         isinstance(tokens, Tensor)
@@ -141,7 +141,7 @@ def _get_rng_state(device: torch.device) -> Tensor:
 def devices_in_use(tensors: Iterable[Tensor], *, unknown: bool) -> list[torch.device]:
     """The devices besides the CPU; if there may be `unknown` tensors, the current GPU as well."""
     found = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
-    if unknown and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if unknown and torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found.add(torch.device("cuda", torch.cuda.current_device()))
     return sorted(found, key=str)
 
