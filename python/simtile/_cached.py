@@ -255,7 +255,7 @@ def _embed(jobs: Sequence[_Job], mini_batch_size: int, show_progress_bar: bool) 
     # Parameters that nobody told us of make the embeddings differentiable too.
     leaf = None if all(job.known for job in jobs) else torch.zeros((), requires_grad=True)
     replay = _Replay(jobs, parts, autocast, trained, show_progress_bar)
-    return list(_Embeddings.apply(replay, embeddings, leaf, *trained))
+    return list(_Embeddings.apply(replay, embeddings, leaf, *trained))  # type: ignore[no-untyped-call]
 
 
 def _encode(job: _Job, begin: int, end: int) -> Tensor:
@@ -296,7 +296,7 @@ class _Embeddings(torch.autograd.Function):
         return tuple(embeddings)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         replay: _Replay = ctx.replay

@@ -86,7 +86,7 @@ def ring_losses(
         targets = torch.arange(queries.shape[0], device=queries.device)
     temperature = torch.as_tensor(options.temperature, dtype=torch.float64)
     step = _Step(targets, _Ids(query_ids, document_ids), layout, options)
-    losses: Tensor = _RingLosses.apply(queries, block, negatives, temperature, step)
+    losses: Tensor = _RingLosses.apply(queries, block, negatives, temperature, step)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -213,7 +213,7 @@ class _RingLosses(torch.autograd.Function):
         return loss.to(torch.promote_types(queries.dtype, torch.float32))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, block, negatives, temperature, loss, losses, logs = ctx.saved_tensors
         step: _Step = ctx.step

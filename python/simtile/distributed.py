@@ -1,8 +1,8 @@
 """InfoNCE over the processes of torch.distributed: every rank's documents are candidates.
 
 Two ways to the same loss. "all_gather": every rank receives all candidates and computes the losses
-of its own queries. "ring": the candidates of each rank travel once around all ranks, so that no
-rank ever holds more than three ranks' of them, its own and two on their way (`simtile._ring`).
+of its own queries. "ring": the candidates of each rank travel around all ranks, so that a rank
+holds those of three at a time: its own, one at work and one on its way (`simtile._ring`).
 
 All collectives are called by all ranks or by none: what each rank was given is exchanged first, and
 if it does not fit on one of them, all raise.
@@ -143,7 +143,7 @@ def info_nce(
     total = losses if losses.ndim == 0 else losses.sum()
     share = 1.0 / sum(s.queries for s in sizes) if reduction == "mean" else 1.0
     ranks = len(sizes) if gradients == "averaged" else 1
-    result: Tensor = _GlobalSum.apply(total, share, share * ranks, group)
+    result: Tensor = _GlobalSum.apply(total, share, share * ranks, group)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -298,7 +298,7 @@ def _gathered(
 
 
 def _gather(x: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
-    result: Tensor = _Gather.apply(x, counts, group)
+    result: Tensor = _Gather.apply(x, counts, group)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -326,7 +326,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([table[i * most :][:count] for i, count in enumerate(counts)])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         counts, most = ctx.counts, max(ctx.counts)
         if most == 0:
@@ -356,6 +356,6 @@ class _GlobalSum(torch.autograd.Function):
         return (wide * share).to(total.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad * ctx.weight, None, None, None
