@@ -115,6 +115,14 @@ def run_cached(rank, ranks, mode, outside):
     return result.detach(), {name: p.grad for name, p in inner.named_parameters()}
 
 
+def run_autocast(rank, ranks, mode):
+    x, y, _ = (mine(v, rank, ranks).requires_grad_() for v in texts(ranks))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = simtile.distributed.info_nce(x, y, temperature=0.3, mode=mode, threads=1)
+    loss.backward()
+    return loss.detach(), x.grad, y.grad
+
+
 def run_errors(rank, ranks):
     """What is raised where, and that the ranks still understand each other afterwards."""
     x = torch.randn(3, 4)
@@ -184,6 +192,7 @@ def main(rank, ranks, directory):
         results["model", mode] = run_model(rank, ranks, mode)
         for outside in (False, True):
             results["cached", mode, outside] = run_cached(rank, ranks, mode, outside)
+        results["autocast", mode] = run_autocast(rank, ranks, mode)
         results["memory", mode] = run_memory(rank, ranks, mode)
     results["errors"] = run_errors(rank, ranks)
     half = dist.new_group([0, 1])  # of part of the ranks

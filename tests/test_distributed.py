@@ -215,6 +215,26 @@ def test_cached_loss_inside_and_around_distributed_data_parallel(results, ranks,
         torch.testing.assert_close(grads, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_casts_the_embeddings(results, ranks, mode):
+    x, y = (v.requires_grad_() for v in texts(ranks)[:2])
+    exact = simtile.info_nce(x, y, temperature=0.3).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = simtile.info_nce(x, y, temperature=0.3)
+    loss.backward()
+    for result in results:
+        value = result["autocast", mode][0]
+        assert value.dtype == torch.float32
+        assert value.item() != exact  # bfloat16 was used
+        torch.testing.assert_close(value, loss.detach(), rtol=1e-2, atol=1e-2)
+    for i, expected in ((1, x.grad), (2, y.grad)):
+        ours = torch.cat([result["autocast", mode][i] for result in results]) / ranks
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(
+            ours, expected, rtol=0.05, atol=0.02 * expected.abs().max().item()
+        )
+
+
 def test_a_group_of_some_ranks(results):
     x, y, _ = texts(2)
     for result in results[:2]:

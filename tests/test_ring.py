@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from info_nce_cases import Case, as_tensor, check_case, compared, run_plain
-from tolerances import check_against_plain
+from tolerances import check_against_plain, check_rounding
 
 from simtile import _ring
 
@@ -143,6 +143,9 @@ def test_half_precision_is_no_worse_than_the_plain_formula(dtype, normalize, mon
     plain = dict(zip(NAMES, run_plain(case), strict=True))
     result = run_ring(case, 4, monkeypatch)
     for name, value, expected, scale, _, condition in compared(case, result):
+        if not normalize and name in ("info_nce.losses", "info_nce.grad_temperature"):
+            # Nothing of these is rounded to 16 bits but the reference, which is accounted for.
+            check_rounding(name, value, expected, scale, dtype, condition)
         check_against_plain(
             name, value, plain[name.split(".")[1]], expected, scale, dtype, condition
         )
