@@ -109,7 +109,7 @@ def info_nce(
             "torch.distributed.init_process_group first, or use simtile.info_nce"
         )
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
-    _inputs.check_choice("negatives_scope", negatives_scope, _inputs.NEGATIVES_SCOPES)
+    _inputs.check_choice("negatives_scope", negatives_scope, ("all", "own"))
     _inputs.check_choice("mode", mode, MODES)
     _inputs.check_choice("gradients", gradients, GRADIENTS)
     own: _Own | None = None
