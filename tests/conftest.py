@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **common)
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **common)
-settings.register_profile("nightly", max_examples=150, derandomize="CI" in os.environ, **common)
+settings.register_profile("nightly", max_examples=100, derandomize="CI" in os.environ, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 # A shell starts what runs in the background with SIGINT ignored, and children inherit that: the

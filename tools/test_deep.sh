@@ -18,7 +18,7 @@ if ((${#missing[@]})); then
 fi
 PATH=$PWD/.venv/bin:$PATH
 
-kernel_tests=(tests/test_info_nce.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
+kernel_tests=(tests/test_info_nce.py tests/test_contrastive.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
   tests/test_maxsim_topk.py tests/test_quantize.py tests/test_batch_hard_triplet.py tests/test_uniformity.py)
 
 drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_topk)
@@ -76,8 +76,8 @@ run_drivers() {
   local driver kind
   "$build/release/tests/cpp/test_threads"
   for kind in release debug; do
-    for driver in "${drivers[@]}"; do "$build/$kind/tests/cpp/$driver"; done
-  done
+    for driver in "${drivers[@]}"; do echo "$build/$kind/tests/cpp/$driver"; done
+  done | in_pairs
 }
 
 # The quick tests of some files. Python's own allocations look like leaks, and a test asks for more
@@ -98,7 +98,7 @@ address_sanitizer() {
     --config-settings=cmake.define.SIMTILE_BUILD_CPP_TESTS=ON \
     --config-settings=cmake.define.SIMTILE_SANITIZE=address,undefined .
   local driver
-  for driver in test_threads "${drivers[@]}"; do "$build/sanitized-build/tests/cpp/$driver"; done
+  for driver in test_threads "${drivers[@]}"; do echo "$build/sanitized-build/tests/cpp/$driver"; done | in_pairs
   pip_into sanitized --force-reinstall "$build"/sanitized-dist/simtile-*.whl
   with_libasan "$build/sanitized/bin/python" "${kernel_tests[@]}" tests/test_info_nce_errors.py tests/test_threads.py
   with_libasan "$build/sanitized/bin/python" tests/test_info_nce_backends.py tests/test_search_backends.py -k "cpu["
@@ -114,8 +114,8 @@ thread_sanitizer() {
   # -R: GCC 12's runtime does not know the wider address randomisation of newer kernels.
   local driver
   for driver in test_threads "${drivers[@]}"; do
-    TSAN_OPTIONS=die_after_fork=0 setarch -R "$build/tsan/tests/cpp/$driver"
-  done
+    echo "TSAN_OPTIONS=die_after_fork=0 setarch -R $build/tsan/tests/cpp/$driver"
+  done | in_pairs
 }
 
 every_level() {
