@@ -77,7 +77,7 @@ def test_products_count_tokens_that_are_there(contenders: ModuleType) -> None:
     np.testing.assert_array_equal(batch[mask], scene.tokens)
 
 
-@pytest.mark.slow  # every entry, with NumPy's float64 for the gate
+@pytest.mark.deep  # every entry, with NumPy's float64 for the gate
 def test_a_quick_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench/maxsim.py"), "--quick", "--output", str(tmp_path)],

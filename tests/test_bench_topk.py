@@ -266,7 +266,7 @@ def test_the_figure_is_drawn(compare: ModuleType, tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
 
 
-@pytest.mark.slow  # everybody's libraries, and a process for every case of memory
+@pytest.mark.deep  # everybody's libraries, and a process for every case of memory
 def test_a_quick_run_stores_what_the_tables_need(
     compare: ModuleType, topk_tables: ModuleType, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from info_nce_cases import Case, as_tensor, cases, check_case
 
 from simtile import _gpu
+from simtile._contrast import SCOPES, Contrast
 from simtile.ops import info_nce, info_nce_cuda
 
 STREAM = 77
@@ -230,8 +231,9 @@ def run_operator(case, need_grad):
         integers(case["targets"]),
         integers(case["query_ids"]),
         integers(case["document_ids"]),
+        *(None, None, None),
         case.normalize,
-        case.own,
+        Contrast(scope=SCOPES["own" if case.own else "all"]).numbers(),
         torch.bfloat16,
         need_grad,
         "cuda",

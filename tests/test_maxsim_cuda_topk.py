@@ -87,6 +87,7 @@ def test_the_best_are_those_of_all_scores(module, case, dtype, host, k, listed, 
     check(call, hosts, k, candidates, draw_allow(rng, allow, *shape))
 
 
+@pytest.mark.deep  # the kernels of every codec compiled
 @given(
     kind=st.sampled_from(
         [("int8", "int16"), ("int8", "int8"), ("uint8", "int16"), ("bits", "int16")]

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from simtile import _inputs, _pairwise
 from simtile._tensors import is_tensor
-from simtile.reference.pairwise_numpy import unit
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +77,8 @@ def triplet_loss(
         {"anchor": anchor, "positive": positive, "negative": negative}
     )
     if normalize:
+        from simtile.reference.pairwise_numpy import unit
+
         a, p, n = unit(a), unit(p), unit(n)
     raw = _distance(a, p, metric) - _distance(a, n, metric) + margin
     losses = np.where(raw < 0, 0.0, raw)

@@ -12,7 +12,6 @@ import numpy as np
 
 from simtile import _inputs, _pairwise
 from simtile._tensors import is_tensor
-from simtile.reference import pairwise_numpy
 
 
 def alignment(x: Any, y: Any, alpha: float = 2, normalize: bool = True) -> Any:
@@ -45,6 +44,8 @@ def alignment(x: Any, y: Any, alpha: float = 2, normalize: bool = True) -> Any:
 
         return alignment_tensors(x, y, alpha, bool(normalize))
     (a, b), number = _pairwise.wide_arrays({"x": x, "y": y})
+    from simtile.reference import pairwise_numpy
+
     return number(pairwise_numpy.alignment(a, b, alpha, bool(normalize)))
 
 
@@ -131,6 +132,8 @@ def anisotropy(x: Any) -> Any:
 
         return anisotropy_tensors(x)
     (array,), number = _pairwise.wide_arrays({"x": x}, 2)
+    from simtile.reference import pairwise_numpy
+
     u = pairwise_numpy.unit(array)
     n = len(u)
     return number((np.square(u.sum(axis=0)).sum() - np.square(u).sum()) / (n * (n - 1)))
