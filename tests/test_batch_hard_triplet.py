@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pairwise_cases import (
     DTYPES,
@@ -90,6 +90,8 @@ def test_chosen_pairs_are_the_hardest(case):
 
 @given(cases(ODD_SIZES, ODD_DIMENSIONS), st.booleans())
 def test_loss_and_gradient_are_those_of_the_chosen_pairs(case, skip_missing):
+    # Cosines of equal rows are 1 up to rounding, which then decides on which side of 0 a hinge is.
+    assume(case.special != "equal" or case.margin != 0.0 or case.metric != "cosine")
     found = run_hardest(case)
     weights = _pairwise.batch_hard_weights(found, case.margin, case.metric, skip_missing)
     exact = oracle.batch_hard_triplet_loss(
