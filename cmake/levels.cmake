@@ -8,13 +8,17 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   set(level_warnings -Wno-maybe-uninitialized)
 endif()
 
+set(SIMTILE_LEVELS "" CACHE STRING "ISA levels to build, e.g. baseline;avx2; empty: all. The first is always built")
 set(SIMTILE_LEVEL_TARGETS "")
-set(SIMTILE_LEVELS "")
+set(SIMTILE_EACH_LEVEL "")
 
 # Scores are the same at every level, also at those without fused multiply-adds.
 set_source_files_properties(csrc/level_topk.cpp csrc/level_maxsim_codes.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 
 function(simtile_add_level level)
+  if(SIMTILE_LEVELS AND SIMTILE_LEVEL_TARGETS AND NOT level IN_LIST SIMTILE_LEVELS)
+    return()
+  endif()
   set(target simtile_${level})
   add_library(${target} OBJECT csrc/level.cpp csrc/level_maxsim.cpp csrc/level_maxsim_backward.cpp
     csrc/level_maxsim_codes.cpp csrc/level_pairwise.cpp csrc/level_quantize.cpp csrc/level_topk.cpp)
@@ -25,7 +29,7 @@ function(simtile_add_level level)
     target_compile_options(${target} PRIVATE -O1)  # with the checks in, -O3 compiles for minutes
   endif()
   set(SIMTILE_LEVEL_TARGETS ${SIMTILE_LEVEL_TARGETS} ${target} PARENT_SCOPE)
-  set(SIMTILE_LEVELS ${SIMTILE_LEVELS} ${level} PARENT_SCOPE)
+  set(SIMTILE_EACH_LEVEL "${SIMTILE_EACH_LEVEL} SIMTILE_LEVEL(${level})" PARENT_SCOPE)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")

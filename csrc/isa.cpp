@@ -27,6 +27,11 @@ struct Level {
 
 #if defined(__x86_64__)
 
+// Which of them this machine can run.
+struct Levels {
+  bool baseline, avx2, avx512, avx512_vnni, avx512_bf16, avx512_amx;
+};
+
 struct Registers {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
@@ -60,7 +65,7 @@ bool request_amx() {
 #endif
 }
 
-std::vector<Level> levels() {
+Levels available() {
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;  // XCR0 bits
   const Registers basic = cpuid(1), features = cpuid(7), more = cpuid(7, 1);
   const uint64_t states = enabled_states();
@@ -75,25 +80,26 @@ std::vector<Level> levels() {
   const bool bf16 = vnni && bit(more.eax, 5) /* AVX512_BF16 */;
   const bool amx = bf16 && (states & kTiles) == kTiles && bit(features.edx, 22) /* AMX-BF16 */ &&
                    bit(features.edx, 24) /* AMX-TILE */ && bit(features.edx, 25) /* AMX-INT8 */ && request_amx();
-  return {
-      {baseline::kernel_table, true},    {avx2::kernel_table, avx2},        {avx512::kernel_table, avx512},
-      {avx512_vnni::kernel_table, vnni}, {avx512_bf16::kernel_table, bf16}, {avx512_amx::kernel_table, amx},
-  };
+  return {true, avx2, avx512, vnni, bf16, amx};
 }
 
 #elif defined(__aarch64__)
 
+struct Levels {
+  bool neon, neon_dot, neon_mm;
+};
+
 #if defined(__linux__)
-std::vector<Level> levels() {
+Levels available() {
   // Bits of AT_HWCAP and AT_HWCAP2 as in the kernel's asm/hwcap.h, which older headers lack in part.
   const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
   auto has = [](unsigned long word, int index) { return ((word >> index) & 1) != 0; };
   const bool dot = has(caps, 20) /* ASIMDDP */ && has(caps, 10) /* ASIMDHP */ && has(caps, 9) /* FPHP */;
   const bool mm = dot && has(caps2, 13) /* I8MM */ && has(caps2, 14) /* BF16 */;
-  return {{neon::kernel_table, true}, {neon_dot::kernel_table, dot}, {neon_mm::kernel_table, mm}};
+  return {true, dot, mm};
 }
 #else
-std::vector<Level> levels() {
+Levels available() {
   auto has = [](const char* name) {
     int value = 0;
     size_t size = sizeof value;
@@ -101,11 +107,19 @@ std::vector<Level> levels() {
   };
   const bool dot = has("hw.optional.arm.FEAT_DotProd") && has("hw.optional.arm.FEAT_FP16");
   const bool mm = dot && has("hw.optional.arm.FEAT_I8MM") && has("hw.optional.arm.FEAT_BF16");
-  return {{neon::kernel_table, true}, {neon_dot::kernel_table, dot}, {neon_mm::kernel_table, mm}};
+  return {true, dot, mm};
 }
 #endif
 
 #endif
+
+// Of this build: CMake's SIMTILE_EACH_LEVEL names them in their order.
+std::vector<Level> levels() {
+  const Levels can_run = available();
+#define SIMTILE_LEVEL(level) {level::kernel_table, can_run.level},
+  return {SIMTILE_EACH_LEVEL};
+#undef SIMTILE_LEVEL
+}
 
 const std::vector<Level>& all_levels() {
   static const std::vector<Level> all = levels();

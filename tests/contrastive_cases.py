@@ -84,10 +84,11 @@ def pairwise(levels=LEVELS, is_valid=valid, constrained=CONSTRAINED, tries=40):
     """Option tuples in which every possible pair occurs; the same on every call."""
     rng = np.random.default_rng(0)
     missing = possible_pairs(levels, is_valid, constrained)
+    in_order = sorted(missing, key=lambda pair: sorted(map(repr, pair)))
     chosen = []
     while missing:
         # Around one pair that is missing, the tuple that has most of the others.
-        wanted = dict(min(missing, key=lambda pair: sorted(map(repr, pair))))
+        wanted = dict(next(pair for pair in in_order if pair in missing))
         candidates = []
         while len(candidates) < tries:
             drawn = {name: v[int(rng.integers(len(v)))] for name, v in levels.items()} | wanted

@@ -88,11 +88,26 @@ def test_chosen_pairs_are_the_hardest(case):
     check_hardest(case, run_hardest(case))
 
 
+def direction_is_rounding(case, found):
+    """Whether two different rows that were chosen are equal once normalised, but for rounding:
+    the gradient of their distance is then a unit vector that the rounding has chosen, or 0."""
+    if case.metric != "euclidean" or not case.normalize:
+        return False
+    x = wide(case.x)
+    u = oracle.unit(x)
+    for chosen in (found.positive, found.negative):
+        is_near = np.square(u - u[chosen]).sum(axis=1) < 1e-24
+        if (is_near & (chosen >= 0) & (x != x[chosen]).any(axis=1)).any():
+            return True
+    return False
+
+
 @given(cases(ODD_SIZES, ODD_DIMENSIONS), st.booleans())
 def test_loss_and_gradient_are_those_of_the_chosen_pairs(case, skip_missing):
     # Cosines of equal rows are 1 up to rounding, which then decides on which side of 0 a hinge is.
     assume(case.special != "equal" or case.margin != 0.0 or case.metric != "cosine")
     found = run_hardest(case)
+    assume(not direction_is_rounding(case, found))
     weights = _pairwise.batch_hard_weights(found, case.margin, case.metric, skip_missing)
     exact = oracle.batch_hard_triplet_loss(
         wide(case.x),
@@ -115,7 +130,8 @@ def test_backend_reference_is_the_lists(case):
     value = simtile.batch_hard_triplet_loss(
         case.x, case.label_array, backend="reference", **options
     )
-    assert value == type(value)(exact.loss)
+    with np.errstate(over="ignore"):
+        assert value == type(value)(exact.loss)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

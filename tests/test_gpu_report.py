@@ -186,7 +186,7 @@ def test_runs_and_what_they_return(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = {"triton": half(row()), "cuda": half(row(source="cuda"), compiler="13.0")}
-    monkeypatch.setattr(report, "make_half", lambda name, _: made[name] and (made[name], []))
+    monkeypatch.setattr(report, "make_half", lambda name, *_: made[name] and (made[name], []))
     assert report.main(["--check"]) == 1  # nothing is stored yet
     assert report.main([]) == 0
     assert json.loads(report.REPORT.read_text()) == made
@@ -214,7 +214,7 @@ def test_a_fault_fails_although_it_is_stored(
     report: ModuleType, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spilled = half(row(spills={"store_bytes": 4, "load_bytes": 4}))
-    monkeypatch.setattr(report, "make_half", lambda name, _: (spilled, []))
+    monkeypatch.setattr(report, "make_half", lambda name, *_: (spilled, []))
     assert report.main(["--only", "triton"]) == 1
     assert "**store_bytes 4, load_bytes 4**" in report.PAGE.read_text()
     assert report.main(["--check", "--only", "triton"]) == 1
@@ -229,7 +229,7 @@ def test_without_nvcc_the_message_says_so(
         raise compilers.CompilerMissing("nvcc: not found; install it")
 
     monkeypatch.setattr(compilers, "nvcc", missing)
-    assert report.make_half("cuda", 1) is None
+    assert report.make_half("cuda", 1, {}) is None
     assert capsys.readouterr().out == ("the cuda half was not made: nvcc: not found; install it\n")
 
 
@@ -332,3 +332,47 @@ def test_a_real_cuda_kernel(cuda_half: ModuleType, report: ModuleType, tmp_path:
         assert report.faults(launched) == []
         assert report.faults({**launched, "expects": ["IMMA"]}) != []
         assert "no arguments in tools/gpu_launches/toy.cu launch it" in report.faults(other)[0]
+
+
+def test_only_what_changed_and_a_third_of_the_rest_is_compiled(
+    report: ModuleType, triton_half: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = importlib.import_module("gpu_sources")
+    jobs = triton_half.jobs()
+    digests = sources.digests(jobs)
+    everything = {(job.operation, sources.arch(job)) for job in jobs}
+    stored = {"compiler": "3.7.1", "sources": digests, "kernels": []}
+    kept = sources.skipped(jobs, "3.7.1", digests, stored)
+    assert 0 < len(kept) < len(everything)
+    assert sources.skipped(jobs, "3.8", digests, stored) == set()
+    assert sources.skipped(jobs, "3.7.1", digests, {}) == set()
+    changed = {**stored, "sources": {**digests, "maxsim": "other"}}
+    again = sources.skipped(jobs, "3.7.1", digests, changed)
+    assert again == {(operation, arch) for operation, arch in kept if operation != "maxsim"}
+
+    # What was not compiled is in the report as it is stored.
+    kernels = [row(operation=operation, arch=arch) for operation, arch in kept]
+    compiled: list[Any] = []
+    monkeypatch.setattr(report, "make", lambda jobs, _: (compiled.extend(jobs) or [], []))
+    monkeypatch.setitem(report.HALVES, "triton", (triton_half.jobs, lambda: "3.7.1"))
+    made, failed = report.make_half("triton", 1, {**stored, "kernels": kernels})
+    assert made["kernels"] == sorted(kernels, key=report.place)
+    assert failed == []
+    assert {(job.operation, sources.arch(job)) for job in compiled} == everything - kept
+
+
+def test_sources_are_what_is_imported_and_included(
+    triton_half: ModuleType, cuda_half: ModuleType
+) -> None:
+    sources = importlib.import_module("gpu_sources")
+    names = {
+        job.operation: {path.relative_to(ROOT).as_posix() for path in sources.files(job)}
+        for job in triton_half.jobs()
+    }
+    assert "kernels/info_nce/triton_configs.py" in names["maxsim"]
+    assert "kernels/tile/triton.py" in names["pairwise"]
+    assert "kernels/maxsim/triton.py" not in names["pairwise"]
+    topk = next(job for job in cuda_half.jobs() if job.operation == "topk")
+    found = {path.relative_to(ROOT).as_posix() for path in sources.files(topk)}
+    assert {"kernels/topk/scan_mma.cuh", "csrc/cuda/topk_plan.hpp", "tools/gpu_cuda.py"} <= found
+    assert "kernels/maxsim/cuda_tile.cuh" not in found

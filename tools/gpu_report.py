@@ -3,9 +3,9 @@
 
 No GPU is needed and none is used; the result is bench/results/gpu_report.json and
 docs/gpu-report.md. A spill, too much shared memory or an instruction that is not the one meant is
-an error. With --check nothing is written, and it is also an error when a kernel is worse than in
-the stored report, or is not in it. Where a compiler is missing, its half stays as it is stored,
-and a message says so.
+an error. With --check nothing is written, it is also an error when a kernel is worse than in the
+stored report or is not in it, and most of what did not change is not compiled (gpu_sources.py).
+Where a compiler is missing, its half stays as it is stored, and a message says so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import ahead_of_time
 import gpu_code
 import gpu_cuda
 import gpu_page
+import gpu_sources
 import gpu_triton
 from gpu_jobs import SHARED_LIMIT, Job, Json
 
@@ -44,6 +45,11 @@ WORK = {"triton": gpu_triton.rows, "cuda": gpu_cuda.rows, "launches": gpu_cuda.l
 
 def title(row: Json) -> str:
     return f"{row['source']} {row['operation']} {row['variant']} {row['dtype']} {row['arch']}"
+
+
+def place(row: Json) -> tuple[str, str, str, int]:
+    """In the report."""
+    return row["operation"], row["variant"], row["dtype"], list(SHARED_LIMIT).index(row["arch"])
 
 
 def faults(row: Json) -> list[str]:
@@ -101,17 +107,15 @@ def make(jobs: Sequence[Job], workers: int) -> tuple[list[Json], list[str]]:
             except Exception as error:  # a compiler's; the others go on
                 failed.append(f"{running[done]}: {type(error).__name__}: {error}")
     rows = gpu_cuda.merge(rows)
-    arches = list(SHARED_LIMIT)
-    rows.sort(
-        key=lambda row: (row["operation"], row["variant"], row["dtype"], arches.index(row["arch"]))
-    )
+    rows.sort(key=place)
     names = [title(row) for row in rows]
     failed += [f"{name}: two kernels" for name in sorted({n for n in names if names.count(n) > 1})]
     return rows, failed
 
 
-def make_half(half: str, workers: int) -> tuple[Json, list[str]] | None:
-    """Version of the compiler and rows; None, with a message, where there is no compiler."""
+def make_half(half: str, workers: int, stored: Json) -> tuple[Json, list[str]] | None:
+    """Version of the compiler, digests of the sources and rows, those that are as `stored` among
+    them; None, with a message, where there is no compiler."""
     jobs_of, version_of = HALVES[half]
     try:
         version, jobs = version_of(), jobs_of()
@@ -119,9 +123,17 @@ def make_half(half: str, workers: int) -> tuple[Json, list[str]] | None:
         print(f"the {half} half was not made: {error}")
         return None
     start = time.monotonic()
-    rows, failed = make(jobs, workers)
+    sources = gpu_sources.digests(jobs)
+    skip = gpu_sources.skipped(jobs, version, sources, stored)
+    rows, failed = make(
+        [job for job in jobs if (job.operation, gpu_sources.arch(job)) not in skip], workers
+    )
     print(f"{half} {version}: {len(rows)} kernels in {time.monotonic() - start:.0f} s")
-    return {"compiler": version, "kernels": rows}, failed
+    if skip:
+        kept = [row for row in stored["kernels"] if (row["operation"], row["arch"]) in skip]
+        print(f"{half}: {len(kept)} kernels of sources as they were stored, not compiled")
+        rows = sorted(rows + kept, key=place)
+    return {"compiler": version, "sources": sources, "kernels": rows}, failed
 
 
 def check(half: str, made: Json, stored: Json) -> list[str]:
@@ -165,7 +177,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     report = dict(stored)
     problems = []
     for half in [options.only] if options.only else [*HALVES]:
-        result = make_half(half, options.workers)
+        result = make_half(half, options.workers, stored.get(half, {}) if options.check else {})
         if result is None:
             problems += [f"{half}: required, but not made"] if half in options.require else []
             continue

@@ -39,10 +39,11 @@ class PairGradients {
   const Source* row(int64_t i) const { return static_cast<const Source*>(args_.data) + i * args_.stride; }
   double unit(int64_t i) const { return is_normalized() ? units_[i] : 1; }
 
-  // Pair 2 i is row i's positive, 2 i + 1 its negative.
-  int64_t chosen(int64_t pair) const { return (pair % 2 ? args_.negative : args_.positive)[pair / 2]; }
+  // Pair 2 i is row i's positive, 2 i + 1 its negative. Not (c ? a : b)[i]: with -fsanitize=undefined GCC 12 then reads [0].
+  int64_t chosen(int64_t pair) const { return pair % 2 ? args_.negative[pair / 2] : args_.positive[pair / 2]; }
   double coefficient(int64_t pair) const {
-    return chosen(pair) < 0 ? 0 : (pair % 2 ? args_.negative_coefficient : args_.positive_coefficient)[pair / 2];
+    if (chosen(pair) < 0) return 0;
+    return pair % 2 ? args_.negative_coefficient[pair / 2] : args_.positive_coefficient[pair / 2];
   }
 
   void measure(int64_t task, int) {

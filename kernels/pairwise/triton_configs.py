@@ -27,6 +27,7 @@ class Tile(NamedTuple):
 # Nothing has been timed: these are shapes that compile without spills. float32 products take the
 # general units, whose tiles keep every accumulator in a thread's registers.
 FLOAT32 = Tile(32, 64, 16, 64, 4, 2)
+SM120_GRADIENTS_FLOAT32 = Tile(32, 64, 16, 32, 4, 2)  # with 64 columns of gradients it spills
 HALF = Tile(64, 64, 64, 128, 4, 3)
 # AMD's scalar registers hold the conditions of a tile's elements, and so bound its size.
 GFX_FLOAT32 = Tile(64, 64, 16, 32, 4, 1)
@@ -36,6 +37,8 @@ GATHER = 128  # columns of a program that gathers
 
 
 def tile(kernel: str, dtype: str, family: str) -> Tile:
+    if (kernel, dtype, family) == ("potential_gradients", "float32", "sm120"):
+        return SM120_GRADIENTS_FLOAT32
     if not family.startswith("gfx"):
         return FLOAT32 if dtype == "float32" else HALF
     if kernel == "hardest":

@@ -193,4 +193,5 @@ def batch_hard_triplet_loss(
         chosen,
         thread_count,
     )
-    return np.float64(loss) if dtype == "float64" else np.float32(loss)
+    with np.errstate(over="ignore"):  # squared distances of float32 may only fit float64
+        return np.float64(loss) if dtype == "float64" else np.float32(loss)
