@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOP := $(PYTHON) tools/develop.py
 
-.PHONY: demo demo-train test test-deep mutants lint format stubs gpu-report bench clean
+.PHONY: demo demo-train test test-deep nightly mutants lint format stubs gpu-report bench clean
 
 # Needs no torch.
 demo:
@@ -24,6 +24,11 @@ test:
 test-deep:
 	@$(DEVELOP) test
 	@bash tools/test_deep.sh
+
+# The quick tests with ten times their examples, other ones each time: an hour and more.
+nightly:
+	@$(DEVELOP) test
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 -m "not gpu and not deep" $(PYTEST_ARGS)
 
 # Every planted mistake; test-deep tries a third of them.
 mutants:

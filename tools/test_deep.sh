@@ -89,7 +89,7 @@ run_drivers() {
 with_libasan() {
   local interpreter=$1
   shift
-  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=ci \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=few \
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
     "$interpreter" -m pytest -q -n 2 --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" "$@"
 }
@@ -129,18 +129,13 @@ every_level() {
   local level failed=0
   for level in "${levels[@]:0:${#levels[@]}-1}"; do
     echo "SIMTILE_ISA=$level"
-    SIMTILE_ISA=$level "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" || failed=1
+    SIMTILE_ISA=$level HYPOTHESIS_PROFILE=few "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" || failed=1
   done
   return "$failed"
 }
 
 deep_tests() {
-  "$python" -m pytest -q -n 2 -m "deep and not gpu"
-  HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" \
-    tests/test_info_nce_cuda_host.py tests/test_topk.py \
-    tests/test_search.py tests/test_search_reference.py tests/test_search_backends.py tests/test_allow.py
-  # Every backend of info_nce, the interpreter among them.
-  HYPOTHESIS_PROFILE=nightly "$python" -m pytest -q -n 2 -m "not gpu" tests/test_info_nce_backends.py -k is_the_oracle
+  "$python" -m pytest -q -n 2 -m "deep and not gpu" --durations=20
 }
 
 aarch64() {
@@ -217,13 +212,13 @@ stage "symbols of every ISA object, Release and Debug" symbols
 stage "C++ drivers, Release and Debug" run_drivers
 stage "drivers and Python tests with AddressSanitizer and UBSan" address_sanitizer
 stage "C++ drivers with ThreadSanitizer" thread_sanitizer
-stage "Python tests of the kernels at every ISA level" every_level
+stage "Python tests of the kernels at every other ISA level" every_level
 stage "aarch64 levels under qemu" aarch64
 stage "wheel, and CPUs without AVX under qemu" wheel
 stage "wheel without the CUDA module" without_cuda
 stage "CUDA kernels on the host with AddressSanitizer and UBSan" cuda_on_host
 stage "GPU kernels compiled, against docs/gpu-report.md" gpu_report
-stage "tests marked deep, and the nightly hypothesis profile" deep_tests
+stage "tests marked deep" deep_tests
 
 echo
 failed=0
