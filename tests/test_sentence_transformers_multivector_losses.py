@@ -20,6 +20,7 @@ RANKING = (
     "MultiVectorMultipleNegativesRankingLoss",
     "CachedMultiVectorMultipleNegativesRankingLoss",
 )
+VOCABULARY = 500
 # What each loss is given as `similarity_fct`.
 SCORES = {
     "default": lambda names: None,
@@ -56,11 +57,13 @@ COVERING = pairwise(LEVELS, valid, ("loss", "scores", "negatives"))
 
 def features_of(rng, rows, columns):
     found = []
+    # No token twice: of equal similarities each library's top_k takes others.
+    unused = torch.from_numpy(rng.permutation(VOCABULARY))
     for _ in range(columns):
         length = int(rng.integers(1, 9))
         there = torch.from_numpy(rng.integers(0, 2, (rows, length)))
         there[:, 0] = 1
-        ids = torch.from_numpy(rng.integers(0, 50, (rows, length)))
+        ids, unused = unused[: rows * length].reshape(rows, length), unused[rows * length :]
         found.append({"input_ids": ids, "attention_mask": there})
     return found
 
@@ -69,7 +72,7 @@ def check(drawn, rows, seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     name, ranking = drawn["loss"], drawn["loss"] in RANKING
-    model = Encoder()
+    model = Encoder(VOCABULARY)
     features = features_of(rng, rows, 2 + drawn["negatives"])
     options = {"similarity_fct": SCORES[drawn["scores"]](NAMES[name])}
     if not (name == RANKING[1] and drawn["mini_batch_size"] is None):
