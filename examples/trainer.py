@@ -6,7 +6,7 @@ compares the losses step by step. Which lines to change:
     from sentence_transformers.losses import MultipleNegativesRankingLoss
     from simtile.integrations.sentence_transformers_losses import MultipleNegativesRankingLoss
 
-Needs `pip install accelerate datasets 'simtile[train]'`.
+Needs `pip install 'simtile[examples]'`.
 """
 
 from __future__ import annotations

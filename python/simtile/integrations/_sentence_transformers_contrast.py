@@ -132,7 +132,8 @@ def _info_nce(
     widths = getattr(loss, WIDTHS, None)
     if widths is None:
         return simtile.info_nce(queries, documents, negatives, **options)
-    return _over_widths(*widths, queries, documents, negatives, **options)
+    dims, weights = widths
+    return _over_widths(dims, weights, queries, documents, negatives, **options)
 
 
 def _over_widths(

@@ -115,9 +115,9 @@ def info_nce(
     parts = [
         _paired(*rows, temperature, "none" if reduction == "none" else "sum")
         for rows in zip(
-            query.split(PAIRED_ROWS),
-            positive_key.split(PAIRED_ROWS),
-            negative_keys.split(PAIRED_ROWS),
+            torch.split(query, PAIRED_ROWS),
+            torch.split(positive_key, PAIRED_ROWS),
+            torch.split(negative_keys, PAIRED_ROWS),
             strict=True,
         )
     ]

@@ -75,7 +75,7 @@ class NTXentLoss(_NTXentLoss):  # type: ignore[misc]
         same = ref_labels is labels
         # Numbers from 0 for labels of any type.
         both = labels if same else torch.cat([labels, ref_labels])
-        numbers = both.unique(return_inverse=True)[1]
+        numbers = torch.unique(both, return_inverse=True)[1]
         numbers, ref_numbers = (
             (numbers, numbers) if same else numbers.split([len(labels), len(ref_labels)])
         )

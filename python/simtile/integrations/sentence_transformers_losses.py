@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers.base.losses.merged_forward import embed_columns
@@ -174,7 +174,7 @@ class MatryoshkaLoss(original.MatryoshkaLoss):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         if not isinstance(self.loss, _OURS):
             return super().forward(sentence_features, labels)
-        chosen = range(len(self.matryoshka_dims))
+        chosen = list(range(len(self.matryoshka_dims)))
         if 0 < self.n_dims_per_step < len(chosen):
             # The generator and the draw of the original: the same widths from the same seed.
             chosen = random.sample(chosen, self.n_dims_per_step)
@@ -182,7 +182,7 @@ class MatryoshkaLoss(original.MatryoshkaLoss):
         weights = [self.matryoshka_weights[i] for i in chosen]
         setattr(self.loss, WIDTHS, (dims, weights))
         try:
-            return self.loss(sentence_features, labels)
+            return cast(Tensor, self.loss(sentence_features, labels))
         finally:
             delattr(self.loss, WIDTHS)
 

@@ -101,11 +101,10 @@ def _served(function: Any, names: tuple[str, ...]) -> Callable[..., Any]:
         ours, theirs = getattr(scoring, name), getattr(original_scoring, name)
         if function in (ours, theirs):
             return ours  # type: ignore[no-any-return]
-        if isinstance(ours, type):
-            if type(function) is ours:
-                return function  # type: ignore[no-any-return]
-            if type(function) is theirs:
-                return ours(**vars(function))  # type: ignore[no-any-return]
+        if type(function) is ours:
+            return function  # type: ignore[no-any-return]
+        if type(function) is theirs:
+            return ours(**vars(function))  # type: ignore[no-any-return]
     name = getattr(function, "__name__", repr(function))
     raise ValueError(
         f"similarity_fct: found {name}, expected one of {', '.join(names)} of "
