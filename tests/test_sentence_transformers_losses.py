@@ -204,7 +204,7 @@ def test_matryoshka_loss_refuses():
     with pytest.raises(ValueError, match=r"matryoshka_weights: found .*, expected numbers of at"):
         ours.MatryoshkaLoss(model, loss, [6, 3], [1, -1])
     wide = ours.MatryoshkaLoss(Encoder("model"), loss, [7, 3])
-    with pytest.raises(ValueError, match="matryoshka_dims: found 7, expected at most the embed"):
+    with pytest.raises(ValueError, match="matryoshka_dims: found 7 for vectors of 6 dimensions"):
         wide([{"model": torch.ones(2, 6)}, {"model": torch.ones(2, 6)}], None)
     # and leaves the loss as it was
     features = [{"model": torch.eye(6)}, {"model": torch.eye(6)}]

@@ -148,8 +148,8 @@ def _over_widths(
     most = queries.shape[-1]
     if max(dims) > most:
         raise ValueError(
-            f"matryoshka_dims: found {max(dims)}, expected at most the embeddings' {most} "
-            "dimensions"
+            f"matryoshka_dims: found {max(dims)} for vectors of {most} dimensions, expected "
+            f"widths of at most {most}"
         )
     options["normalize"] = True  # the original normalises what it cuts off, for any similarity
     losses = [
