@@ -1,5 +1,7 @@
 """The drop-ins of sentence-transformers' contrastive losses beside the originals."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from test_contrastive_peers import (
     ranking_is_valid,
 )
 
+import simtile
 from simtile.integrations import sentence_transformers_losses as ours
 
 
@@ -37,11 +40,11 @@ def compare(run, case, rtol=1e-8):
 
 
 def widths(case, library, model, loss, features):
-    """The loss, by way of the original MatryoshkaLoss where the case has widths."""
+    """The loss, by way of MatryoshkaLoss where the case has widths."""
     if case["matryoshka"] is None:
         return loss(features, None)
     dims, weights = case.options.matryoshka_dims, case.options.matryoshka_weights
-    return peer.MatryoshkaLoss(model, loss, dims, weights)(features, None)
+    return library.MatryoshkaLoss(model, loss, dims, weights)(features, None)
 
 
 def compare_ranking(case, name="MultipleNegativesRankingLoss", **more):
@@ -134,11 +137,83 @@ def test_gist_embed_loss_with_any_options(case):
     compare_gist(case)
 
 
-@pytest.mark.parametrize("name", ours.__all__)
+WIDTHS = Case(drawn={"negatives_per_query": 1, "matryoshka": "dims and weights"}, seed=3)
+
+
+class Cached(Encoder):
+    """Texts are numbers of rows: a cached loss encodes them twice, in mini-batches."""
+
+    def __init__(self, embeddings):
+        super().__init__("model", embeddings[0].shape[-1])
+        self.rows = torch.cat(embeddings)
+
+    def forward(self, features):
+        return {**features, "sentence_embedding": self.rows[features["input_ids"][:, 0]]}
+
+
+@pytest.mark.parametrize("name", ["CachedMultipleNegativesRankingLoss", "CachedGISTEmbedLoss"])
+@pytest.mark.parametrize("steps", [-1, 2])
+def test_matryoshka_loss_around_cached_losses(name, steps):
+    def run(library, embeddings):
+        random.seed(5)  # which widths a step has
+        model = Cached(embeddings)
+        guide = [Cached(columns(WIDTHS, "guide_"))] if "GIST" in name else []
+        loss = getattr(library, name)(model, *guide, mini_batch_size=2)
+        dims, weights = WIDTHS.options.matryoshka_dims, WIDTHS.options.matryoshka_weights
+        matryoshka = library.MatryoshkaLoss(model, loss, dims, weights, steps)
+        ids = torch.arange(sum(map(len, embeddings)))[:, None]
+        return matryoshka([{"input_ids": x} for x in ids.split([5] * len(embeddings))], None)
+
+    compare(run, WIDTHS)
+
+
+@pytest.mark.parametrize("inner", ["CosineSimilarityLoss", "MultipleNegativesRankingLoss"])
+@pytest.mark.parametrize("steps", [-1, 2, 3, 50])
+def test_matryoshka_loss_around_any_loss(inner, steps):
+    labels = torch.linspace(0, 1, 5, dtype=torch.float64)
+
+    def run(library, embeddings):
+        random.seed(5)
+        model = Encoder("model", 6)
+        # ours is the original around a loss that is not ours, and fits into the original
+        own = library if inner.startswith("Multiple") else peer
+        loss = getattr(own, inner)(model)
+        matryoshka = library.MatryoshkaLoss(model, loss, [3, 6, 1, 5], n_dims_per_step=steps)
+        value = matryoshka([{"model": x} for x in embeddings], labels)
+        assert matryoshka.get_config_dict()["loss"] == inner
+        return value
+
+    compare(run, Case())
+
+
+def test_the_original_matryoshka_loss_around_ours():
+    dims, weights = WIDTHS.options.matryoshka_dims, WIDTHS.options.matryoshka_weights
+
+    def run(library, embeddings):
+        model = Encoder("model", 6)
+        loss = library.MultipleNegativesRankingLoss(model)
+        features = [{"model": x} for x in embeddings]
+        return peer.MatryoshkaLoss(model, loss, dims, weights)(features, None)
+
+    compare(run, WIDTHS)
+
+
+def test_matryoshka_loss_refuses():
+    model = Encoder("model", 6)
+    loss = ours.MultipleNegativesRankingLoss(model)
+    with pytest.raises(ValueError, match=r"matryoshka_weights: found .*, expected numbers of at"):
+        ours.MatryoshkaLoss(model, loss, [6, 3], [1, -1])
+    wide = ours.MatryoshkaLoss(Encoder("model"), loss, [7, 3])
+    with pytest.raises(ValueError, match="matryoshka_dims: found 7 for vectors of 6 dimensions"):
+        wide([{"model": torch.ones(2, 6)}, {"model": torch.ones(2, 6)}], None)
+    # and leaves the loss as it was
+    features = [{"model": torch.eye(6)}, {"model": torch.eye(6)}]
+    assert torch.equal(loss(features, None), simtile.info_nce(torch.eye(6), torch.eye(6)))
+
+
+@pytest.mark.parametrize("name", [name for name in ours.__all__ if name != "MatryoshkaLoss"])
 def test_what_is_not_served_raises(name):
     given = [Encoder("model")] + [Encoder("guide")] * ("GIST" in name)
-    with pytest.raises(ValueError, match="gather_across_devices: found True"):
-        getattr(ours, name)(*given, gather_across_devices=True)
     if "GIST" not in name:
         with pytest.raises(ValueError, match="similarity_fct: found euclidean_sim, expected cos_"):
             getattr(ours, name)(*given, similarity_fct=util.euclidean_sim)

@@ -12,9 +12,10 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers.base.losses.merged_forward import embed_columns
@@ -22,13 +23,13 @@ from sentence_transformers.sentence_transformer import losses as original
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor
 
-import simtile
-from simtile._contrast import DIRECTIONS
+from simtile.integrations._sentence_transformers_contrast import WIDTHS, gist_loss, ranking_loss
 
 __all__ = [
     "CachedGISTEmbedLoss",
     "CachedMultipleNegativesRankingLoss",
     "GISTEmbedLoss",
+    "MatryoshkaLoss",
     "MultipleNegativesRankingLoss",
     "MultipleNegativesSymmetricRankingLoss",
 ]
@@ -40,16 +41,16 @@ class MultipleNegativesRankingLoss(original.MultipleNegativesRankingLoss):
     Raises
     ------
     ValueError
-        `similarity_fct` is neither ``util.cos_sim`` nor ``util.dot_score``, or
-        `gather_across_devices`, which is not available yet.
+        `similarity_fct` is neither ``util.cos_sim`` nor ``util.dot_score``; with
+        `gather_across_devices`, the ranks have different numbers of rows.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _check(self)
+        _check_similarity(self)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        return _ranking_loss(self, embeddings)
+        return ranking_loss(self, embeddings)
 
 
 class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
@@ -91,12 +92,12 @@ class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRanking
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _check(self)
+        _check_similarity(self)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        return _backward_if(with_backward, _ranking_loss(self, [torch.cat(r) for r in reps]))
+        return _backward_if(with_backward, ranking_loss(self, [torch.cat(r) for r in reps]))
 
 
 class GISTEmbedLoss(original.GISTEmbedLoss):
@@ -108,12 +109,8 @@ class GISTEmbedLoss(original.GISTEmbedLoss):
     Raises
     ------
     ValueError
-        `gather_across_devices`, which is not available yet.
+        With `gather_across_devices`, the ranks have different numbers of rows.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check_gather(self)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         features = list(sentence_features)
@@ -124,7 +121,7 @@ class GISTEmbedLoss(original.GISTEmbedLoss):
         embeddings = embed_columns(self.model, features)
         with torch.no_grad():
             guide = embed_columns(self.guide, [_retokenized(self, column) for column in for_guide])
-        return _gist_loss(self, embeddings, guide)
+        return gist_loss(self, embeddings, guide)
 
 
 class CachedGISTEmbedLoss(original.CachedGISTEmbedLoss):
@@ -133,10 +130,6 @@ class CachedGISTEmbedLoss(original.CachedGISTEmbedLoss):
     Embeddings are cached as in the original; their loss is computed at once. See
     :class:`GISTEmbedLoss`.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check_gather(self)
 
     def calculate_loss(
         self,
@@ -150,65 +143,65 @@ class CachedGISTEmbedLoss(original.CachedGISTEmbedLoss):
                 f"reps_guided: found {len(reps_guided)} columns, expected {len(reps)} as in reps"
             )
         embeddings, guide = ([torch.cat(r) for r in columns] for columns in (reps, reps_guided))
-        return _backward_if(with_backward, _gist_loss(self, embeddings, guide))
+        return _backward_if(with_backward, gist_loss(self, embeddings, guide))
 
 
-def _check(loss: Any) -> None:
+class MatryoshkaLoss(original.MatryoshkaLoss):
+    """``sentence_transformers.losses.MatryoshkaLoss``: Σ_k weight_k · loss of the first dim_k.
+
+    Around a loss of this module the texts are encoded once and the widths are computed together;
+    around any other loss it is the original. As there, what is cut off is normalised, so that
+    ``dot_score`` too compares cosines.
+
+    Raises
+    ------
+    ValueError
+        As the original; weights below 0 around a loss of this module.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.loss, _OURS):
+            return
+        if min(self.matryoshka_weights) < 0:
+            raise ValueError(
+                f"matryoshka_weights: found {self.matryoshka_weights}, expected numbers of at "
+                "least 0"
+            )
+        if self.uses_gradient_cache:
+            del self.loss.calculate_loss  # the original's, one width after the other
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        if not isinstance(self.loss, _OURS):
+            return super().forward(sentence_features, labels)
+        chosen = list(range(len(self.matryoshka_dims)))
+        if 0 < self.n_dims_per_step < len(chosen):
+            # The generator and the draw of the original: the same widths from the same seed.
+            chosen = random.sample(chosen, self.n_dims_per_step)
+        dims = [self.matryoshka_dims[i] for i in chosen]
+        weights = [self.matryoshka_weights[i] for i in chosen]
+        setattr(self.loss, WIDTHS, (dims, weights))
+        try:
+            return cast(Tensor, self.loss(sentence_features, labels))
+        finally:
+            delattr(self.loss, WIDTHS)
+
+
+_OURS = (
+    CachedGISTEmbedLoss,
+    CachedMultipleNegativesRankingLoss,
+    GISTEmbedLoss,
+    MultipleNegativesRankingLoss,
+)
+
+
+def _check_similarity(loss: Any) -> None:
     if loss.similarity_fct not in (cos_sim, dot_score):
         name = getattr(loss.similarity_fct, "__name__", repr(loss.similarity_fct))
         raise ValueError(
             f"similarity_fct: found {name}, expected cos_sim or dot_score of "
             "sentence_transformers.util"
         )
-    _check_gather(loss)
-
-
-def _check_gather(loss: Any) -> None:
-    if loss.gather_across_devices:
-        raise ValueError(
-            "gather_across_devices: found True, which is not available yet in this version of "
-            "simtile"
-        )
-
-
-def _columns(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries, their documents, and hard negatives [N, K, D] from columns of embeddings."""
-    if len(embeddings) < 2:
-        raise ValueError(f"embeddings: found {len(embeddings)} columns, expected at least 2")
-    queries, documents, *others = embeddings
-    return queries, documents, torch.stack(others, dim=1) if others else None
-
-
-def _ranking_loss(loss: Any, embeddings: Sequence[Tensor]) -> Tensor:
-    queries, documents, negatives = _columns(embeddings)
-    hardened = loss.hardness_mode is not None and loss.hardness_strength > 0.0
-    return simtile.info_nce(
-        queries,
-        documents,
-        negatives,
-        temperature=1.0 / loss.scale,
-        normalize=loss.similarity_fct is cos_sim,
-        directions=[name for name in DIRECTIONS if name in loss.directions],
-        partition=loss.partition_mode,
-        hardness=loss.hardness_mode if hardened else None,
-        hardness_strength=loss.hardness_strength if hardened else 0.0,
-    )
-
-
-def _gist_loss(loss: Any, embeddings: Sequence[Tensor], guide: Sequence[Tensor]) -> Tensor:
-    directions = ["query_to_doc"]
-    directions += ["query_to_query"] if loss.contrast_anchors else []
-    directions += ["doc_to_doc"] if loss.contrast_positives else []
-    return simtile.info_nce(
-        *_columns(embeddings),
-        temperature=loss.temperature,
-        directions=directions,
-        # A document is compared with other queries' documents, not with their hard negatives.
-        negatives_scope="queries",
-        guide=[x for x in _columns(guide) if x is not None],
-        guide_margin=loss.margin,
-        guide_margin_strategy=loss.margin_strategy,
-    )
 
 
 def _retokenized(loss: Any, column: dict[str, Tensor]) -> dict[str, Tensor]:
