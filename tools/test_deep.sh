@@ -19,7 +19,8 @@ fi
 PATH=$PWD/.venv/bin:$PATH
 
 kernel_tests=(tests/test_info_nce.py tests/test_contrastive.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
-  tests/test_maxsim_topk.py tests/test_quantize.py tests/test_batch_hard_triplet.py tests/test_uniformity.py)
+  tests/test_maxsim_topk.py tests/test_quantize.py tests/test_batch_hard_triplet.py tests/test_uniformity.py
+  tests/test_siglip.py)
 
 drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_topk)
 
