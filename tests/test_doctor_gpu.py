@@ -610,5 +610,5 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     checks = json.loads(done.stdout.splitlines()[-1])
     assert [check["message"] for check in checks if check["status"] != "passed"] == []
     assert names(checks) == {name for name in EVERY | MAXSIM | ALL_PAIRS if name[1] == "triton"}
-    # labels of info_nce, of MaxSim, of losses over all pairs and of the sigmoid loss, checks of each
+    # labels of info_nce, MaxSim, losses over all pairs and the sigmoid loss, checks of each
     assert len(checks) == 5 * 2 + 3 * 3 + 6 * 2 + 3 * 2

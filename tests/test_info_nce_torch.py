@@ -625,8 +625,8 @@ def test_a_bias_changes_nothing(reduction, dtype, bias):
     leaves = [x.to(dtype).detach().requires_grad_() for x in tensors(Case(5, 7, 6))[:2]]
     loss, grads = gradients()
     learned = torch.tensor([bias], dtype=torch.float64, requires_grad=True)
-    for given in (learned, learned.detach(), -10.0):
-        same, same_grads = gradients(bias=given)
+    for value in (learned, learned.detach(), -10.0):
+        same, same_grads = gradients(bias=value)
         assert torch.equal(same, loss)
         assert same.dtype == dtype
         assert all(map(torch.equal, same_grads, grads))

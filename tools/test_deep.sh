@@ -22,7 +22,7 @@ kernel_tests=(tests/test_info_nce.py tests/test_contrastive.py tests/test_maxsim
   tests/test_maxsim_topk.py tests/test_quantize.py tests/test_batch_hard_triplet.py tests/test_uniformity.py
   tests/test_siglip.py)
 
-drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_topk)
+drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_siglip test_topk)
 
 # pytest runs on two workers (-n 2): most tests are one thread's work, compiling mutants or the oracle's.
 names=() seconds=() results=()

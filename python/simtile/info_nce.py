@@ -260,8 +260,8 @@ def info_nce_grad(
         K hard negatives for each query.
     temperature : float
         τ > 0, divides the similarities.
-    bias, normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, guide, \
-guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
+    bias, normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, \
+guide, guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
 precision, threads
         As in :func:`simtile.info_nce`.
     backend : "auto", "cpu" or "reference"
