@@ -1,7 +1,9 @@
 """siglip_loss against the oracle, beside open_clip's formula and open_clip, and its torch side."""
 
 import copy
+import importlib.util
 import math
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -147,21 +149,33 @@ def test_is_the_formula_of_open_clip(drawn):
         torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=tolerance)
 
 
+def open_clip_losses():
+    """open_clip/loss.py alone: it needs torch, the package torchvision and timm as well
+    (pip install --no-deps open_clip_torch is enough)."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None:
+        pytest.skip("open_clip is not installed")
+    path = Path(package.origin).parent / "loss.py"
+    spec = importlib.util.spec_from_file_location("open_clip_loss", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_is_open_clip():
-    open_clip_loss = pytest.importorskip("open_clip.loss")
-    case = siglip_case(40, 16, seed=2)
-    images, texts, *_ = leaves(case, torch.float32)
-    units = [F.normalize(x.detach(), dim=-1) for x in (images, texts)]
-    scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
-    theirs = [x.requires_grad_() for x in units]
-    expected = open_clip_loss.SigLipLoss()(*theirs, scale, bias)
-    expected.backward()
-    ours = [x.detach().clone().requires_grad_() for x in (*theirs, scale, bias)]
+    losses = open_clip_losses()
+    images, texts, *_ = leaves(siglip_case(40, 16, seed=2), torch.float32)
+    inputs = [*(F.normalize(x.detach(), dim=-1) for x in (images, texts)), 10.0, -10.0]
+    theirs, ours = ([torch.as_tensor(x).clone().requires_grad_() for x in inputs] for _ in "ab")
+    expected = losses.SigLipLoss()(*theirs)
     loss = simtile.siglip_loss(*ours[:2], temperature=1 / ours[2], bias=ours[3], normalize=False)
-    loss.backward()
     torch.testing.assert_close(loss, expected)
-    for mine, other in zip(ours, (*theirs, scale, bias), strict=True):
+    expected.backward()
+    loss.backward()
+    for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+    clip = simtile.nn.CLIPLoss(temperature=0.1)(*inputs[:2])
+    torch.testing.assert_close(clip, losses.ClipLoss()(*inputs[:2], torch.tensor(10.0)))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
