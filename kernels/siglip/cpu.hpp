@@ -204,14 +204,14 @@ class Siglip {
 
   void join_sums() {
     for (int64_t r = 0; r < rows_; r++) {
-      double loss = 0;
+      Sums row = {0, 0, 0};
       for (int64_t group = 0; group < groups_; group++) {
         const Sums& of = sums_of_groups_[group * chunk_ + r];
-        loss += of.loss;
-        sum_ += of.coefficients;
-        weighted_ += of.weighted;
+        row = {row.loss + of.loss, row.coefficients + of.coefficients, row.weighted + of.weighted};
       }
-      args_.losses[first_ + r] = loss;
+      args_.losses[first_ + r] = row.loss;
+      sum_ += row.coefficients;
+      weighted_ += row.weighted;
     }
   }
 
