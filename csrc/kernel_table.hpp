@@ -5,6 +5,7 @@
 #include "pairwise/args.hpp"
 #include "peak/args.hpp"
 #include "quantize/args.hpp"
+#include "siglip/args.hpp"
 #include "topk/args.hpp"
 
 namespace simtile {
@@ -21,6 +22,7 @@ struct KernelTable {
   const MaxsimCodesKernel& (*maxsim_codes)();
   const MaxsimBackwardKernel& (*maxsim_backward)();
   const PairwiseKernel& (*pairwise)();
+  const SiglipKernel& (*siglip)();
 };
 
 // One per compiled level; cmake/levels.cmake decides which exist.
@@ -33,6 +35,7 @@ struct KernelTable {
   const MaxsimCodesKernel& maxsim_codes_table();       \
   const MaxsimBackwardKernel& maxsim_backward_table(); \
   const PairwiseKernel& pairwise_table();              \
+  const SiglipKernel& siglip_table();                  \
   }
 #if defined(__x86_64__)
 SIMTILE_DECLARE_LEVEL(baseline)

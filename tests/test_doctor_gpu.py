@@ -22,7 +22,7 @@ from simtile.reference import topk_numpy
 torch = pytest.importorskip("torch")
 
 from simtile.doctor import device as devices  # noqa: E402 - it needs torch
-from simtile.doctor import gpu, maxsim, maxsim_topk, pairwise, topk  # noqa: E402
+from simtile.doctor import gpu, maxsim, maxsim_topk, pairwise, siglip, topk  # noqa: E402
 
 TINY = (info_nce.Case(5, 6, 7, 1, ids=True), info_nce.Case(4, 4, 3, normalize=False))
 LARGE = info_nce.Case(9, 11, 8)
@@ -88,6 +88,7 @@ def best_by_cpu(*inputs, backend, **options):
 
 
 PAIRS = pairwise.Case(40, 6, 5, "euclidean")
+SIGMOID = siglip.Case(30, 40, 6)
 
 
 def chosen_by_cpu(device, case, x, labels):
@@ -140,6 +141,10 @@ def fake(monkeypatch):
     monkeypatch.setattr(pairwise, "chosen", chosen_by_cpu)
     monkeypatch.setattr(pairwise, "CASES", (PAIRS,))
     monkeypatch.setattr(pairwise, "REPEATED", PAIRS)
+    by_name = types.SimpleNamespace(siglip_loss=by_cpu(simtile.siglip_loss))
+    monkeypatch.setattr(siglip, "simtile", by_name)
+    monkeypatch.setattr(siglip, "CASES", (SIGMOID,))
+    monkeypatch.setattr(siglip, "REPEATED", SIGMOID)
     monkeypatch.setattr(info_nce, "SMALL", TINY)
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
@@ -193,7 +198,10 @@ MAXSIM = {
     *(("maxsim", backend, dtype) for backend in ("triton", "cuda") for dtype in maxsim.DTYPES),
     *(("maxsim_topk", "cuda", kind) for kind in maxsim_topk.KINDS),
 }
-ALL_PAIRS = {(loss, "triton", dtype) for loss in pairwise.LOSSES for dtype in pairwise.DTYPES}
+ALL_PAIRS = {
+    *((loss, "triton", dtype) for loss in pairwise.LOSSES for dtype in pairwise.DTYPES),
+    *(("siglip", "triton", dtype) for dtype in siglip.DTYPES),
+}
 
 
 def test_a_whole_run(report_of):
@@ -216,10 +224,11 @@ def test_a_whole_run(report_of):
         ("maxsim", "same bits"),
         ("maxsim_topk", "the best of all scores"),
         *((loss, what) for loss in pairwise.LOSSES for what in ("values", "same bits")),
+        *(("siglip", what) for what in ("values", "same bits")),
     }
     for check in half["checks"]:
         outputs = " ".join(c["output"] for c in check["comparisons"])
-        if check["kernel"] in pairwise.LOSSES:
+        if check["kernel"] in (*pairwise.LOSSES, "siglip"):
             assert "loss" in outputs, check
             assert "grad" in outputs, check
         elif check["kernel"] == "maxsim_topk":
@@ -321,6 +330,22 @@ def test_one_wrong_part_of_a_loss_over_all_pairs_fails(part, loss, dtype, fake, 
         assert not failed
     else:
         assert part in failed
+
+
+@pytest.mark.parametrize("dtype", siglip.DTYPES)
+@pytest.mark.parametrize("name", siglip.OUTPUTS)
+def test_one_wrong_part_of_a_sigmoid_loss_fails(name, dtype, fake, monkeypatch):
+    def wrong(case, inputs, backend):
+        found = right(case, inputs, backend)
+        if backend == "triton":
+            largest = np.unravel_index(np.abs(found[name]).argmax(), found[name].shape)
+            found[name][largest] *= 1.1
+        return found
+
+    right = siglip.outputs_of
+    assert all(c.ok for c in siglip.values(fake, dtype, SIGMOID))
+    monkeypatch.setattr(siglip, "outputs_of", wrong)
+    assert [c.output for c in siglip.values(fake, dtype, SIGMOID) if not c.ok] == [name]
 
 
 @pytest.mark.parametrize("variant", gpu.INFO_NCE, ids=lambda x: f"{x.backend} {x.label}")
@@ -550,7 +575,7 @@ def test_memory_is_poisoned(monkeypatch):
 
 INTERPRETED = """
 import json
-from simtile.doctor import gpu, info_nce, maxsim, pairwise
+from simtile.doctor import gpu, info_nce, maxsim, pairwise, siglip
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.results import run_check
 from simtile.kernels.info_nce import triton_configs as configs
@@ -564,6 +589,7 @@ maxsim.SMALL = (maxsim.Case(2, 5, 3, 7, 9, normalize=True),)
 maxsim.SMOOTH = maxsim.Case(2, 5, 3, 7, 9, temperature=0.5)
 maxsim.REPEATED, maxsim.REPEATS = maxsim.SMALL[0], 1
 pairwise.CASES, pairwise.REPEATED = (pairwise.Case(20, 7, 4),), pairwise.Case(9, 5, 2)
+siglip.CASES, siglip.REPEATED = (siglip.Case(9, 11, 7),), siglip.Case(5, 5, 3)
 checks = gpu.checks(TorchDevice("cpu"), ("triton",), quick=True)
 print(json.dumps([run_check(check) for check in checks]))
 """
@@ -584,5 +610,5 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     checks = json.loads(done.stdout.splitlines()[-1])
     assert [check["message"] for check in checks if check["status"] != "passed"] == []
     assert names(checks) == {name for name in EVERY | MAXSIM | ALL_PAIRS if name[1] == "triton"}
-    # labels of info_nce, of MaxSim and of losses over all pairs, checks of each
-    assert len(checks) == 5 * 2 + 3 * 3 + 6 * 2
+    # labels of info_nce, MaxSim, losses over all pairs and the sigmoid loss, checks of each
+    assert len(checks) == 5 * 2 + 3 * 3 + 6 * 2 + 3 * 2

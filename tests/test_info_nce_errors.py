@@ -1,5 +1,6 @@
 """Every wrong argument raises, naming the argument, what was found and what was expected."""
 
+import math
 import re
 
 import ml_dtypes
@@ -116,12 +117,12 @@ VALUES = [
     ({"backend": "gpu"}, "backend: found 'gpu', expected one of 'auto', 'cpu', 'triton', 'cuda'"),
     ({"precision": "fp16"}, "precision: found 'fp16', expected one of 'ieee', 'tf32', 'tf32x3'"),
     ({"threads": 0}, "threads: found 0, expected 1 to 1024, or None for the default"),
+    ({"bias": math.inf}, "bias: found inf, expected a finite number"),
     ({"threads": -2}, "threads: found -2, expected 1 to 1024"),
     ({"threads": 2**40}, "threads: found 1099511627776, expected 1 to 1024"),
 ]
 
 LATER = [
-    {"bias": 0.1},
     {"matryoshka_dims": [2, 4]},
     {"matryoshka_weights": [1.0, 1.0]},
 ]

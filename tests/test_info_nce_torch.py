@@ -1,6 +1,7 @@
 """simtile.info_nce with torch: autograd, the operators, compilation, autocast, the module."""
 
 import copy
+import math
 import pickle
 import sys
 from dataclasses import replace
@@ -609,6 +610,31 @@ def test_default_device_does_not_matter():
     assert torch.equal(loss, expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [-10.0, math.inf])
+def test_a_bias_changes_nothing(reduction, dtype, bias):
+    def gradients(**options):
+        loss = simtile.info_nce(*leaves, reduction=reduction, **options)
+        loss.sum().backward()
+        grads = [x.grad.clone() for x in leaves]
+        for x in leaves:
+            x.grad = None
+        return loss, grads
+
+    leaves = [x.to(dtype).detach().requires_grad_() for x in tensors(Case(5, 7, 6))[:2]]
+    loss, grads = gradients()
+    learned = torch.tensor([bias], dtype=torch.float64, requires_grad=True)
+    for value in (learned, learned.detach(), -10.0):
+        same, same_grads = gradients(bias=value)
+        assert torch.equal(same, loss)
+        assert same.dtype == dtype
+        assert all(map(torch.equal, same_grads, grads))
+    assert torch.equal(learned.grad, torch.zeros(1, dtype=torch.float64))
+    with torch.no_grad():
+        assert torch.equal(simtile.info_nce(*leaves, reduction=reduction, bias=learned), loss)
+
+
 class TestModule:
     case = Case(9, 11, 6, 2)
 
@@ -676,7 +702,7 @@ class TestModule:
         for options, message in (
             ({"temperature": 0.0}, r"temperature: found 0\.0"),
             ({"reduction": "avg"}, "reduction: found 'avg'"),
-            ({"bias": 1.0}, "bias: found 1.0, which is not available yet"),
+            ({"bias": math.nan}, "bias: found nan, expected a finite number"),
             ({"threads": 0}, "threads: found 0"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -35,6 +35,12 @@ ROUNDOFFS = {
     "pairwise.grad_chosen": 4.0,
     "pairwise.uniformity": 8.0,
     "pairwise.grad_uniformity": 16.0,
+    # Per unit of a logit's size.
+    "siglip.losses": 8.0,
+    "siglip.grad_queries": 8.0,
+    "siglip.grad_documents": 8.0,
+    "siglip.grad_temperature": 8.0,
+    "siglip.grad_bias": 8.0,
 }
 # Gradients that are products of coefficients and operands.
 PRODUCTS = (
@@ -42,6 +48,8 @@ PRODUCTS = (
     "info_nce.grad_documents",
     "info_nce.grad_negatives",
     "pairwise.grad_uniformity",
+    "siglip.grad_queries",
+    "siglip.grad_documents",
 )
 
 

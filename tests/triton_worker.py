@@ -200,6 +200,34 @@ def pairwise(name, x, options, labels=None, *, device="cpu", tiles=None):
     return [x.numpy(force=True) for x in results]
 
 
+def siglip(case, dtype, need, *, device="cpu", tiles=None, chunk_bytes=1):
+    """`ops.siglip_triton` on a case of siglip_cases, as its run_kernel does: results are full of
+    NaN before. On the CPU tiles are small, and a chunk has the rows of one."""
+    import torch
+    from info_nce_cases import as_tensor
+    from siglip_cases import stored
+    from simtile.kernels.siglip import triton_configs as configs
+
+    from simtile.ops import siglip_triton
+
+    def poisoned(*shape, **how):
+        return empty(*shape, **how).fill_(torch.nan)
+
+    empty = torch.empty
+    inputs = [as_tensor(stored(x, dtype), device) for x in case.inputs[:2]]
+    numbers = [torch.tensor(case[name], dtype=torch.float64) for name in ("temperature", "bias")]
+    if device == "cpu":
+        tiles = configs.Tile(16, 32, 32, 1, 1)
+    torch.empty = poisoned
+    try:
+        results = siglip_triton.run(
+            *inputs, *numbers, case["normalize"], 1.0, need, tiles, chunk_bytes
+        )
+    finally:
+        torch.empty = empty
+    return [None if x is None else x.numpy(force=True) for x in results]
+
+
 def main():
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what is printed must not mix with the answers

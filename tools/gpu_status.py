@@ -31,6 +31,7 @@ TESTS = {
     ("maxsim", "cuda"): "tests/test_maxsim_cuda_host.py",
     ("pairwise", "triton"): "tests/test_pairwise_triton.py",
     ("quantize", "triton"): "tests/test_quantize_triton.py",
+    ("siglip", "triton"): "tests/test_siglip_triton.py",
     ("topk", "cuda"): "tests/test_topk.py",
 }
 # A file of bench/results/ptx. A run in it names its kernel; one of top-k, a whole call, names all.
@@ -41,6 +42,7 @@ PTX: dict[tuple[str, str], str] = {
     ("maxsim", "cuda"): "maxsim_cuda",
     ("pairwise", "triton"): "pairwise",
     ("quantize", "triton"): "quantize",
+    ("siglip", "triton"): "siglip",
     ("topk", "cuda"): "topk",
 }
 # What `simtile doctor` calls the operation of a kernel, by element type; other types: all of them.
@@ -49,6 +51,7 @@ CHECKS: dict[str, dict[str, str]] = {
     "maxsim": {"": "maxsim"},
     "pairwise": {"": "batch_hard_triplet"},
     "quantize": {"": "quantize"},
+    "siglip": {"": "siglip"},
     "topk": {"": "topk"},
 }
 

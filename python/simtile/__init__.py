@@ -16,6 +16,7 @@ from simtile.quantize import quantize
 from simtile.quantized import Quantized
 from simtile.residual import ResidualCodec, ResidualTokens
 from simtile.search import merge_topk, range_search, topk
+from simtile.siglip import siglip_loss
 from simtile.triplet import batch_hard_triplet_loss, triplet_loss
 from simtile.uniformity import alignment, anisotropy, uniformity
 from simtile.xtr import xtr_scores
@@ -46,6 +47,7 @@ __all__ = [
     "quantize",
     "range_search",
     "set_num_threads",
+    "siglip_loss",
     "topk",
     "triplet_loss",
     "uniformity",

@@ -22,6 +22,7 @@ __all__: list[str] = [
     "range_search",
     "score_rows",
     "set_num_threads",
+    "siglip",
     "topk",
     "uniformity",
     "value_ranges",
@@ -260,6 +261,19 @@ def topk(
     scores: numpy.ndarray,
     ids: numpy.ndarray,
 ) -> None: ...
+def siglip(
+    queries: numpy.ndarray,
+    documents: numpy.ndarray,
+    dtype: str,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    bias: typing.SupportsFloat | typing.SupportsIndex,
+    normalize: bool,
+    weight: typing.SupportsFloat | typing.SupportsIndex,
+    losses: numpy.ndarray,
+    grad_queries: numpy.ndarray | None,
+    grad_documents: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[float, float]: ...
 def uniformity(
     embeddings: numpy.ndarray,
     dtype: str,

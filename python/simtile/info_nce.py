@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _core, _inputs
+from simtile import _core, _inputs, _pairwise
 from simtile._contrast import (
     DIRECTIONS,
     SCOPES,
@@ -35,7 +35,7 @@ def info_nce(
     negatives: torch.Tensor | None = None,
     *,
     temperature: float | torch.Tensor = 0.05,
-    bias: None = None,
+    bias: float | torch.Tensor | None = None,
     normalize: bool = True,
     targets: torch.Tensor | Sequence[int] | None = None,
     directions: Sequence[str] = ("query_to_doc",),
@@ -82,6 +82,10 @@ def info_nce(
     temperature : float or Tensor with one element
         τ > 0. A tensor is differentiated if it requires a gradient. Its value on a GPU is not
         read back: one that is not above 0 makes the result meaningless or NaN.
+    bias : float or Tensor with one element, optional
+        Added to every logit, which changes nothing: it cancels in log Σ exp(s + b) − (s₊ + b). So
+        the loss is the same without it and its gradient exactly 0. It is here so that one set of
+        arguments serves :func:`simtile.siglip_loss` as well, where it matters.
     normalize : bool
         Divide every vector by max(‖x‖, 1e-12) first, as ``torch.nn.functional.normalize``; the
         gradients include it.
@@ -141,7 +145,7 @@ def info_nce(
         The CPU always computes them in full; other element types are multiplied exactly.
     threads : int, optional
         Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default.
-    bias, matryoshka_dims, matryoshka_weights
+    matryoshka_dims, matryoshka_weights
         Not available yet in this version: any value but None raises ValueError. On a GPU the same
         holds for directions other than query_to_doc, guide, false_negative_margin, hardness and
         the scope "queries".
@@ -173,7 +177,7 @@ def info_nce(
     >>> loss = simtile.info_nce(query_embeddings, document_embeddings, temperature=0.05)
     >>> loss.backward()
     """
-    _check_later(bias, matryoshka_dims, matryoshka_weights)
+    _check_later(matryoshka_dims, matryoshka_weights)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
     contrast = check_contrast(
         directions,
@@ -188,10 +192,12 @@ def info_nce(
         guide_margin_strategy,
     )
     try:
-        from simtile.ops.info_nce import info_nce_tensors
+        from simtile.ops.info_nce import check_bias, info_nce_tensors, with_bias
     except ModuleNotFoundError as error:
         raise _inputs.explain_missing(error, "simtile.info_nce takes torch tensors") from None
-    return info_nce_tensors(
+    if bias is not None:
+        check_bias(bias)
+    loss = info_nce_tensors(
         queries,
         documents,
         negatives,
@@ -207,6 +213,7 @@ def info_nce(
         _inputs.check_precision(precision),
         _inputs.check_threads(threads),
     )
+    return loss if bias is None else with_bias(loss, bias)
 
 
 def info_nce_grad(
@@ -215,7 +222,7 @@ def info_nce_grad(
     negatives: npt.ArrayLike | None = None,
     *,
     temperature: float = 0.05,
-    bias: None = None,
+    bias: float | None = None,
     normalize: bool = True,
     targets: npt.ArrayLike | None = None,
     directions: Sequence[str] = ("query_to_doc",),
@@ -253,8 +260,8 @@ def info_nce_grad(
         K hard negatives for each query.
     temperature : float
         τ > 0, divides the similarities.
-    normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, guide, \
-guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
+    bias, normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, \
+guide, guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
 precision, threads
         As in :func:`simtile.info_nce`.
     backend : "auto", "cpu" or "reference"
@@ -282,7 +289,9 @@ precision, threads
     --------
     >>> loss, grad_queries, grad_documents = simtile.info_nce_grad(queries, documents)
     """
-    _check_later(bias, matryoshka_dims, matryoshka_weights)
+    _check_later(matryoshka_dims, matryoshka_weights)
+    if bias is not None:
+        _pairwise.check_number("bias", bias)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
     contrast = check_contrast(
         directions,
@@ -524,9 +533,8 @@ def _as_arrays(
     return (inputs[0], inputs[1], inputs[2] if negatives is not None else None), guides, dtype
 
 
-def _check_later(bias: object, matryoshka_dims: object, matryoshka_weights: object) -> None:
+def _check_later(matryoshka_dims: object, matryoshka_weights: object) -> None:
     for name, value in (
-        ("bias", bias),
         ("matryoshka_dims", matryoshka_dims),
         ("matryoshka_weights", matryoshka_weights),
     ):

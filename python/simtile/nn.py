@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from simtile import _inputs
 from simtile._cached import CachedLoss as CachedLoss
+from simtile._pairwise import check_number
 from simtile.info_nce import info_nce
 from simtile.ops._backends import check_available
+from simtile.siglip import siglip_loss
 
 # Arguments of info_nce that belong to a batch; all others can be given to the module.
 _PER_BATCH = ("queries", "documents", "negatives", "targets", "query_ids", "document_ids")
@@ -112,3 +114,141 @@ class InfoNCE(torch.nn.Module):
             # Not run here, on a tensor of the CPU.
             check_available(options.pop("backend"))
         info_nce(one, one, temperature=1.0, **options)
+
+
+class CLIPLoss(InfoNCE):
+    """CLIP's loss: :func:`simtile.info_nce` from queries to documents and back, and their mean.
+
+    Radford et al. 2021, arXiv:2103.00020, fig. 3; open_clip's ClipLoss, whose ``logit_scale``
+    parameter is minus ``log_temperature``.
+
+    Parameters
+    ----------
+    temperature : float
+        Divides the similarities, or with ``learnable_temperature`` the value to start from.
+    learnable_temperature : bool
+        Train ``log_temperature``, the logarithm of the temperature; exclude it from weight decay.
+    largest_scale : float
+        A learnable temperature is kept from falling below the inverse of this, as the paper does
+        for stability.
+    **same
+        Other options of :func:`simtile.info_nce`, without directions and partition.
+
+    Raises
+    ------
+    ValueError, RuntimeError, TypeError
+        A value that :func:`simtile.info_nce` refuses, or an option that it does not have.
+
+    Examples
+    --------
+    >>> loss_fn = simtile.nn.CLIPLoss()
+    >>> loss = loss_fn(image_embeddings, text_embeddings)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable_temperature: bool = True,
+        *,
+        largest_scale: float = 100.0,
+        **same: Any,
+    ) -> None:
+        for name in ("directions", "partition"):
+            if name in same:
+                raise TypeError(f"{name}: CLIPLoss has its own; use simtile.nn.InfoNCE")
+        fixed = {
+            "directions": ("query_to_doc", "doc_to_query"),
+            "partition": "per_direction",
+        }
+        super().__init__(temperature, learnable_temperature, **fixed, **same)
+        self._largest_scale = check_number("largest_scale", largest_scale, positive=True)
+
+    def forward(self, queries: Tensor, documents: Tensor, *rest: Any, **batch: Any) -> Tensor:
+        """The loss of a batch: [N, D], [M, D] and what :meth:`InfoNCE.forward` takes."""
+        if self.log_temperature is not None:
+            with torch.no_grad():
+                self.log_temperature.clamp_(min=-math.log(self._largest_scale))
+        return super().forward(queries, documents, *rest, **batch)
+
+
+class SigLIPLoss(torch.nn.Module):
+    """:func:`simtile.siglip_loss` as a module, with its temperature and bias.
+
+    open_clip's SigLipLoss, whose ``logit_scale`` parameter is minus ``log_temperature``.
+
+    Parameters
+    ----------
+    temperature, bias : float
+        What Zhai et al. start from. The parameters are ``log_temperature``, the logarithm of the
+        temperature, so that it stays above 0, and ``bias``; exclude both from weight decay.
+    learnable_temperature, learnable_bias : bool
+        Train them.
+    normalize, reduction, backend, threads
+        As in :func:`simtile.siglip_loss`.
+
+    Raises
+    ------
+    ValueError, RuntimeError, TypeError
+        A value that :func:`simtile.siglip_loss` refuses.
+
+    Examples
+    --------
+    >>> loss_fn = simtile.nn.SigLIPLoss()
+    >>> loss = loss_fn(image_embeddings, text_embeddings)
+    """
+
+    log_temperature: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        *,
+        learnable_temperature: bool = True,
+        learnable_bias: bool = True,
+        normalize: bool = True,
+        reduction: Literal["mean", "sum"] = "mean",
+        backend: Literal["auto", "cpu", "triton", "reference"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        if backend == "triton":
+            check_available(backend)
+        else:  # fail where the module is made, not at its first batch
+            one = torch.zeros(1, 1)
+            siglip_loss(one, one, reduction=reduction, backend=backend, threads=threads)
+        start = (
+            ("log_temperature", learnable_temperature, _inputs.check_temperature(temperature)),
+            ("bias", learnable_bias, check_number("bias", bias)),
+        )
+        for name, learnable, value in start:
+            number = math.log(value) if name == "log_temperature" else value
+            tensor = torch.tensor(number, dtype=torch.float32)
+            if learnable:
+                self.register_parameter(name, torch.nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+        self._options: dict[str, Any] = {
+            "normalize": normalize,
+            "reduction": reduction,
+            "backend": backend,
+            "threads": threads,
+        }
+
+    @property
+    def temperature(self) -> Tensor:
+        """The temperature in use, differentiable if it is learnable."""
+        return self.log_temperature.exp()
+
+    def forward(self, queries: Tensor, documents: Tensor) -> Tensor:
+        """The loss of a batch, [N, D] and [M, D] as in :func:`simtile.siglip_loss`."""
+        return siglip_loss(  # type: ignore[no-any-return]
+            queries, documents, temperature=self.temperature, bias=self.bias, **self._options
+        )
+
+    def extra_repr(self) -> str:
+        temperature, bias = self.temperature.item(), self.bias.item()
+        described = [f"temperature={temperature:.6g}", f"bias={bias:.6g}"]
+        described += [f"{name}={value!r}" for name, value in self._options.items()]
+        return ", ".join(described)

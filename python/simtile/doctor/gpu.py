@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simtile
-from simtile.doctor import info_nce, limits, maxsim, maxsim_topk, pairwise, topk
+from simtile.doctor import info_nce, limits, maxsim, maxsim_topk, pairwise, siglip, topk
 from simtile.doctor.cpu import differing_bits
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.info_nce import Array, Case, Exact, Inputs
@@ -98,6 +98,13 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
                 found.append(add(str(pairs_case), "values", compared))
             same = partial(pairwise.same_bits, device, loss, dtype)
             found.append(add(str(pairwise.REPEATED), "same bits", same))
+    for dtype in siglip.DTYPES if "triton" in backends else ():
+        add = partial(Check, "siglip", "triton", dtype)
+        for siglip_case in siglip.CASES[:2] if quick else siglip.CASES:
+            compared = partial(siglip.values, device, dtype, siglip_case)
+            found.append(add(str(siglip_case), "values", compared))
+        same = partial(siglip.same_bits, device, dtype)
+        found.append(add(str(siglip.REPEATED), "same bits", same))
     for kind in maxsim_topk.KINDS if "cuda" in backends else ():
         add = partial(Check, "maxsim_topk", "cuda", kind)
         for best_case in maxsim_topk.CASES:

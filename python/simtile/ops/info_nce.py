@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from simtile import _inputs
+from simtile import _inputs, _pairwise
 from simtile._contrast import Contrast, check_guide_shapes
 from simtile.info_nce import reduce_losses, run
 from simtile.ops._backends import check_available, choose
@@ -175,6 +175,22 @@ def info_nce_tensors(
         queries, documents, negatives, temperature, *others
     )
     return loss  # type: ignore[no-any-return]
+
+
+def check_bias(bias: object) -> None:
+    """Raise unless `bias` is a finite number, or a tensor of one, whose value is not read."""
+    if isinstance(bias, Tensor):
+        check_one_number("bias", bias)
+    else:
+        _pairwise.check_number("bias", bias)
+
+
+def with_bias(loss: Tensor, bias: float | Tensor) -> Tensor:
+    """The loss, of which the bias has a gradient of exactly 0: softmax does not notice it."""
+    if not (isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled()):
+        return loss
+    nowhere = torch.zeros_like(bias, dtype=torch.bool)
+    return loss + torch.where(nowhere, bias, 0.0).reshape(()).to(loss)
 
 
 def _forward(
