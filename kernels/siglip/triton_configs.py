@@ -30,6 +30,7 @@ SM120_PRODUCTS_FLOAT32 = Tile(32, 32, 16, 4, 2)
 HALF = Tile(64, 64, 64, 4, 3)
 HALF_PRODUCTS = Tile(64, 128, 32, 4, 3)
 # AMD's scalar registers hold the conditions of a tile's elements, and so bound its size.
+GFX_COEFFICIENTS = Tile(16, 32, 32, 4, 1)
 GFX_FLOAT32 = Tile(32, 64, 16, 4, 1)
 GFX_HALF = Tile(64, 64, 32, 4, 1)
 GROUP = 8  # tiles of rows that share tiles of columns
@@ -37,6 +38,8 @@ GROUP = 8  # tiles of rows that share tiles of columns
 
 def tile(kernel: str, dtype: str, family: str) -> Tile:
     if family.startswith("gfx"):
+        if kernel == "coefficients":
+            return GFX_COEFFICIENTS
         return GFX_FLOAT32 if dtype == "float32" else GFX_HALF
     if kernel == "products":
         if dtype == "float32":

@@ -242,6 +242,19 @@ def score_rows(
     scores: numpy.ndarray,
 ) -> None: ...
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+def siglip(
+    queries: numpy.ndarray,
+    documents: numpy.ndarray,
+    dtype: str,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    bias: typing.SupportsFloat | typing.SupportsIndex,
+    normalize: bool,
+    weight: typing.SupportsFloat | typing.SupportsIndex,
+    losses: numpy.ndarray,
+    grad_queries: numpy.ndarray | None,
+    grad_documents: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[float, float]: ...
 def topk(
     kind: str,
     metric: str,
@@ -261,19 +274,6 @@ def topk(
     scores: numpy.ndarray,
     ids: numpy.ndarray,
 ) -> None: ...
-def siglip(
-    queries: numpy.ndarray,
-    documents: numpy.ndarray,
-    dtype: str,
-    temperature: typing.SupportsFloat | typing.SupportsIndex,
-    bias: typing.SupportsFloat | typing.SupportsIndex,
-    normalize: bool,
-    weight: typing.SupportsFloat | typing.SupportsIndex,
-    losses: numpy.ndarray,
-    grad_queries: numpy.ndarray | None,
-    grad_documents: numpy.ndarray | None,
-    threads: typing.SupportsInt | typing.SupportsIndex,
-) -> tuple[float, float]: ...
 def uniformity(
     embeddings: numpy.ndarray,
     dtype: str,

@@ -59,7 +59,11 @@ def outputs_of(case: Case, inputs: tuple[torch.Tensor, ...], backend: str) -> di
     numbers = (torch.tensor(x, dtype=torch.float64, device=device) for x in (0.1, case.bias))
     leaves = [x.detach().requires_grad_() for x in (*inputs, *numbers)]
     loss = simtile.siglip_loss(
-        *leaves[:2], temperature=leaves[2], bias=leaves[3], reduction="sum", backend=backend
+        *leaves[:2],
+        temperature=leaves[2],
+        bias=leaves[3],
+        reduction="sum",
+        backend=backend,  # type: ignore[arg-type]
     )
     loss.backward()
     found = [loss, *(x.grad for x in leaves)]
