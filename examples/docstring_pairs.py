@@ -15,7 +15,7 @@ from torch import Tensor
 import simtile
 from simtile.demo import docstrings, minilm
 
-HELD_OUT = 400
+HELD_OUT = 200
 
 
 class Triple(NamedTuple):

@@ -35,7 +35,7 @@ def test_simcse(name):
     recalls = [re.search(r"recall@10 (0\.\d+)", line) for line in (before, after)]
     # Two steps change little of what MiniLM finds, and chance is 10 of hundreds.
     assert all(float(found[1]) > 0.5 for found in recalls)
-    assert float(re.fullmatch(r"step +1  loss (\d+\.\d+)", step)[1]) < 3.0
+    assert float(re.fullmatch(r"step +1  loss (\S+)", step)[1]) < 3.0
 
 
 def test_trainer():
