@@ -38,7 +38,9 @@ class Contrast(NamedTuple):
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> Contrast:
-        directions, per_direction, scope, others, own, margin, guide_margin, relative, *rest = numbers
+        directions, per_direction, scope, others, own, margin, guide_margin, relative, *rest = (
+            numbers
+        )
         widths, shares = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         return cls(
             int(directions),

@@ -135,9 +135,9 @@ def info_nce(
         dimensions of all vectors, each normalised by itself (Kusupati et al. 2022,
         arXiv:2205.13147). Any order, each width once; equal weights unless given, and only their
         ratios matter (sentence-transformers' MatryoshkaLoss is the weighted sum: the average times
-        the sum of the weights). On the CPU all widths together cost about what the widest does;
-        with a guide, a margin, hardness or hard negatives in the scope "own", and on a GPU, they are
-        separate runs, summed up.
+        the sum of the weights). On the CPU all widths together cost little more than the widest
+        alone; with a guide, a margin, hardness or hard negatives in the scope "own", and on a GPU,
+        each width is a run of its own.
     reduction : "mean", "sum" or "none"
         Over the N losses.
     backend : str
