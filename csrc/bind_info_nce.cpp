@@ -160,10 +160,10 @@ void register_info_nce(py::module_& m) {
   m.def("info_nce", &info_nce, py::arg("queries"), py::arg("documents"), py::arg("negatives"), py::arg("dtype"),
         py::arg("temperature"), py::arg("normalize"), py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"),
         py::arg("directions"), py::arg("per_direction"), py::arg("scope"), py::arg("harden_others"),
-        py::arg("harden_own"), py::arg("margin"), py::arg("guide_margin"), py::arg("guide_relative"), py::arg("widths"), py::arg("shares"),
-        py::arg("guide_queries"), py::arg("guide_documents"), py::arg("guide_negatives"), py::arg("weight"),
-        py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"), py::arg("grad_documents"),
-        py::arg("grad_negatives"), py::arg("threads"));
+        py::arg("harden_own"), py::arg("margin"), py::arg("guide_margin"), py::arg("guide_relative"), py::arg("widths"),
+        py::arg("shares"), py::arg("guide_queries"), py::arg("guide_documents"), py::arg("guide_negatives"),
+        py::arg("weight"), py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"),
+        py::arg("grad_documents"), py::arg("grad_negatives"), py::arg("threads"));
   m.def(
       "info_nce_arithmetic",
       [](const std::string& dtype) {

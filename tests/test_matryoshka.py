@@ -38,6 +38,7 @@ AT_ONCE = {
     "negatives_scope": ("all", "queries"),
 }
 TUPLES = pairwise(AT_ONCE)
+SPECIAL = ("duplicates", "zero rows")
 ANY = {**LEVELS, "matryoshka": ("dims", "dims and weights"), "bias": (0.0,)}
 QUERIES = [[1, 0, 0.9, 0.1, 0.5, 0.2], [0, 1, 0.1, 0.9, 0.2, 0.5]]
 DOCUMENTS = [[0.95, 0.05, 0.85, 0.15, 0.45, 0.25], [0.05, 0.95, 0.15, 0.85, 0.25, 0.45]]
@@ -52,20 +53,22 @@ def with_widths(case, widths, seed=0):
 
 
 @st.composite
-def prefix_cases(draw, levels, sizes=(1, 2, 7, 33, 111), dimensions=(1, 3, 7, 64, 111, 300)):
+def prefix_cases(
+    draw, levels, sizes=(1, 2, 7, 33, 111), dimensions=(1, 3, 7, 64, 111, 300), ties=True
+):
     dtype = draw(st.sampled_from(DTYPES))
     case = Case(
         queries=draw(st.sampled_from(sizes)),
         dimensions=draw(st.sampled_from(dimensions)),
         guide_dimensions=5,
         drawn=draw(option_tuples(levels)),
-        special=tuple(sorted(draw(st.sets(st.sampled_from(("duplicates", "zero rows")))))),
+        special=tuple(sorted(draw(st.sets(st.sampled_from(SPECIAL))))) if ties else (),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
     d = case.dimensions
     widths = draw(st.sets(st.integers(1, d) | st.just(d), min_size=1, max_size=5))
     with_widths(case, sorted(widths), case.seed)
-    if draw(st.booleans()):  # prefixes of zeros, in rows that are none
+    if ties and draw(st.booleans()):  # prefixes of zeros, in rows that are none
         for name in ("queries", "documents"):
             case.arrays[name][:: draw(st.integers(1, 5)), : draw(st.integers(0, d - 1))] = 0.0
     return rounded(case, dtype), dtype
@@ -102,10 +105,11 @@ def test_prefixes_are_the_oracle(drawn):
     check_case(case, dtype, run_case(case, dtype))
 
 
-# One at a time because of their thresholds, which must not be ties.
-@given(prefix_cases(ANY, sizes=(1, 2, 7), dimensions=(3, 7, 16)))
+@given(prefix_cases(ANY, sizes=(1, 2, 7), dimensions=(3, 7, 16), ties=False))
 def test_prefixes_with_any_options(drawn):
     case, dtype = drawn
+    # In one dimension all cosines are 1 or -1, and rounding decides which exceed a threshold.
+    assume(case["false_negative_margin"] is None or case["dims"].min() > 1)
     truth = run_oracle(case)
     assume(truth.closest_call > CLOSE[dtype])
     check_case(case, dtype, run_case(case, dtype), truth)

@@ -54,7 +54,7 @@ struct Side {
   char* packed;
   char* guide_packed;
   char* slices;  // for the gradient of columns
-  T* scale;  // for every width
+  T* scale;      // for every width
   T* guide_scale;
   T* coefficient;
   T* gradient;  // [chunk, D]: without the rows' scales

@@ -40,7 +40,7 @@ class InfoNce : public InfoNcePlan<Engine> {
         if (side.present) operand_[side.operand].touched = true;
     }
     for (Vectors& operand : operand_) {
-      if (!operand.gradient || !finished_last(operand)) continue;
+      if (!operand.gradient || !finished_last(operand) || (!args_.normalize && widths_ == 1)) continue;
       now_ = &operand;
       each<&InfoNce::project>(executor, tasks_of(operand.panels));
     }
@@ -49,14 +49,15 @@ class InfoNce : public InfoNcePlan<Engine> {
 
  private:
   using Base = InfoNcePlan<Engine>;
-  using Base::args_, Base::widths_, Base::ones_, Base::operand_, Base::side_, Base::group_, Base::groups_, Base::group_now_, Base::block_,
-      Base::blocks_, Base::positive_block_, Base::positives_, Base::own_, Base::panels_, Base::panels_per_task_,
-      Base::tasks_, Base::slices_, Base::slices_per_task_, Base::slice_tasks_, Base::panel_bytes_,
-      Base::guide_panel_bytes_, Base::scores_bytes_, Base::slice_bytes_, Base::worker_bytes_, Base::guide_offset_,
-      Base::chunk_, Base::rows_per_task_, Base::first_, Base::rows_, Base::workers_, Base::positive_, Base::maximum_,
-      Base::inverse_sum_, Base::threshold_, Base::guide_threshold_, Base::own_guide_threshold_, Base::own_threshold_,
-      Base::partial_max_, Base::own_scores_, Base::hard_logits_, Base::partial_sum_, Base::partial_weighted_,
-      Base::column_max_, Base::column_sum_, Base::row_max_, Base::row_sum_, Base::row_positive_;
+  using Base::args_, Base::widths_, Base::ones_, Base::operand_, Base::side_, Base::group_, Base::groups_,
+      Base::group_now_, Base::block_, Base::blocks_, Base::positive_block_, Base::positives_, Base::own_, Base::panels_,
+      Base::panels_per_task_, Base::tasks_, Base::slices_, Base::slices_per_task_, Base::slice_tasks_,
+      Base::panel_bytes_, Base::guide_panel_bytes_, Base::scores_bytes_, Base::slice_bytes_, Base::worker_bytes_,
+      Base::guide_offset_, Base::chunk_, Base::rows_per_task_, Base::first_, Base::rows_, Base::workers_,
+      Base::positive_, Base::maximum_, Base::inverse_sum_, Base::threshold_, Base::guide_threshold_,
+      Base::own_guide_threshold_, Base::own_threshold_, Base::partial_max_, Base::own_scores_, Base::hard_logits_,
+      Base::partial_sum_, Base::partial_weighted_, Base::column_max_, Base::column_sum_, Base::row_max_, Base::row_sum_,
+      Base::row_positive_;
   using Base::kColumns, Base::kLanes;
   using Base::panel_scores, Base::has_guide, Base::has_thresholds, Base::tasks_of, Base::start, Base::length,
       Base::panel_end, Base::rows_end, Base::slices_end;
@@ -94,8 +95,7 @@ class InfoNce : public InfoNcePlan<Engine> {
 
   typename Engine::Rows columns(const Vectors& operand, int64_t panel, int64_t count, int k) const {
     const int64_t j = panel * kColumns;
-    return {operand.row(j) + start(k), operand.stride, count, operand.pack + j,
-            widths_ > 1 ? ones_ : operand.tile + j};
+    return {operand.row(j) + start(k), operand.stride, count, operand.pack + j, widths_ > 1 ? ones_ : operand.tile + j};
   }
   typename Engine::Rows rows(const Side<Engine>& side, int64_t first, int64_t count, int k) const {
     const Vectors& operand = operand_[side.operand];

@@ -32,8 +32,8 @@ void InfoNce<Engine>::accumulate(int64_t task, int worker) {
   for (Vectors& operand : operand_) {
     const int64_t tasks = wants_columns(operand) ? tasks_of(operand.panels) : 0;
     if (task < tasks)
-      return accumulate_columns(operand, task * panels_per_task_,
-                                least(operand.panels, (task + 1) * panels_per_task_), worker);
+      return accumulate_columns(operand, task * panels_per_task_, least(operand.panels, (task + 1) * panels_per_task_),
+                                worker);
     task -= tasks;
   }
 }
@@ -68,12 +68,14 @@ void InfoNce<Engine>::accumulate_rows(int side, int64_t task, int worker) {
     const Vectors& operand = operand_[block.operand];
     for (int64_t j = 0; j < operand.count; j += Engine::kPacked, accumulate = true)
       for (int k = 0; k < widths_; k++) {
-        const int64_t before = slices_end(k), first = most(first_slice, before), last = least(last_slice, slices_end(k + 1));
+        const int64_t before = slices_end(k), first = most(first_slice, before),
+                      last = least(last_slice, slices_end(k + 1));
         if (first >= last) continue;
-        Engine::accumulate_queries(panel_scores(block.first_panel + j / kColumns, k), panel_stride(),
-                                   columns(operand, j / kColumns, least<int64_t>(Engine::kPacked, operand.count - j), k),
-                                   rows_, first - before, last - before, length(k), workers_ + worker * worker_bytes_,
-                                   side_[side].gradient + start(k), args_.dimensions, accumulate);
+        Engine::accumulate_queries(
+            panel_scores(block.first_panel + j / kColumns, k), panel_stride(),
+            columns(operand, j / kColumns, least<int64_t>(Engine::kPacked, operand.count - j), k), rows_,
+            first - before, last - before, length(k), workers_ + worker * worker_bytes_,
+            side_[side].gradient + start(k), args_.dimensions, accumulate);
       }
   }
 }

@@ -51,8 +51,8 @@ void InfoNce<Engine>::finish_prefix_losses() {
       }
       const double others = sum_of[0] + sum_of[1], share = args_.shares[k];
       args_.losses[first_ + r] += share * loss_of(others, logit - m) / groups_;
-      const double scale = share * row_weight(first_ + r) /
-                           (args_.temperature * (others + positives_ * __builtin_exp(logit - m)));
+      const double scale =
+          share * row_weight(first_ + r) / (args_.temperature * (others + positives_ * __builtin_exp(logit - m)));
       grad_temperature_ -= scale * (weighted_of[0] + weighted_of[1] - others * (logit - m));
       if (!args_.wants_gradients()) continue;
       inverse_sum_[at] = static_cast<T>(scale);

@@ -144,8 +144,8 @@ class InfoNcePlan {
       for (int b = 0; b < blocks_; b++) columns += operand_[block_[b].operand].count;
       widest = most(widest, columns);
     }
-    const int64_t most_rows =
-        least(Engine::kChunkRows, most(kPanelBytes / (widths_ * widest * static_cast<int64_t>(sizeof(T))), kFewestRows));
+    const int64_t most_rows = least(
+        Engine::kChunkRows, most(kPanelBytes / (widths_ * widest * static_cast<int64_t>(sizeof(T))), kFewestRows));
     const int64_t chunks = (args_.rows + most_rows - 1) / most_rows;
     chunk_ = Engine::round_rows((args_.rows + chunks - 1) / chunks);
     rows_per_task_ = Engine::round_rows((chunk_ + 4 * threads_ - 1) / (4 * threads_));

@@ -130,8 +130,8 @@ struct FloatEngine : ScorePanel<T> {
           multiply<kRows, ValueStep<T>>(reinterpret_cast<const T*>(c + k / kColumns * panel_stride) + r * kColumns,
                                         kColumns, 1, packed + k * kColumns,
                                         least<int64_t>(kColumns, documents.count - k), k > 0, tile);
-        write_tile<T>(tile, out + r * stride + d, stride, static_cast<int>(least<int64_t>(kRows, rows - r)),
-                      columns, accumulate);
+        write_tile<T>(tile, out + r * stride + d, stride, static_cast<int>(least<int64_t>(kRows, rows - r)), columns,
+                      accumulate);
       }
     }
   }

@@ -316,7 +316,9 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   const bool rounds_coefficients = std::strstr(variant.arithmetic, "bf16") && !std::strstr(variant.arithmetic, "x3");
   double shares_sum = c.widths.empty() ? 1 : 0;  // as much as one loss has the weighted sum
   for (double share : shares) shares_sum += share;
-  const double loss_tolerance = shares_sum * (wide ? 1e-12 : 1e-5), tolerance = wide ? 1e-11 : rounds_coefficients ? 2e-2 : 3e-5;
+  const double loss_tolerance = shares_sum * (wide ? 1e-12 : 1e-5), tolerance = wide                  ? 1e-11
+                                                                                : rounds_coefficients ? 2e-2
+                                                                                                      : 3e-5;
   double loss_error = 0;
   for (int64_t i = 0; i < c.rows; i++) {
     const double difference = std::fabs(args.losses[i] - expected.losses[static_cast<size_t>(i)]);
