@@ -122,8 +122,6 @@ VALUES = [
 
 LATER = [
     {"bias": 0.1},
-    {"matryoshka_dims": [2, 4]},
-    {"matryoshka_weights": [1.0, 1.0]},
 ]
 
 

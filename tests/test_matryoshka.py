@@ -214,16 +214,6 @@ def test_gradcheck(reduction, widths):
     )
 
 
-def test_as_an_operator():
-    q, d, x = torch.randn(4, 5), torch.randn(6, 5), torch.randn(4, 2, 5)
-    inputs = [t.requires_grad_() for t in (q, d, x, torch.tensor(0.1, dtype=torch.float64))]
-    contrast = Contrast(widths=(2, 5), shares=(0.25, 0.75)).numbers()
-    for reduction in ("mean", "none"):
-        options = (True, contrast, torch.float32, [True] * 4, "cpu", "ieee", 1, reduction)
-        arguments = (*inputs, *[None] * 6, *options)
-        torch.library.opcheck(torch.ops.simtile.info_nce.default, arguments)
-
-
 def test_nan_stays_in_the_widths_that_see_it():
     q, d = (x.astype(np.float32) for x in np.random.default_rng(0).normal(size=(2, 5, 6)))
     q[1, 4] = np.nan
@@ -288,3 +278,33 @@ def test_what_is_refused(options, message):
         simtile.info_nce_grad(QUERIES, DOCUMENTS, matryoshka_dims=6)
     with pytest.raises(TypeError, match="expected integers"):
         simtile.info_nce_grad(QUERIES, DOCUMENTS, matryoshka_dims=(2.0, 6))
+
+
+def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
+    # Its kernels are those of one width; here the CPU's stand in for them.
+    operator = simtile.ops.info_nce
+    widths = []
+
+    def on_cpu(*arguments):
+        inputs, (normalize, own, dtype, need, _, precision, weight, rows) = (
+            arguments[:7],
+            arguments[7:],
+        )
+        widths.append(inputs[0].shape[1])
+        contrast = Contrast(scope=2 if own else 0).numbers()
+        rest = (normalize, contrast, dtype, need, "cpu", precision, 1, weight, rows)
+        losses, grads = operator._run(*inputs, None, None, None, *rest)
+        return torch.from_numpy(losses), grads
+
+    monkeypatch.setattr(operator, "_run_on_gpu", on_cpu)
+    generator = torch.Generator().manual_seed(0)
+    q, d, x = (torch.randn(shape, generator=generator) for shape in ((5, 8), (6, 8), (5, 2, 8)))
+    inputs = (q, d, x, torch.tensor(0.3), *[None] * 6)
+    contrast = Contrast(widths=(2, 5), shares=(0.25, 0.75)).numbers()
+    results = []
+    for backend in ("triton", "cpu"):
+        options = (True, contrast, torch.float32, [True] * 4, backend, "ieee", 1, 0.5, None)
+        losses, grads = operator._run(*inputs, *options)
+        results.append([torch.as_tensor(losses), *grads])
+    assert widths == [2, 5]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

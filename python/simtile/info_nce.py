@@ -484,7 +484,7 @@ def _sum_of_passes(
                 total = grads[i] = np.zeros((*grad.shape[:-1], dimensions), grad.dtype)
             total[..., :width] += grad
     assert losses is not None
-    return Result(losses, *grads, grad_temperature)
+    return Result(losses, grads[0], grads[1], grads[2], grad_temperature)
 
 
 def reduce_losses(losses: npt.NDArray[np.float64], reduction: str) -> float:

@@ -333,7 +333,8 @@ def _sum_of_widths(
                 continue
             if i < 3:
                 grad = torch.nn.functional.pad(grad, (0, dimensions - width))
-            sums[i] = grad if sums[i] is None else sums[i] + grad
+            before = sums[i]
+            sums[i] = grad if before is None else before + grad
     assert total is not None
     return total, (sums[0], sums[1], sums[2], sums[3])
 
