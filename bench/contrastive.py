@@ -19,7 +19,7 @@ import contrastive_tables
 import tables
 import torch
 from _common import Json, Run, Target, interleave
-from contrastive_contenders import LOSSES, PLAIN, SENTENCE_TRANSFORMERS, SIMTILE
+from contrastive_contenders import LOSSES, PLAIN, SENTENCE_TRANSFORMERS, SEPARATE, SIMTILE
 
 SCRIPT = Path(__file__).resolve()
 SIZE = {"n": 4096, "dim": 768, "guide_dim": 384}
@@ -75,13 +75,66 @@ def compare(name: str, run: Run, most: float) -> tuple[Json, list[Target]]:
     return entry, targets
 
 
+def compare_prefixes(
+    run: Run, n: int, most: float, with_original: bool
+) -> tuple[Json, list[Target]]:
+    """Matryoshka: at most `most` times the plain loss of the whole vectors; 3 times theirs.
+
+    Between the two a loss for each width, and beside the smaller size sentence-transformers'.
+    """
+    worst = contenders.gate("matryoshka", run.threads)
+    size = {**(QUICK if run.quick else SIZE), "n": run.size(n, n // 8)}
+    inputs = contenders.embeddings(**size)
+    calls = {
+        PLAIN: contenders.step("plain", SIMTILE, inputs, run.threads),
+        SIMTILE: contenders.step("matryoshka", SIMTILE, inputs, run.threads),
+        SEPARATE: contenders.step("matryoshka", SEPARATE, inputs, run.threads),
+    }
+    if with_original:
+        calls[SENTENCE_TRANSFORMERS] = contenders.step(
+            "matryoshka", SENTENCE_TRANSFORMERS, inputs, run.threads
+        )
+    times, _ = interleave(calls, rounds=run.rounds(5 if with_original else 3), threads=run.threads)
+    memory = {}
+    for library in calls.keys() - {PLAIN}:
+        task = {"loss": "matryoshka", "library": library, "threads": run.threads, **size}
+        memory[library] = _common.in_child(SCRIPT, task)["bytes"]
+    entry: Json = {
+        **size,
+        "loss": "matryoshka",
+        "widths": contenders.widths(size["dim"]),
+        "threads": run.threads,
+        "times": {key: samples.json() for key, samples in times.items()},
+        "memory": memory,
+        "error": worst,
+    }
+    ours = times[SIMTILE].median
+    name = f"matryoshka, N = {size['n']}"
+    targets = [
+        Target(f"{name}: time, our plain loss's = 1", ours / times[PLAIN].median, "at most", most)
+    ]
+    if with_original:
+        speed = times[SENTENCE_TRANSFORMERS].median / ours
+        targets.append(
+            Target(f"{name}: times sentence-transformers' speed", speed, "at least", 3.0, "x")
+        )
+    return entry, targets
+
+
 def entry_of(name: str, most: float) -> Callable[[Run], tuple[Json, list[Target]]]:
     return lambda run: compare(name, run, most)
 
 
 # By name of the loss, the most of our plain loss's time that it may take.
 MOST = {"symmetric": 1.45, "gist, pairs alone": 1.4, "gist": 3.7, "joint": 4.3, "hardness": 1.1}
-ENTRIES = {name.replace(", ", "_").replace(" ", "_"): entry_of(name, MOST[name]) for name in LOSSES}
+ENTRIES = {
+    **{
+        name.replace(", ", "_").replace(" ", "_"): entry_of(name, most)
+        for name, most in MOST.items()
+    },
+    "matryoshka": lambda run: compare_prefixes(run, 4096, 1.25, True),
+    "matryoshka_large": lambda run: compare_prefixes(run, 16384, 1.4, False),
+}
 
 
 def child(task: Json) -> Json:
@@ -106,7 +159,7 @@ def main() -> int:
         ENTRIES,
         arguments,
         _common.machine(),
-        lambda _, entry: contrastive_tables.row_table([entry]),
+        lambda _, entry: contrastive_tables.any_table([entry]),
         tables.targets,
     )
 

@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SIMTILE = "simtile"
 PLAIN = "simtile, plain"
+SEPARATE = "simtile, a loss for each width"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 BOTH = ("query_to_doc", "doc_to_query")
@@ -36,6 +37,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     },
     "joint": {"directions": FOUR},
     "hardness": {"hardness": "in_batch_negatives", "hardness_strength": 3.0},
+    "matryoshka": {"matryoshka_dims": True},
 }
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, documents, and both by the guide
@@ -54,13 +56,20 @@ def options_of(name: str, inputs: Inputs) -> dict[str, Any]:
     options = dict(LOSSES.get(name, {}))
     if options.pop("guide", False):
         options["guide"] = inputs[2:]
+    if "matryoshka_dims" in options:
+        options["matryoshka_dims"] = widths(inputs[0].shape[1])
     return {"temperature": 0.05, **options}
+
+
+def widths(dim: int) -> list[int]:
+    """Of 768 dimensions 768, 512, 256, 128 and 64."""
+    return [dim, dim * 2 // 3, dim // 3, dim // 6, dim // 12]
 
 
 def step(name: str, library: str, inputs: Inputs, threads: int) -> Callable[[], Tensor]:
     """One forward and backward, as in a training loop after zero_grad(set_to_none=True)."""
     queries, documents, *_ = inputs
-    loss = simtile_loss if library == SIMTILE else original_loss
+    loss = {SIMTILE: simtile_loss, SEPARATE: separate_losses}.get(library, original_loss)
 
     def run() -> Tensor:
         queries.grad = documents.grad = None
@@ -75,12 +84,33 @@ def simtile_loss(name: str, inputs: Inputs, threads: int) -> Tensor:
     return simtile.info_nce(*inputs[:2], threads=threads, **options_of(name, inputs))
 
 
+def separate_losses(name: str, inputs: Inputs, threads: int) -> Tensor:
+    """The average over widths as the sum of a call for each."""
+    options = options_of(name, inputs)
+    dims = options.pop("matryoshka_dims")
+    parts = [
+        simtile.info_nce(*(x[:, :dim] for x in inputs[:2]), threads=threads, **options)
+        for dim in dims
+    ]
+    return torch.stack(parts).mean()
+
+
+class Given(torch.nn.Module):
+    """A model of sentence-transformers that is given its embeddings."""
+
+    def get_embedding_dimension(self) -> None:
+        return None
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": features["given"]}
+
+
 def original_loss(name: str, inputs: Inputs, threads: int) -> Tensor:
     """By sentence-transformers; of GIST the cached loss, which is the one that fits in memory."""
     from sentence_transformers.sentence_transformer import losses
 
     options = options_of(name, inputs)
-    model = torch.nn.Identity()
+    model = Given() if "matryoshka_dims" in options else torch.nn.Identity()
     directions = options.get("directions", ("query_to_doc",))
     if "guide" in options:
         loss = losses.CachedGISTEmbedLoss.__new__(losses.CachedGISTEmbedLoss)
@@ -101,6 +131,11 @@ def original_loss(name: str, inputs: Inputs, threads: int) -> Tensor:
         hardness_mode=options.get("hardness"),
         hardness_strength=options.get("hardness_strength", 0.0),
     )
+    if "matryoshka_dims" in options:
+        # Its sum over the widths as an average.
+        dims = options["matryoshka_dims"]
+        prefixes = losses.MatryoshkaLoss(model, ranking, dims, [1 / len(dims)] * len(dims))
+        return prefixes([{"given": x} for x in inputs[:2]], None)
     return ranking.compute_loss_from_embeddings(list(inputs[:2]), None)
 
 

@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "arrays.hpp"
 #include "call.hpp"
@@ -51,6 +54,7 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
                 const std::optional<py::array>& query_ids, const std::optional<py::array>& document_ids,
                 unsigned directions, bool per_direction, int scope, double harden_others, double harden_own,
                 const std::optional<double>& margin, double guide_margin, bool guide_relative,
+                const std::vector<int64_t>& widths, const std::vector<double>& shares,
                 const std::optional<py::array>& guide_queries, const std::optional<py::array>& guide_documents,
                 const std::optional<py::array>& guide_negatives, double weight,
                 const std::optional<py::array>& row_weights, std::optional<py::array> losses,
@@ -106,6 +110,17 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
     args.guide_margin = guide_margin;
     args.guide_relative = guide_relative;
   }
+  if (!widths.empty()) {
+    if (widths.size() < 2 || shares.size() != widths.size()) refuse("widths, shares", "fewer than two, or not alike");
+    if (widths[0] < 1 || widths.back() != args.dimensions ||
+        std::adjacent_find(widths.begin(), widths.end(), std::greater_equal<>()) != widths.end())
+      refuse("widths", "not ascending up to the dimensions");
+    if (harden_others > 0 || harden_own > 0 || margin || guide_queries || (negatives && args.scope == Scope::own))
+      refuse("widths", "with options that need a run for each");
+    args.widths = widths.data();
+    args.shares = shares.data();
+    args.width_count = static_cast<int64_t>(widths.size());
+  }
   args.targets = vector_data<int64_t>("targets", targets, 'i', args.rows);
   for (int64_t i = 0; i < args.rows; i++) {
     const int64_t target = args.targets ? args.targets[i] : i;
@@ -145,10 +160,10 @@ void register_info_nce(py::module_& m) {
   m.def("info_nce", &info_nce, py::arg("queries"), py::arg("documents"), py::arg("negatives"), py::arg("dtype"),
         py::arg("temperature"), py::arg("normalize"), py::arg("targets"), py::arg("query_ids"), py::arg("document_ids"),
         py::arg("directions"), py::arg("per_direction"), py::arg("scope"), py::arg("harden_others"),
-        py::arg("harden_own"), py::arg("margin"), py::arg("guide_margin"), py::arg("guide_relative"),
-        py::arg("guide_queries"), py::arg("guide_documents"), py::arg("guide_negatives"), py::arg("weight"),
-        py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"), py::arg("grad_documents"),
-        py::arg("grad_negatives"), py::arg("threads"));
+        py::arg("harden_own"), py::arg("margin"), py::arg("guide_margin"), py::arg("guide_relative"), py::arg("widths"),
+        py::arg("shares"), py::arg("guide_queries"), py::arg("guide_documents"), py::arg("guide_negatives"),
+        py::arg("weight"), py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"),
+        py::arg("grad_documents"), py::arg("grad_negatives"), py::arg("threads"));
   m.def(
       "info_nce_arithmetic",
       [](const std::string& dtype) {

@@ -31,6 +31,8 @@ def contrast_of(case):
         options.guide,
         options.guide_margin,
         options.guide_margin_strategy,
+        options.matryoshka_dims,
+        options.matryoshka_weights,
     )
 
 

@@ -69,7 +69,14 @@ def test_opcheck_with_a_guide():
     q, d, x = torch.randn(4, 5), torch.randn(6, 5), torch.randn(4, 2, 5)
     inputs = [t.requires_grad_() for t in (q, d, x, torch.tensor(0.1, dtype=torch.float64))]
     guide = [torch.randn(4, 3), torch.randn(6, 3), torch.randn(4, 2, 3)]
-    contrast = Contrast(directions=11, harden_others=1.0, margin=0.5, guide_margin=0.1).numbers()
+    contrast = Contrast(
+        directions=11,
+        harden_others=1.0,
+        margin=0.5,
+        guide_margin=0.1,
+        widths=(2, 5),
+        shares=(0.25, 0.75),
+    ).numbers()
     for reduction in ("mean", "none"):
         options = (True, contrast, torch.float32, [True] * 4, "cpu", "ieee", 1, reduction)
         arguments = (*inputs, None, None, None, *guide, *options)

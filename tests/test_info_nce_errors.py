@@ -122,24 +122,10 @@ VALUES = [
     ({"threads": 2**40}, "threads: found 1099511627776, expected 1 to 1024"),
 ]
 
-LATER = [
-    {"matryoshka_dims": [2, 4]},
-    {"matryoshka_weights": [1.0, 1.0]},
-]
-
-
 @BOTH
 @pytest.mark.parametrize(("arguments", "message"), SHAPES + VALUES)
 def test_wrong_shapes_and_values(call, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        call(**arguments)
-
-
-@BOTH
-@pytest.mark.parametrize("arguments", LATER)
-def test_arguments_that_come_later(call, arguments):
-    (name,) = arguments
-    with pytest.raises(ValueError, match=f"^{name}: found .* not available yet in this version"):
         call(**arguments)
 
 

@@ -218,3 +218,32 @@ def test_what_is_not_served_raises(name):
         with pytest.raises(ValueError, match="similarity_fct: found euclidean_sim, expected cos_"):
             getattr(ours, name)(*given, similarity_fct=util.euclidean_sim)
     assert issubclass(getattr(ours, name), torch.nn.Module)
+
+
+def test_prefixes_beside_matryoshka_loss():
+    # Its sum over widths is our average times the sum of the weights.
+    results = []
+    for at_once in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        q, d, x = (
+            torch.randn(7, 24, generator=generator, dtype=torch.float64).requires_grad_()
+            for _ in range(3)
+        )
+        dims, weights = [24, 5, 16], [1.0, 0.25, 2.0]
+        if at_once:
+            loss = sum(weights) * simtile.info_nce(
+                q,
+                d,
+                x[:, None],
+                temperature=0.05,
+                matryoshka_dims=dims,
+                matryoshka_weights=weights,
+            )
+        else:
+            model = Encoder("model", 24)
+            ranking = peer.MultipleNegativesRankingLoss(model, scale=20.0)
+            features = [{"model": y} for y in (q, d, x)]
+            loss = peer.MatryoshkaLoss(model, ranking, dims, weights)(features, None)
+        loss.backward()
+        results.append((loss.detach(), q.grad, d.grad, x.grad))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)

@@ -53,6 +53,11 @@ struct InfoNceArgs {
   int64_t guide_dimensions;
   double guide_margin;
   bool guide_relative;
+  // Matryoshka: losses are sum_k shares[k] * those of the first widths[k] dimensions alone. Ascending, the last is D; at least two, or null.
+  // Without hardness, margin, guide and the scope `own`.
+  const int64_t* widths;
+  const double* shares;
+  int64_t width_count;
   double weight;              // of every row in the gradients
   const double* row_weights;  // [N], times `weight`; or null
 

@@ -36,10 +36,12 @@ struct Operand {
   int64_t panels = 0;
   char* packed = nullptr;  // as columns; also `guide_packed`
   char* guide_packed = nullptr;
-  T *pack = nullptr, *tile = nullptr, *unit = nullptr, *penalty = nullptr;  // per row, up to whole panels
+  // Per row, up to whole panels; `tile`, `unit` and what Matryoshka projects by for every width.
+  T *pack = nullptr, *tile = nullptr, *unit = nullptr, *penalty = nullptr, *projection = nullptr;
   T *guide_pack = nullptr, *guide_tile = nullptr;
 
   const Source* row(int64_t i) const { return data + i * stride; }
+  int64_t at(int k, int64_t i) const { return k * panels * Engine::kColumns + i; }
 };
 
 // Rows of the chunk: queries, or their documents.
@@ -52,7 +54,7 @@ struct Side {
   char* packed;
   char* guide_packed;
   char* slices;  // for the gradient of columns
-  T* scale;
+  T* scale;      // for every width
   T* guide_scale;
   T* coefficient;
   T* gradient;  // [chunk, D]: without the rows' scales

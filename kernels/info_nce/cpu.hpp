@@ -26,6 +26,7 @@ class InfoNce : public InfoNcePlan<Engine> {
 
   void run(const Executor& executor) {
     for (int64_t i = 0; i < args_.rows; i++) args_.losses[i] = 0;
+    if (widths_ > 1) use_no_scales();
     for (Vectors& operand : operand_) {
       now_ = &operand;
       each<&InfoNce::pack_operand>(executor, tasks_of(operand.panels));
@@ -39,7 +40,7 @@ class InfoNce : public InfoNcePlan<Engine> {
         if (side.present) operand_[side.operand].touched = true;
     }
     for (Vectors& operand : operand_) {
-      if (!operand.gradient || !args_.normalize || !finished_last(operand)) continue;
+      if (!operand.gradient || !finished_last(operand) || (!args_.normalize && widths_ == 1)) continue;
       now_ = &operand;
       each<&InfoNce::project>(executor, tasks_of(operand.panels));
     }
@@ -48,16 +49,18 @@ class InfoNce : public InfoNcePlan<Engine> {
 
  private:
   using Base = InfoNcePlan<Engine>;
-  using Base::args_, Base::operand_, Base::side_, Base::group_, Base::groups_, Base::group_now_, Base::block_,
-      Base::blocks_, Base::positive_block_, Base::positives_, Base::own_, Base::panels_, Base::panels_per_task_,
-      Base::tasks_, Base::slices_, Base::slices_per_task_, Base::slice_tasks_, Base::panel_bytes_,
-      Base::guide_panel_bytes_, Base::scores_bytes_, Base::slice_bytes_, Base::worker_bytes_, Base::guide_offset_,
-      Base::chunk_, Base::rows_per_task_, Base::first_, Base::rows_, Base::workers_, Base::positive_, Base::maximum_,
-      Base::inverse_sum_, Base::threshold_, Base::guide_threshold_, Base::own_guide_threshold_, Base::own_threshold_,
-      Base::partial_max_, Base::own_scores_, Base::hard_logits_, Base::partial_sum_, Base::partial_weighted_,
-      Base::column_max_, Base::column_sum_, Base::row_max_, Base::row_sum_, Base::row_positive_;
+  using Base::args_, Base::widths_, Base::ones_, Base::operand_, Base::side_, Base::group_, Base::groups_,
+      Base::group_now_, Base::block_, Base::blocks_, Base::positive_block_, Base::positives_, Base::own_, Base::panels_,
+      Base::panels_per_task_, Base::tasks_, Base::slices_, Base::slices_per_task_, Base::slice_tasks_,
+      Base::panel_bytes_, Base::guide_panel_bytes_, Base::scores_bytes_, Base::slice_bytes_, Base::worker_bytes_,
+      Base::guide_offset_, Base::chunk_, Base::rows_per_task_, Base::first_, Base::rows_, Base::workers_,
+      Base::positive_, Base::maximum_, Base::inverse_sum_, Base::threshold_, Base::guide_threshold_,
+      Base::own_guide_threshold_, Base::own_threshold_, Base::partial_max_, Base::own_scores_, Base::hard_logits_,
+      Base::partial_sum_, Base::partial_weighted_, Base::column_max_, Base::column_sum_, Base::row_max_, Base::row_sum_,
+      Base::row_positive_;
   using Base::kColumns, Base::kLanes;
-  using Base::panel_scores, Base::has_guide, Base::has_thresholds, Base::tasks_of;
+  using Base::panel_scores, Base::has_guide, Base::has_thresholds, Base::tasks_of, Base::start, Base::length,
+      Base::panel_end, Base::rows_end, Base::slices_end;
   using typename Base::Source;
   using typename Base::T;
   using typename Base::Vectors;
@@ -90,13 +93,13 @@ class InfoNce : public InfoNcePlan<Engine> {
     return block_[b];
   }
 
-  typename Engine::Rows columns(const Vectors& operand, int64_t panel, int64_t count) const {
+  typename Engine::Rows columns(const Vectors& operand, int64_t panel, int64_t count, int k) const {
     const int64_t j = panel * kColumns;
-    return {operand.row(j), operand.stride, count, operand.pack + j, operand.tile + j};
+    return {operand.row(j) + start(k), operand.stride, count, operand.pack + j, widths_ > 1 ? ones_ : operand.tile + j};
   }
-  typename Engine::Rows rows(const Side<Engine>& side, int64_t first, int64_t count) const {
+  typename Engine::Rows rows(const Side<Engine>& side, int64_t first, int64_t count, int k) const {
     const Vectors& operand = operand_[side.operand];
-    return {operand.row(first_ + first), operand.stride, count, operand.pack + first_ + first,
+    return {operand.row(first_ + first) + start(k), operand.stride, count, operand.pack + first_ + first,
             side.coefficient + first};
   }
   typename Engine::Rows guides(const Vectors& operand, int64_t first, int64_t count) const {
@@ -107,6 +110,8 @@ class InfoNce : public InfoNcePlan<Engine> {
   // Whether a gradient is complete only once everything else is: with others' contributions on both sides.
   static bool finished_last(const Vectors& operand) { return operand.is_row && operand.is_column; }
   bool last_rows() const { return first_ + rows_ == args_.rows; }
+  // From the scores of a panel to those of the next, by the same width.
+  int64_t panel_stride() const { return widths_ * scores_bytes_; }
   bool in_last_group(const Vectors& operand) const { return operand.last_group == group_now_; }
 
   // ---- from vectors to logits: scoring.hpp ----
@@ -146,7 +151,7 @@ class InfoNce : public InfoNcePlan<Engine> {
       } else {
         reduce_maximum();
         each<&InfoNce::exponentiate>(executor, tasks_);
-        finish_losses();
+        widths_ > 1 ? finish_prefix_losses() : finish_losses();
       }
       if (!args_.wants_gradients()) return;
       for (Side<Engine>& side : side_) {
@@ -154,6 +159,7 @@ class InfoNce : public InfoNcePlan<Engine> {
         side_now_ = &side;
         each<&InfoNce::pack_slices>(executor, slices_);
       }
+      if (widths_ > 1) each<&InfoNce::combine_prefixes>(executor, column_tasks());
       each<&InfoNce::accumulate>(executor, gradient_tasks());
       for (Vectors& operand : operand_) operand.touched |= operand.in_columns;
       each<&InfoNce::finish_rows>(executor, row_tasks_);
@@ -163,16 +169,17 @@ class InfoNce : public InfoNcePlan<Engine> {
   // The positives' logits and thresholds, from the products that the others come from.
   void find_positives(int64_t task, int worker);
   void score(int64_t task, int worker);
-  LogitEpilogue<Engine> epilogue(const Block& block, int64_t panel, const int64_t* own) const;
+  LogitEpilogue<Engine> epilogue(const Block& block, int64_t panel, const int64_t* own, int k) const;
   // The positive leaves the panel: its share is added back exactly later. Logits of own hard negatives are noted where the
   // temperature's gradient needs them.
-  void take_positives_out(const Block& block, int64_t first, int64_t last);
+  void take_positives_out(const Block& block, int64_t first, int64_t last, int width);
   bool hardens_differently() const { return args_.harden_own != args_.harden_others; }
 
   void reduce_maximum() {
-    for (int64_t r = 0; r < rows_; r++) maximum_[r] = partial_max_[r];
+    const int64_t all = widths_ * chunk_;  // past rows_ they mean nothing
+    for (int64_t i = 0; i < all; i++) maximum_[i] = partial_max_[i];
     for (int64_t task = 1; task < tasks_; task++)
-      for (int64_t r = 0; r < rows_; r++) maximum_[r] = most(maximum_[r], partial_max_[task * chunk_ + r]);
+      for (int64_t i = 0; i < all; i++) maximum_[i] = most(maximum_[i], partial_max_[task * all + i]);
     for (int64_t r = 0; r < rows_; r++) {
       for (int64_t k = 0; k < own_now(); k++) maximum_[r] = most(maximum_[r], own_scores_[r * own_ + k]);
       if (has_thresholds()) maximum_[r] = most(maximum_[r], positive_[r]);
@@ -187,15 +194,19 @@ class InfoNce : public InfoNcePlan<Engine> {
     const Block& block = block_of_task(task);
     T* sums = reinterpret_cast<T*>(workers_ + worker * worker_bytes_);
     T* weighted = sums + chunk_ * kLanes;
-    for (int64_t i = 0; i < rows_ * kLanes; i++) sums[i] = weighted[i] = 0;
     const int64_t first = (task - block.first_task) * panels_per_task_;
     const int64_t last = least(block.panels, first + panels_per_task_);
-    for (int64_t panel = first; panel < last; panel++)
-      Engine::exponentiate(panel_scores(block.first_panel + panel), rows_, maximum_,
-                           args_.wants_gradients() && !measuring_, sums, weighted);
-    for (int64_t r = 0; r < rows_; r++) {
-      partial_sum_[task * chunk_ + r] = reduce_add<T>(load<T>(sums + r * kLanes));
-      partial_weighted_[task * chunk_ + r] = reduce_add<T>(load<T>(weighted + r * kLanes));
+    const bool keep = args_.wants_gradients() && !measuring_ && widths_ == 1;
+    for (int k = 0; k < widths_; k++) {
+      for (int64_t i = 0; i < rows_ * kLanes; i++) sums[i] = weighted[i] = 0;
+      for (int64_t panel = first; panel < last; panel++)
+        Engine::exponentiate(panel_scores(block.first_panel + panel, k), rows_, maximum_ + k * chunk_, keep, sums,
+                             weighted);
+      const int64_t at = (task * widths_ + k) * chunk_;
+      for (int64_t r = 0; r < rows_; r++) {
+        partial_sum_[at + r] = reduce_add<T>(load<T>(sums + r * kLanes));
+        partial_weighted_[at + r] = reduce_add<T>(load<T>(weighted + r * kLanes));
+      }
     }
   }
 
@@ -283,15 +294,39 @@ class InfoNce : public InfoNcePlan<Engine> {
   // The second pass: coefficients of both directions at once.
   void combine(int64_t task, int worker);
   void combine_rows();
+  // ---- prefixes of the vectors: matryoshka.hpp ----
+
+  // Coefficients have all scales in them.
+  void use_no_scales() {
+    for (int64_t i = 0; i < Engine::kPacked; i++) ones_[i] = 1;
+    for (const Side<Engine>& side : side_)
+      for (int64_t r = 0; operand_[side.operand].is_row && r < chunk_; r++) side.coefficient[r] = 1;
+  }
+  void scale_prefixes(const Vectors& operand, int64_t i);
+  void finish_prefix_losses();
+  void add_projection(const Vectors& operand, int k, int64_t i, double along);
+  int64_t column_tasks() const;
+  // From logits by every width to the coefficients of every segment of dimensions, and at once the columns' gradients.
+  void combine_prefixes(int64_t task, int worker);
+  void combine_panel(const Block& block, const Vectors& operand, int64_t panel, T* weighted);
+  void finish_prefixes(const Vectors& operand, int64_t i);
+  int prefix_of(int64_t slice) const {
+    int k = 0;
+    while (slice >= slices_end(k + 1)) k++;
+    return k;
+  }
+
   // ---- gradients: gradients.hpp ----
 
   void pack_slices(int64_t slice, int);
   bool wants_rows(const Side<Engine>& side) const { return side.present && operand_[side.operand].gradient; }
+  // Those by prefixes are accumulated as they are combined.
+  bool wants_columns(const Vectors& operand) const { return operand.in_columns && operand.gradient && widths_ == 1; }
 
   int64_t gradient_tasks() const;
   // The larger tasks first: what is left over at the end is then small.
   void accumulate(int64_t task, int worker);
-  void accumulate_columns(const Vectors& operand, int64_t task, int worker);
+  void accumulate_columns(const Vectors& operand, int64_t panel, int64_t last, int worker);
   void accumulate_rows(int side, int64_t task, int worker);
   // Own negatives, and the rows' gradients to where they belong, with the rows' scale.
   void finish_rows(int64_t task, int);
@@ -314,6 +349,7 @@ class InfoNce : public InfoNcePlan<Engine> {
 
 #include "info_nce/both.hpp"
 #include "info_nce/gradients.hpp"
+#include "info_nce/matryoshka.hpp"
 #include "info_nce/scoring.hpp"
 
 namespace simtile {

@@ -9,7 +9,8 @@ namespace {
 
 template <typename Engine>
 void InfoNce<Engine>::pack_slices(int64_t slice, int) {
-  Engine::pack_query_slice(rows(*side_now_, 0, rows_), slice, args_.dimensions,
+  const int k = prefix_of(slice);
+  Engine::pack_query_slice(rows(*side_now_, 0, rows_, k), slice - slices_end(k), length(k),
                            side_now_->slices + slice * slice_bytes_);
 }
 
@@ -17,8 +18,7 @@ template <typename Engine>
 int64_t InfoNce<Engine>::gradient_tasks() const {
   int64_t tasks = 0;
   for (const Side<Engine>& side : side_) tasks += wants_rows(side) ? slice_tasks_ : 0;
-  for (const Vectors& operand : operand_)
-    tasks += operand.in_columns && operand.gradient ? tasks_of(operand.panels) : 0;
+  for (const Vectors& operand : operand_) tasks += wants_columns(operand) ? tasks_of(operand.panels) : 0;
   return tasks;
 }
 
@@ -30,25 +30,28 @@ void InfoNce<Engine>::accumulate(int64_t task, int worker) {
     task -= tasks;
   }
   for (Vectors& operand : operand_) {
-    const int64_t tasks = operand.in_columns && operand.gradient ? tasks_of(operand.panels) : 0;
-    if (task < tasks) return accumulate_columns(operand, task, worker);
+    const int64_t tasks = wants_columns(operand) ? tasks_of(operand.panels) : 0;
+    if (task < tasks)
+      return accumulate_columns(operand, task * panels_per_task_, least(operand.panels, (task + 1) * panels_per_task_),
+                                worker);
     task -= tasks;
   }
 }
 
 template <typename Engine>
-void InfoNce<Engine>::accumulate_columns(const Vectors& operand, int64_t task, int worker) {
-  const int64_t panel = task * panels_per_task_, first = panel * kColumns;
-  const int64_t count = least(operand.count, first + panels_per_task_ * kColumns) - first;
+void InfoNce<Engine>::accumulate_columns(const Vectors& operand, int64_t panel, int64_t last, int worker) {
+  const int64_t first = panel * kColumns, count = least(operand.count, last * kColumns) - first;
   T* out = operand.gradient + first * args_.dimensions;
   bool accumulate = operand.touched;
   for (int b = 0; b < blocks_; b++) {
     const Block& block = block_[b];
     if (&operand_[block.operand] != &operand) continue;
     const Side<Engine>& side = side_[block.side];
-    Engine::accumulate_documents(panel_scores(block.first_panel + panel), scores_bytes_, side.slices, slice_bytes_,
-                                 rows(side, 0, rows_), count, args_.dimensions, workers_ + worker * worker_bytes_, out,
-                                 accumulate);
+    for (int k = 0; k < widths_; k++)
+      Engine::accumulate_documents(panel_scores(block.first_panel + panel, k), panel_stride(),
+                                   side.slices + slices_end(k) * slice_bytes_, slice_bytes_, rows(side, 0, rows_, k),
+                                   count, length(k), workers_ + worker * worker_bytes_, out + start(k),
+                                   args_.dimensions, accumulate);
     accumulate = true;
   }
   if (finished_last(operand) || !last_rows() || !in_last_group(operand)) return;
@@ -64,10 +67,16 @@ void InfoNce<Engine>::accumulate_rows(int side, int64_t task, int worker) {
     if (block.side != side) continue;
     const Vectors& operand = operand_[block.operand];
     for (int64_t j = 0; j < operand.count; j += Engine::kPacked, accumulate = true)
-      Engine::accumulate_queries(panel_scores(block.first_panel + j / kColumns), scores_bytes_,
-                                 columns(operand, j / kColumns, least<int64_t>(Engine::kPacked, operand.count - j)),
-                                 rows_, first_slice, last_slice, args_.dimensions, workers_ + worker * worker_bytes_,
-                                 side_[side].gradient, accumulate);
+      for (int k = 0; k < widths_; k++) {
+        const int64_t before = slices_end(k), first = most(first_slice, before),
+                      last = least(last_slice, slices_end(k + 1));
+        if (first >= last) continue;
+        Engine::accumulate_queries(
+            panel_scores(block.first_panel + j / kColumns, k), panel_stride(),
+            columns(operand, j / kColumns, least<int64_t>(Engine::kPacked, operand.count - j), k), rows_,
+            first - before, last - before, length(k), workers_ + worker * worker_bytes_,
+            side_[side].gradient + start(k), args_.dimensions, accumulate);
+      }
   }
 }
 
@@ -82,8 +91,8 @@ void InfoNce<Engine>::finish_rows(int64_t task, int) {
       const Vectors& operand = operand_[side.operand];
       const T* sum = side.gradient + r * dimensions;
       T* out = operand.gradient + (first_ + r) * dimensions;
-      for (int64_t c = 0; c < dimensions; c++)
-        out[c] = operand.touched ? out[c] + sum[c] * inverse_sum_[r] : sum[c] * inverse_sum_[r];
+      const T scale = widths_ > 1 ? 1 : inverse_sum_[r];
+      for (int64_t c = 0; c < dimensions; c++) out[c] = operand.touched ? out[c] + sum[c] * scale : sum[c] * scale;
       if (!finished_last(operand) && in_last_group(operand)) finish(operand, first_ + r);
     }
   }
@@ -107,6 +116,7 @@ void InfoNce<Engine>::finish_own(int64_t r) {
 
 template <typename Engine>
 void InfoNce<Engine>::finish(const Vectors& operand, int64_t i) {
+  if (widths_ > 1) return finish_prefixes(operand, i);
   finish_gradient<T>(operand.row(i), RowScale<T>{0, 0, operand.unit[i]}, args_.normalize, args_.dimensions,
                      operand.gradient + i * args_.dimensions);
 }

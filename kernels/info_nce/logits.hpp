@@ -29,6 +29,10 @@ struct LogitEpilogue {
   T* row_max;               // [rows][lanes]
   T inverse_temperature;
 
+  // Logits go to this panel, [panel][row][kColumns], and the products stay; null: in place.
+  char* out = nullptr;
+  int64_t out_stride = 0;
+
   const int64_t* row_ids = nullptr;     // per row of the chunk, or null
   const int64_t* column_ids = nullptr;  // of `columns` columns
   int64_t columns = 0;
@@ -54,7 +58,8 @@ struct LogitEpilogue {
   SIMTILE_INLINE void tile(int64_t panel, int64_t r, T* products) {
     const T* scale = column_scale + panel * kColumns;
     const T* penalty = column_penalty + panel * kColumns;
-    for (int i = 0; i < rows; i++, products += kColumns) {
+    T* to = out ? reinterpret_cast<T*>(out + panel * out_stride) + r * kColumns : products;
+    for (int i = 0; i < rows; i++, products += kColumns, to += kColumns) {
       Vector<T> peak = load<T>(row_max + (r + i) * kLanes);
       Vector<T> logits[kVectors];
 #pragma GCC unroll 4
@@ -73,7 +78,7 @@ struct LogitEpilogue {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) {
         peak = maximum(peak, logits[v]);
-        store<T>(products + v * kLanes, logits[v]);
+        store<T>(to + v * kLanes, logits[v]);
       }
       store<T>(row_max + (r + i) * kLanes, peak);
     }

@@ -17,7 +17,10 @@ class InfoNcePlan {
  public:
   // With a null workspace only bytes() is meaningful.
   InfoNcePlan(const InfoNceArgs& args, int threads, void* workspace)
-      : args_(args), threads_(threads), base_(static_cast<char*>(workspace)) {
+      : args_(args),
+        threads_(threads),
+        base_(static_cast<char*>(workspace)),
+        widths_(args.widths ? static_cast<int>(args.width_count) : 1) {
     find_groups();
     describe_operands();
     plan_chunks();
@@ -50,14 +53,26 @@ class InfoNcePlan {
   bool has_guide() const { return args_.guide_queries != nullptr; }
   // Whether the positives are needed before anything is compared with them.
   bool has_thresholds() const { return has_guide() || args_.has_margin; }
-  char* panel_scores(int64_t panel) const { return scores_ + panel * scores_bytes_; }
+  // The scores of a panel by a width lie beside those by the others.
+  char* panel_scores(int64_t panel, int k = 0) const { return scores_ + (panel * widths_ + k) * scores_bytes_; }
+
+  // The dimensions that a width has more than the one before it; all of them without Matryoshka.
+  int64_t width(int k) const { return args_.widths ? args_.widths[k] : args_.dimensions; }
+  int64_t start(int k) const { return k ? width(k - 1) : 0; }
+  int64_t length(int k) const { return width(k) - start(k); }
+  // Where those before them end: of a packed panel, of packed rows, of slices.
+  int64_t panel_end(int k) const { return k ? panel_end(k - 1) + aligned(Engine::panel_bytes(length(k - 1))) : 0; }
+  int64_t rows_end(int k) const {
+    return k ? rows_end(k - 1) + aligned(Engine::queries_bytes(chunk_, length(k - 1))) : 0;
+  }
+  int64_t slices_end(int k) const { return k ? slices_end(k - 1) + Engine::slices(length(k - 1)) : 0; }
 
   void find_groups() {
     if (!args_.per_direction) {
       group_[groups_++] = {args_.directions, false};
     } else if (args_.directions == (query_to_doc | doc_to_query) && !has_thresholds() && args_.harden_others == 0 &&
-               args_.harden_own == 0) {
-      // Otherwise a pair's product is one logit as a row and another, or none, as a column.
+               args_.harden_own == 0 && widths_ == 1) {
+      // Otherwise a pair's product is one logit as a row and another, or none, as a column; and Matryoshka has no such pass.
       group_[groups_++] = {args_.directions, true};
     } else {
       for (unsigned direction = 1; direction <= doc_to_doc; direction *= 2)
@@ -129,8 +144,8 @@ class InfoNcePlan {
       for (int b = 0; b < blocks_; b++) columns += operand_[block_[b].operand].count;
       widest = most(widest, columns);
     }
-    const int64_t most_rows =
-        least(Engine::kChunkRows, most(kPanelBytes / (widest * static_cast<int64_t>(sizeof(T))), kFewestRows));
+    const int64_t most_rows = least(
+        Engine::kChunkRows, most(kPanelBytes / (widths_ * widest * static_cast<int64_t>(sizeof(T))), kFewestRows));
     const int64_t chunks = (args_.rows + most_rows - 1) / most_rows;
     chunk_ = Engine::round_rows((args_.rows + chunks - 1) / chunks);
     rows_per_task_ = Engine::round_rows((chunk_ + 4 * threads_ - 1) / (4 * threads_));
@@ -166,11 +181,11 @@ class InfoNcePlan {
   void lay_out(int64_t most_panels, int64_t most_tasks) {
     const InfoNceArgs& a = args_;
     const int64_t size = sizeof(T), d = a.dimensions;
-    slices_ = Engine::slices(d);
+    slices_ = slices_end(widths_);
     // One task a thread: each reads all coefficients of the chunk. The tasks of columns, which follow, even out the end.
     slices_per_task_ = (slices_ + threads_ - 1) / threads_;
     slice_tasks_ = (slices_ + slices_per_task_ - 1) / slices_per_task_;
-    panel_bytes_ = aligned(Engine::panel_bytes(d));
+    panel_bytes_ = panel_end(widths_);
     guide_panel_bytes_ = has_guide() ? aligned(Engine::panel_bytes(a.guide_dimensions)) : 0;
     scores_bytes_ = aligned(Engine::scores_bytes(chunk_));
     if (a.wants_gradients()) slice_bytes_ = aligned(Engine::slice_bytes(chunk_));
@@ -180,8 +195,9 @@ class InfoNcePlan {
       take(operand.packed, operand.is_column ? operand.panels * panel_bytes_ : 0);
       take(operand.guide_packed, operand.is_column ? operand.panels * guide_panel_bytes_ : 0);
       take(operand.pack, rows * size);
-      take(operand.tile, rows * size);
-      take(operand.unit, rows * size);
+      take(operand.tile, widths_ * rows * size);
+      take(operand.unit, widths_ * rows * size);
+      take(operand.projection, widths_ > 1 ? widths_ * rows * size : 0);
       take(operand.penalty, rows * size);
       take(operand.guide_pack, has_guide() ? rows * size : 0);
       take(operand.guide_tile, has_guide() ? rows * size : 0);
@@ -189,9 +205,9 @@ class InfoNcePlan {
     for (Side<Engine>& side : side_) {
       const bool used = operand_[side.operand].is_row;
       const int64_t rows = used ? chunk_ : 0;
-      take(side.packed, used ? Engine::queries_bytes(chunk_, d) : 0);
+      take(side.packed, used ? rows_end(widths_) : 0);
       take(side.guide_packed, used && has_guide() ? Engine::queries_bytes(chunk_, a.guide_dimensions) : 0);
-      take(side.scale, rows * size);
+      take(side.scale, widths_ * rows * size);
       take(side.guide_scale, rows * size);
       take(side.coefficient, rows * size);
       take(side.ids, a.query_ids ? rows * static_cast<int64_t>(sizeof(int64_t)) : 0);
@@ -200,11 +216,12 @@ class InfoNcePlan {
     }
     T** const of_rows[] = {&positive_,        &maximum_,       &inverse_sum_,        &threshold_,
                            &guide_threshold_, &own_threshold_, &own_guide_threshold_};
-    for (T** array : of_rows) take(*array, chunk_ * size);
-    take(partial_max_, most_tasks * chunk_ * size);
-    take(partial_sum_, most_tasks * chunk_ * static_cast<int64_t>(sizeof(double)));
-    take(partial_weighted_, most_tasks * chunk_ * static_cast<int64_t>(sizeof(double)));
-    take(scores_, most_panels * scores_bytes_);
+    for (T** array : of_rows) take(*array, widths_ * chunk_ * size);
+    take(partial_max_, most_tasks * widths_ * chunk_ * size);
+    take(partial_sum_, most_tasks * widths_ * chunk_ * static_cast<int64_t>(sizeof(double)));
+    take(partial_weighted_, most_tasks * widths_ * chunk_ * static_cast<int64_t>(sizeof(double)));
+    take(scores_, most_panels * widths_ * scores_bytes_);
+    take(ones_, widths_ > 1 ? Engine::kPacked * size : 0);
     take(own_scores_, chunk_ * own_ * size);
     take(hard_logits_, a.harden_own != a.harden_others && !own_ ? chunk_ * a.negatives * size : 0);
     const bool both = group_[0].both;
@@ -213,7 +230,7 @@ class InfoNcePlan {
     T** const of_all_rows[] = {&row_max_, &row_sum_, &row_positive_};
     for (T** array : of_all_rows) take(*array, both ? a.rows * size : 0);
 
-    const int64_t lanes_bytes = aligned(2 * chunk_ * kLanes * size);
+    const int64_t lanes_bytes = aligned(most(2, widths_) * chunk_ * kLanes * size);
     const int64_t guide_bytes = has_thresholds() ? Engine::kGroup * scores_bytes_ : 0;
     guide_offset_ = lanes_bytes;
     worker_bytes_ = lanes_bytes + guide_bytes;
@@ -231,6 +248,7 @@ class InfoNcePlan {
   const InfoNceArgs& args_;
   const int threads_;
   char* const base_;
+  const int widths_;
   int64_t bytes_ = 0;
 
   Vectors operand_[kOperands] = {};
@@ -246,7 +264,8 @@ class InfoNcePlan {
           guide_offset_ = 0;
   int64_t chunk_ = 0, rows_per_task_ = 0, first_ = 0, rows_ = 0;
   char *scores_ = nullptr, *workers_ = nullptr;
-  // Per row of the chunk.
+  T* ones_;  // [Engine::kPacked]
+  // Per row of the chunk, and for every width.
   T *positive_, *maximum_, *inverse_sum_, *threshold_, *guide_threshold_, *own_guide_threshold_, *own_threshold_;
   T *partial_max_, *own_scores_, *hard_logits_;
   double *partial_sum_, *partial_weighted_;

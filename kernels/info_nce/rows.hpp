@@ -18,6 +18,10 @@ struct RowScale {
   T unit;  // normalised row = unit * row
 };
 
+SIMTILE_INLINE double unit_of(double norm, bool normalize) {
+  return normalize ? 1 / (norm > kNormFloor ? norm : norm <= kNormFloor ? kNormFloor : norm) : 1;
+}
+
 template <typename T, typename Source>
 RowScale<T> row_scale(const Source* row, int64_t columns, bool normalize) {
   const double norm = __builtin_sqrt(squared_norm<T>(row, columns));
@@ -25,7 +29,7 @@ RowScale<T> row_scale(const Source* row, int64_t columns, bool normalize) {
   // Products of two rows within 2^+-40 stay far from overflow and from the subnormals, even of float32.
   if (norm != 0 && norm < __builtin_inf() && (norm < 0x1p-40 || norm > 0x1p40))
     pack = __builtin_ldexp(1.0, most(-126, least(126, -__builtin_ilogb(norm))));
-  const double unit = normalize ? 1 / (norm > kNormFloor ? norm : norm <= kNormFloor ? kNormFloor : norm) : 1;
+  const double unit = unit_of(norm, normalize);
   return {static_cast<T>(pack), static_cast<T>(unit / pack), static_cast<T>(unit)};
 }
 
@@ -61,6 +65,16 @@ void add_row(const Source* row, T unit, T coefficient, int64_t columns, T* out) 
   for (; c + kLanes <= columns; c += kLanes)
     store<T>(out + c, load<T>(out + c) + load_widened(row + c) * unit * coefficient);
   for (; c < columns; c++) out[c] += static_cast<T>(widen(row[c])) * unit * coefficient;
+}
+
+// gradient = (gradient - along (pack row)) pack, in place.
+template <typename T, typename Source>
+void subtract_row(const Source* row, T pack, T along, int64_t columns, T* gradient) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes)
+    store<T>(gradient + c, (load<T>(gradient + c) - load_widened(row + c) * pack * along) * pack);
+  for (; c < columns; c++) gradient[c] = (gradient[c] - static_cast<T>(widen(row[c])) * pack * along) * pack;
 }
 
 // From the gradient of the normalised row, in place, to that of the row: (g - u (u.g)) / norm with u = unit * row.

@@ -22,15 +22,18 @@ void InfoNce<Engine>::pack_operand(int64_t task, int) {
           guide = row_scale<T>(operand.guide + (first + j) * operand.guide_stride, args_.guide_dimensions, true);
       }
       operand.pack[first + j] = scale.pack;
-      operand.tile[first + j] = scale.tile;
-      operand.unit[first + j] = scale.unit;
+      operand.tile[operand.at(widths_ - 1, first + j)] = scale.tile;
+      operand.unit[operand.at(widths_ - 1, first + j)] = scale.unit;
+      if (widths_ > 1) scale_prefixes(operand, first + j);
       operand.penalty[first + j] = j < count ? 0 : -static_cast<T>(__builtin_inf());
       if (!has_guide()) continue;
       operand.guide_pack[first + j] = guide.pack;
       operand.guide_tile[first + j] = guide.tile;
     }
     if (!operand.is_column) continue;
-    Engine::pack_panel(columns(operand, panel, count), args_.dimensions, operand.packed + panel * panel_bytes_);
+    for (int k = 0; k < widths_; k++)
+      Engine::pack_panel(columns(operand, panel, count, k), length(k),
+                         operand.packed + panel * panel_bytes_ + panel_end(k));
     if (has_guide())
       Engine::pack_panel(guides(operand, first, count), args_.guide_dimensions,
                          operand.guide_packed + panel * guide_panel_bytes_);
@@ -47,11 +50,13 @@ void InfoNce<Engine>::pack_rows(int64_t task, int) {
       const Vectors& operand = operand_[side.operand];
       for (int64_t i = r; i < r + Engine::kRows; i++) {
         const bool there = i < r + count;
-        side.scale[i] = there ? operand.tile[first_ + i] : 0;
+        for (int k = 0; k < widths_; k++)
+          side.scale[k * chunk_ + i] = there ? operand.tile[operand.at(k, first_ + i)] : 0;
         if (has_guide()) side.guide_scale[i] = there ? operand.guide_tile[first_ + i] : 0;
         if (args_.query_ids) side.ids[i] = there ? operand.ids[first_ + i] : 0;
       }
-      Engine::pack_queries(rows(side, r, count), r, rows_, args_.dimensions, side.packed);
+      for (int k = 0; k < widths_; k++)
+        Engine::pack_queries(rows(side, r, count, k), r, rows_, length(k), side.packed + rows_end(k));
       if (has_guide())
         Engine::pack_queries(guides(operand, first_ + r, count), r, rows_, args_.guide_dimensions, side.guide_packed);
     }
@@ -132,29 +137,39 @@ void InfoNce<Engine>::score(int64_t task, int worker) {
   char* scratch = workers_ + worker * worker_bytes_;
   T* row_max = reinterpret_cast<T*>(scratch);
   const int64_t padded = Engine::round_rows(rows_);
-  for (int64_t i = 0; i < padded * kLanes; i++) row_max[i] = lowest;
+  for (int64_t i = 0; i < widths_ * chunk_ * kLanes; i++) row_max[i] = lowest;
 
   const int64_t first = (task - block.first_task) * panels_per_task_,
                 last = least(block.panels, first + panels_per_task_);
-  // With a guide its products lie beside those of a group of panels.
-  const int64_t group = has_guide() ? Engine::kGroup : last - first;
+  // With a guide its products lie beside those of a group of panels; prefixes are read off while the group is in cache.
+  const int64_t group = has_guide() || widths_ > 1 ? Engine::kGroup : last - first;
   for (int64_t panel = first; panel < last; panel += group) {
     const int64_t count = least(group, last - panel);
     int64_t own[Engine::kChunkRows + Engine::kRows];
     for (int64_t r = 0; r < padded; r++) own[r] = own_column(block, least(r, rows_ - 1)) - panel * kColumns;
-    LogitEpilogue<Engine> epilogue = this->epilogue(block, panel, own);
-    epilogue.row_max = row_max;
     if (has_guide()) {
       Plain plain;
       Engine::scores(side.guide_packed, operand.guide_packed + panel * guide_panel_bytes_, guide_panel_bytes_, count,
                      rows_, args_.guide_dimensions, scratch + guide_offset_, scores_bytes_, plain);
-      epilogue.guide = scratch + guide_offset_;
     }
-    Engine::scores(side.packed, operand.packed + panel * panel_bytes_, panel_bytes_, count, rows_, args_.dimensions,
-                   panel_scores(block.first_panel + panel), scores_bytes_, epilogue);
+    // Products are summed up in place of the widest logits.
+    const int widest = widths_ - 1;
+    for (int k = 0; k <= widest; k++) {
+      LogitEpilogue<Engine> epilogue = this->epilogue(block, panel, own, k);
+      epilogue.row_max = row_max + k * chunk_ * kLanes;
+      if (has_guide()) epilogue.guide = scratch + guide_offset_;
+      if (k < widest) epilogue.out = panel_scores(block.first_panel + panel, k);
+      epilogue.out_stride = panel_stride();
+      Engine::scores(side.packed + rows_end(k), operand.packed + panel * panel_bytes_ + panel_end(k), panel_bytes_,
+                     count, rows_, length(k), panel_scores(block.first_panel + panel, widest), panel_stride(), epilogue,
+                     k > 0);
+    }
   }
-  take_positives_out(block, first, last);
-  for (int64_t r = 0; r < rows_; r++) partial_max_[task * chunk_ + r] = reduce_max<T>(load<T>(row_max + r * kLanes));
+  for (int k = 0; k < widths_; k++) {
+    take_positives_out(block, first, last, k);
+    for (int64_t r = 0; r < rows_; r++)
+      partial_max_[(task * widths_ + k) * chunk_ + r] = reduce_max<T>(load<T>(row_max + (k * chunk_ + r) * kLanes));
+  }
   if (measuring_ && block.operand == kDocuments)
     for (int64_t panel = first; panel < last; panel++)
       Engine::add_columns(panel_scores(block.first_panel + panel), rows_, column_max_ + panel * kColumns,
@@ -162,14 +177,14 @@ void InfoNce<Engine>::score(int64_t task, int worker) {
 }
 
 template <typename Engine>
-LogitEpilogue<Engine> InfoNce<Engine>::epilogue(const Block& block, int64_t panel, const int64_t* own) const {
+LogitEpilogue<Engine> InfoNce<Engine>::epilogue(const Block& block, int64_t panel, const int64_t* own, int k) const {
   const Side<Engine>& side = side_[block.side];
   const Vectors& operand = operand_[block.operand];
   const int64_t first = panel * kColumns;
   LogitEpilogue<Engine> epilogue = {};
-  epilogue.row_scale = side.scale;
+  epilogue.row_scale = side.scale + k * chunk_;
   epilogue.inverse_temperature = inverse_temperature();
-  epilogue.column_scale = operand.tile + first;
+  epilogue.column_scale = operand.tile + operand.at(k, first);
   epilogue.column_penalty = operand.penalty + first;
   if (args_.query_ids && operand.ids) {
     epilogue.row_ids = side.ids;
@@ -197,14 +212,14 @@ LogitEpilogue<Engine> InfoNce<Engine>::epilogue(const Block& block, int64_t pane
 }
 
 template <typename Engine>
-void InfoNce<Engine>::take_positives_out(const Block& block, int64_t first, int64_t last) {
+void InfoNce<Engine>::take_positives_out(const Block& block, int64_t first, int64_t last, int width) {
   const bool noted = block.hardened && block.operand == kNegatives && hardens_differently();
   if (block.own != Own::positive && !noted) return;
   for (int64_t r = 0; r < rows_; r++) {
     for (int64_t k = 0; k < own_columns(block); k++) {
       const int64_t j = own_column(block, r) + k - first * kColumns;
       if (j < 0 || j >= (last - first) * kColumns) continue;
-      char* panel = panel_scores(block.first_panel + first + j / kColumns);
+      char* panel = panel_scores(block.first_panel + first + j / kColumns, width);
       const int column = static_cast<int>(j % kColumns);
       const T lowest = -static_cast<T>(__builtin_inf());
       if (noted) {
@@ -212,7 +227,7 @@ void InfoNce<Engine>::take_positives_out(const Block& block, int64_t first, int6
         Engine::exchange_score(panel, r, column, hard_logits_[r * args_.negatives + k]);
       } else {
         const T s = Engine::exchange_score(panel, r, column, lowest);
-        if (&block == &block_[positive_block_] && !has_thresholds()) positive_[r] = s;
+        if (&block == &block_[positive_block_] && !has_thresholds()) positive_[width * chunk_ + r] = s;
       }
     }
   }

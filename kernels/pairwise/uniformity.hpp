@@ -146,7 +146,7 @@ class Uniformity {
       const int64_t documents = least<int64_t>(panels * kColumns, args_.rows - column);
       Engine::accumulate_queries(scores, scores_bytes_,
                                  {rows_.row(column), rows_.stride, documents, rows_.pack + column, rows_.tile + column},
-                                 rows, 0, slices_, args_.dimensions, scratch, grad(first), panel > 0);
+                                 rows, 0, slices_, args_.dimensions, scratch, grad(first), args_.dimensions, panel > 0);
     }
   }
 

@@ -63,7 +63,8 @@ struct AmxEngine : ScorePanel<float> {
   // Panels side by side, pass by pass: one pass over K of all query strips stays in L2 while every panel of the group uses it.
   template <typename Epilogue>
   static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels,
-                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue,
+                     bool accumulate = false) {
     const TileScope scope;
     const Layout a_layout = layout(rows, dimensions), b_layout = layout(kColumns, dimensions);
     for (int64_t first = 0; first < panels; first += kGroup) {
@@ -74,7 +75,7 @@ struct AmxEngine : ScorePanel<float> {
           float* s = reinterpret_cast<float*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
             const char* a = static_cast<const char*>(packed_queries) + a_layout.at(r / 16, k);
-            multiply_strips<planes>(a, b, now, s + r * kColumns, kColumns, k > 0);
+            multiply_strips<planes>(a, b, now, s + r * kColumns, kColumns, accumulate || k > 0);
             if (k + now == a_layout.total) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
           }
         }
@@ -87,11 +88,11 @@ struct AmxEngine : ScorePanel<float> {
                                 layout(kColumns, queries.count), static_cast<char*>(out));
   }
 
-  // `out` is [count, D], the rows of consecutive panels. Pass by pass as in scores: the query slices of one pass stay in L2 for a group of
+  // `out` is [count, D], the rows of consecutive panels, `stride` elements apart. Pass by pass as in scores: the query slices of one pass stay in L2 for a group of
   // panels, the coefficients of one panel in L1 for all slices.
   static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
                                    int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions,
-                                   void* scratch, float* out, bool accumulate) {
+                                   void* scratch, float* out, int64_t stride, bool accumulate) {
     const TileScope scope;
     const Layout b_layout = layout(kColumns, queries.count);
     char* a = static_cast<char*>(scratch);
@@ -103,7 +104,7 @@ struct AmxEngine : ScorePanel<float> {
                                        a);
           for (int64_t d = 0; d < dimensions; d += kColumns) {
             const char* b = static_cast<const char*>(query_slices) + d / kColumns * slice_stride + b_layout.at(0, k);
-            multiply_into(a, b, b_layout.steps(k), out + row * dimensions + d, count - row, dimensions - d, dimensions,
+            multiply_into(a, b, b_layout.steps(k), out + row * stride + d, count - row, dimensions - d, stride,
                           accumulate || k > 0);
           }
         }
@@ -113,7 +114,7 @@ struct AmxEngine : ScorePanel<float> {
 
   static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows,
                                  int64_t first_slice, int64_t last_slice, int64_t dimensions, void* scratch, float* out,
-                                 bool accumulate) {
+                                 int64_t stride, bool accumulate) {
     const TileScope scope;
     const Layout a_layout = layout(kRows, documents.count),
                  b_layout = layout((last_slice - first_slice) * kColumns, documents.count);
@@ -129,8 +130,8 @@ struct AmxEngine : ScorePanel<float> {
             a + a_layout.at(1, k));
       for (int64_t slice = first_slice; slice < last_slice; slice++) {
         const char* columns = b + b_layout.at(2 * (slice - first_slice), 0);
-        multiply_into(a, columns, a_layout.total, out + r * dimensions + slice * kColumns, rows - r,
-                      dimensions - slice * kColumns, dimensions, accumulate);
+        multiply_into(a, columns, a_layout.total, out + r * stride + slice * kColumns, rows - r,
+                      dimensions - slice * kColumns, stride, accumulate);
       }
     }
   }

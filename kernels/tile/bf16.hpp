@@ -125,7 +125,8 @@ struct Bf16Engine : ScorePanel<float> {
 
   template <typename Epilogue>
   static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels,
-                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue,
+                     bool accumulate = false) {
     const uint32_t* queries = static_cast<const uint32_t*>(packed_queries);
     const int64_t pairs = dimension_pairs(dimensions);
     for (int64_t first = 0; first < panels; first += kGroup) {
@@ -137,7 +138,8 @@ struct Bf16Engine : ScorePanel<float> {
               k * kColumns;
           float* s = reinterpret_cast<float*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
-            multiply<kRows, PairStep>(queries + r * pairs + k * kRows, 1, kRows, b, now, k > 0, s + r * kColumns);
+            multiply<kRows, PairStep>(queries + r * pairs + k * kRows, 1, kRows, b, now, accumulate || k > 0,
+                                      s + r * kColumns);
             if (k + now == pairs) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
           }
         }
@@ -154,7 +156,7 @@ struct Bf16Engine : ScorePanel<float> {
 
   static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
                                    int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions,
-                                   void* scratch, float* out, bool accumulate) {
+                                   void* scratch, float* out, int64_t stride, bool accumulate) {
     uint32_t* a = static_cast<uint32_t*>(scratch);
     for (int64_t first = 0; first < count; first += kColumns, coefficients += panel_stride) {
       const float* c = reinterpret_cast<const float*>(coefficients);
@@ -170,13 +172,13 @@ struct Bf16Engine : ScorePanel<float> {
       for (int64_t d = 0; d < dimensions; d += kColumns, slice += slice_stride) {
         const int64_t columns = least<int64_t>(kColumns, dimensions - d);
         for (int64_t m = 0; m < least<int64_t>(kColumns, count - first); m += kDocumentRows) {
-          float* at = out + (first + m) * dimensions + d;
+          float* at = out + (first + m) * stride + d;
           const int stored = static_cast<int>(least<int64_t>(kDocumentRows, count - first - m));
-          if (accumulate) prefetch_block(at, dimensions * 4, stored, columns * 4);
+          if (accumulate) prefetch_block(at, stride * 4, stored, columns * 4);
           alignas(64) float tile[kDocumentRows * kColumns];
           multiply<kDocumentRows, PairStep>(a + m, 1, kColumns, reinterpret_cast<const uint32_t*>(slice),
                                             row_pairs(queries.count), false, tile);
-          write_tile<float>(tile, at, dimensions, stored, columns, accumulate);
+          write_tile<float>(tile, at, stride, stored, columns, accumulate);
         }
       }
     }
@@ -184,7 +186,7 @@ struct Bf16Engine : ScorePanel<float> {
 
   static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows,
                                  int64_t first_slice, int64_t last_slice, int64_t dimensions, void* scratch, float* out,
-                                 bool accumulate) {
+                                 int64_t stride, bool accumulate) {
     const int64_t panels = (documents.count + kColumns - 1) / kColumns, pairs = panels * kHalf;
     uint32_t* a = static_cast<uint32_t*>(scratch);
     uint32_t* packed = a + kRows * kPacked / 2;
@@ -213,7 +215,7 @@ struct Bf16Engine : ScorePanel<float> {
         alignas(64) float tile[kRows * kColumns];
         multiply<kRows, PairStep>(a, pairs, 1, packed + (slice - first_slice) * kPacked / 2 * kColumns, pairs, false,
                                   tile);
-        write_tile<float>(tile, out + r * dimensions + d, dimensions, static_cast<int>(present),
+        write_tile<float>(tile, out + r * stride + d, stride, static_cast<int>(present),
                           least<int64_t>(kColumns, dimensions - d), accumulate);
       }
     }

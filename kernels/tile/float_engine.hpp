@@ -58,7 +58,8 @@ struct FloatEngine : ScorePanel<T> {
   // Panels side by side, pass by pass: one pass over K of the packed queries stays in L2 while every panel of the group uses it.
   template <typename Epilogue>
   static void scores(const void* packed_queries, const void* packed_panels, int64_t packed_stride, int64_t panels,
-                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue) {
+                     int64_t rows, int64_t dimensions, char* out, int64_t out_stride, Epilogue& epilogue,
+                     bool accumulate = false) {
     const T* queries = static_cast<const T*>(packed_queries);
     // Equal passes: 515 dimensions are 3 x 172, not 192 + 192 + 131.
     const int64_t passes = (dimensions + Tile<T>::kDepth - 1) / Tile<T>::kDepth;
@@ -71,7 +72,7 @@ struct FloatEngine : ScorePanel<T> {
                        k * kColumns;
           T* s = reinterpret_cast<T*>(out + panel * out_stride);
           for (int64_t r = 0; r < rows; r += kRows) {
-            multiply<kRows, ValueStep<T>>(queries + r * dimensions + k * kRows, 1, kRows, b, now, k > 0,
+            multiply<kRows, ValueStep<T>>(queries + r * dimensions + k * kRows, 1, kRows, b, now, accumulate || k > 0,
                                           s + r * kColumns);
             if (k + now == dimensions) epilogue.template tile<kRows>(panel, r, s + r * kColumns);
           }
@@ -88,23 +89,23 @@ struct FloatEngine : ScorePanel<T> {
                     queries.coefficient[r], kColumns, packed + r * kColumns);
   }
 
-  // `out` is [count, D], the rows of consecutive panels.
+  // `out` is [count, D], the rows of consecutive panels, `stride` elements apart.
   static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
                                    int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions, void*,
-                                   T* out, bool accumulate) {
+                                   T* out, int64_t stride, bool accumulate) {
     for (int64_t first = 0; first < count; first += kColumns, coefficients += panel_stride) {
       const T* c = reinterpret_cast<const T*>(coefficients);
       const char* slice = static_cast<const char*>(query_slices);
       for (int64_t d = 0; d < dimensions; d += kColumns, slice += slice_stride) {
         const int64_t columns = least<int64_t>(kColumns, dimensions - d);
         for (int64_t m = 0; m < least<int64_t>(kColumns, count - first); m += kDocumentRows) {
-          T* at = out + (first + m) * dimensions + d;
+          T* at = out + (first + m) * stride + d;
           const int stored = static_cast<int>(least<int64_t>(kDocumentRows, count - first - m));
-          if (accumulate) prefetch_block(at, dimensions * sizeof(T), stored, columns * sizeof(T));
+          if (accumulate) prefetch_block(at, stride * sizeof(T), stored, columns * sizeof(T));
           alignas(64) T tile[kDocumentRows * kColumns];
           multiply<kDocumentRows, ValueStep<T>>(c + m, 1, kColumns, reinterpret_cast<const T*>(slice), queries.count,
                                                 false, tile);
-          write_tile<T>(tile, at, dimensions, stored, columns, accumulate);
+          write_tile<T>(tile, at, stride, stored, columns, accumulate);
         }
       }
     }
@@ -113,7 +114,7 @@ struct FloatEngine : ScorePanel<T> {
   // dQ[rows, slices] += C[rows, panels] * documents for up to kPacked documents; coefficients of the next panel are panel_stride bytes on.
   static void accumulate_queries(const void* coefficients, int64_t panel_stride, const Rows& documents, int64_t rows,
                                  int64_t first_slice, int64_t last_slice, int64_t dimensions, void* scratch, T* out,
-                                 bool accumulate) {
+                                 int64_t stride, bool accumulate) {
     const char* c = static_cast<const char*>(coefficients);
     T* packed = static_cast<T*>(scratch);
     // Row by row, because a row is contiguous in memory and a slice of it is not.
@@ -129,8 +130,8 @@ struct FloatEngine : ScorePanel<T> {
           multiply<kRows, ValueStep<T>>(reinterpret_cast<const T*>(c + k / kColumns * panel_stride) + r * kColumns,
                                         kColumns, 1, packed + k * kColumns,
                                         least<int64_t>(kColumns, documents.count - k), k > 0, tile);
-        write_tile<T>(tile, out + r * dimensions + d, dimensions, static_cast<int>(least<int64_t>(kRows, rows - r)),
-                      columns, accumulate);
+        write_tile<T>(tile, out + r * stride + d, stride, static_cast<int>(least<int64_t>(kRows, rows - r)), columns,
+                      accumulate);
       }
     }
   }

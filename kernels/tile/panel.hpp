@@ -77,6 +77,32 @@ struct ScorePanel {
     }
   }
 
+  // Logits by several widths, `width_stride` bytes apart, to the coefficients of the dimensions that each width has more than the one
+  // before: in place of the logits of width k, the sum over k and all wider ones of row_scale exp(s - row_max) row_unit column_unit. Rows'
+  // arrays are [widths][row_stride], those of columns [widths][column_stride]. The sums over the rows of row_scale exp(s - row_max) s are
+  // added to `weighted`, [widths][kColumns].
+  static void combine_widths(char* panel_scores, int64_t width_stride, int widths, int64_t rows, const T* row_max,
+                             const T* row_scale, const T* row_unit, int64_t row_stride, const T* column_unit,
+                             int64_t column_stride, T* weighted) {
+    const Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inf()));
+    for (int64_t r = 0; r < rows; r++) {
+      Vector<T> sum[kVectors] = {};
+      for (int k = widths - 1; k >= 0; k--) {
+        T* s = reinterpret_cast<T*>(panel_scores + k * width_stride) + r * kColumns;
+        const int64_t row = k * row_stride + r;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) {
+          const Vector<T> x = load<T>(s + v * kLanes);
+          const Vector<T> c = exp_nonpositive(x - row_max[row]) * row_scale[row];
+          T* of_column = weighted + k * kColumns + v * kLanes;
+          store<T>(of_column, load<T>(of_column) + c * (x == lowest ? Vector<T>{} : x));
+          sum[v] += c * (load<T>(column_unit + k * column_stride + v * kLanes) * row_unit[row]);
+          store<T>(s + v * kLanes, sum[v]);
+        }
+      }
+    }
+  }
+
   static void set_coefficient(void* panel_scores, int64_t row, int column, T value) {
     static_cast<T*>(panel_scores)[row * kColumns + column] = value;
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,14 +28,20 @@ class Contrast(NamedTuple):
     margin: float | None = None
     guide_margin: float = 0.0
     guide_relative: bool = False
+    widths: tuple[int, ...] = ()  # of prefixes, ascending, and their shares of the loss
+    shares: tuple[float, ...] = ()
 
     def numbers(self) -> list[float]:
         """As an operator's schema has room for them; no margin is NaN."""
-        return [math.nan if x is None else float(x) for x in self]
+        *single, widths, shares = self
+        return [math.nan if x is None else float(x) for x in (*single, *widths, *shares)]
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> Contrast:
-        directions, per_direction, scope, others, own, margin, guide_margin, relative = numbers
+        directions, per_direction, scope, others, own, margin, guide_margin, relative, *rest = (
+            numbers
+        )
+        widths, shares = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         return cls(
             int(directions),
             bool(per_direction),
@@ -44,6 +51,8 @@ class Contrast(NamedTuple):
             None if math.isnan(margin) else margin,
             guide_margin,
             bool(relative),
+            tuple(map(int, widths)),
+            tuple(shares),
         )
 
     @property
@@ -52,7 +61,30 @@ class Contrast(NamedTuple):
 
     def is_plain(self) -> bool:
         """Whether queries are compared with documents and negatives, and nothing else is asked."""
-        return self._replace(scope=0) == Contrast() and self.scope != SCOPES["queries"]
+        return self._replace(scope=0, widths=(), shares=()) == Contrast() and (
+            self.scope != SCOPES["queries"]
+        )
+
+    def passes(self, has_negatives: bool, has_guide: bool) -> list[tuple[int, float, Contrast]]:
+        """The runs of the CPU kernel that the widths take: dimensions, share of the loss, options.
+
+        All widths are one run, unless the options need products of their own for each.
+        """
+        apart = (
+            has_guide
+            or (has_negatives and self.own_negatives)
+            or self.margin is not None
+            or self.harden_others > 0.0
+            or self.harden_own > 0.0
+        )
+        if len(self.widths) > 1 and not apart:
+            return [(self.widths[-1], 1.0, self)]
+        return self.apart()
+
+    def apart(self) -> list[tuple[int, float, Contrast]]:
+        """A run for each width."""
+        one = self._replace(widths=(), shares=())
+        return [(*prefix, one) for prefix in zip(self.widths, self.shares, strict=True)]
 
 
 def check_contrast(
@@ -66,6 +98,8 @@ def check_contrast(
     guide: object,
     guide_margin: float,
     guide_margin_strategy: str,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[float] | None = None,
 ) -> Contrast:
     """The options of `info_nce` in one; ValueError or TypeError for what does not go together."""
     _inputs.check_choice("negatives_scope", negatives_scope, tuple(SCOPES))
@@ -78,6 +112,7 @@ def check_contrast(
     by_guide = _finite("guide_margin", guide_margin)
     if guide is None and by_guide != 0.0:
         raise ValueError(f"guide_margin: found {by_guide} without guide, expected a guide")
+    widths, shares = _check_matryoshka(matryoshka_dims, matryoshka_weights)
     # In query_to_doc alone hard negatives are met by queries only.
     if negatives_scope == "queries" and chosen == ("query_to_doc",):
         negatives_scope = "all"
@@ -90,6 +125,8 @@ def check_contrast(
         margin=margin,
         guide_margin=by_guide,
         guide_relative=guide_margin_strategy == "relative" and guide is not None,
+        widths=widths,
+        shares=shares,
     )
 
 
@@ -143,6 +180,53 @@ def _check_hardness(hardness: str | None, strength: float, directions: tuple[str
             "among them, whose logits it adds to"
         )
     return value
+
+
+def _check_matryoshka(
+    dims: Sequence[int] | None, weights: Sequence[float] | None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The widths that count, ascending, and their shares of the loss, whose sum is 1."""
+    if dims is None:
+        if weights is not None:
+            raise ValueError(
+                f"matryoshka_weights: found {tuple(weights)} without matryoshka_dims, expected both"
+            )
+        return (), ()
+    if isinstance(dims, (str, int)):
+        raise TypeError(f"matryoshka_dims: found {dims!r}, expected a sequence of integers")
+    try:
+        widths = tuple(map(operator.index, dims))
+    except TypeError:
+        raise TypeError(f"matryoshka_dims: found {tuple(dims)}, expected integers") from None
+    if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
+        raise ValueError(
+            f"matryoshka_dims: found {widths}, expected different widths of at least 1, one or more"
+        )
+    if weights is None:
+        numbers = (1.0,) * len(widths)
+    else:
+        numbers = tuple(_finite("matryoshka_weights", weight) for weight in weights)
+    if len(numbers) != len(widths):
+        raise ValueError(
+            f"matryoshka_weights: found {len(numbers)} for {len(widths)} widths, expected one each"
+        )
+    total = math.fsum(numbers)
+    if min(numbers) < 0.0 or not 0.0 < total < math.inf:
+        raise ValueError(
+            f"matryoshka_weights: found {numbers}, expected finite numbers of at least 0, and one "
+            "above it"
+        )
+    chosen = sorted((d, w / total) for d, w in zip(widths, numbers, strict=True) if w > 0.0)
+    return tuple(d for d, _ in chosen), tuple(share for _, share in chosen)
+
+
+def check_widths(contrast: Contrast, dimensions: int) -> None:
+    """ValueError for a prefix that is longer than the vectors."""
+    if contrast.widths and contrast.widths[-1] > dimensions:
+        raise ValueError(
+            f"matryoshka_dims: found {contrast.widths[-1]} for vectors of {dimensions} dimensions, "
+            f"expected widths of at most {dimensions}"
+        )
 
 
 def _finite(name: str, value: object) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections.abc
 import typing
 
 import numpy
@@ -77,6 +78,8 @@ def info_nce(
     margin: typing.SupportsFloat | typing.SupportsIndex | None,
     guide_margin: typing.SupportsFloat | typing.SupportsIndex,
     guide_relative: bool,
+    widths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     guide_queries: numpy.ndarray | None,
     guide_documents: numpy.ndarray | None,
     guide_negatives: numpy.ndarray | None,

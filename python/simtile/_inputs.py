@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,13 +96,6 @@ def check_temperature(temperature: object) -> float:
             "(it divides the similarities; a scale of 20 is a temperature of 0.05)"
         )
     return value
-
-
-def refuse_later(name: str, value: object) -> NoReturn:
-    raise ValueError(
-        f"{name}: found {reprlib.repr(value)}, which is not available yet in this version of "
-        "simtile; leave it at its default"
-    )
 
 
 def check_shapes(

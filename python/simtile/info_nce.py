@@ -18,6 +18,7 @@ from simtile._contrast import (
     Contrast,
     check_contrast,
     check_guide_shapes,
+    check_widths,
     split_guide,
 )
 
@@ -49,8 +50,8 @@ def info_nce(
     false_negative_margin: float | None = None,
     hardness: Hardness | None = None,
     hardness_strength: float = 0.0,
-    matryoshka_dims: None = None,
-    matryoshka_weights: None = None,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[float] | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
     precision: Literal["ieee", "tf32", "tf32x3"] = "ieee",
@@ -133,6 +134,14 @@ def info_nce(
         Adds ``hardness_strength`` times the similarity, as a constant, to the logits in
         query_to_doc of what belongs to others (Lan et al. 2025, arXiv:2503.04812, eq. 5), of the
         query's own hard negatives (Schechter Vera et al. 2025, arXiv:2509.20354), or of both.
+    matryoshka_dims, matryoshka_weights : tuple of int and of float, optional
+        The loss is the weighted average of the losses of the first ``matryoshka_dims[k]``
+        dimensions of all vectors, each normalised by itself (Kusupati et al. 2022,
+        arXiv:2205.13147). Any order, each width once; equal weights unless given, and only their
+        ratios matter (sentence-transformers' MatryoshkaLoss is the weighted sum: the average times
+        the sum of the weights). On the CPU all widths together cost little more than the widest
+        alone; with a guide, a margin, hardness or hard negatives in the scope "own", and on a GPU,
+        each width is a run of its own.
     reduction : "mean", "sum" or "none"
         Over the N losses.
     backend : str
@@ -145,10 +154,6 @@ def info_nce(
         The CPU always computes them in full; other element types are multiplied exactly.
     threads : int, optional
         Threads for this call on the CPU; see :func:`simtile.set_num_threads` for the default.
-    matryoshka_dims, matryoshka_weights
-        Not available yet in this version: any value but None raises ValueError. On a GPU the same
-        holds for directions other than query_to_doc, guide, false_negative_margin, hardness and
-        the scope "queries".
 
     Returns
     -------
@@ -177,7 +182,6 @@ def info_nce(
     >>> loss = simtile.info_nce(query_embeddings, document_embeddings, temperature=0.05)
     >>> loss.backward()
     """
-    _check_later(matryoshka_dims, matryoshka_weights)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
     contrast = check_contrast(
         directions,
@@ -190,6 +194,8 @@ def info_nce(
         guide,
         guide_margin,
         guide_margin_strategy,
+        matryoshka_dims,
+        matryoshka_weights,
     )
     try:
         from simtile.ops.info_nce import check_bias, info_nce_tensors, with_bias
@@ -236,8 +242,8 @@ def info_nce_grad(
     false_negative_margin: float | None = None,
     hardness: Hardness | None = None,
     hardness_strength: float = 0.0,
-    matryoshka_dims: None = None,
-    matryoshka_weights: None = None,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[float] | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
     precision: Literal["ieee", "tf32", "tf32x3"] = "ieee",
@@ -262,7 +268,7 @@ def info_nce_grad(
         τ > 0, divides the similarities.
     bias, normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, \
 guide, guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
-precision, threads
+matryoshka_dims, matryoshka_weights, precision, threads
         As in :func:`simtile.info_nce`.
     backend : "auto", "cpu" or "reference"
         The GPU backends take torch tensors.
@@ -289,7 +295,6 @@ precision, threads
     --------
     >>> loss, grad_queries, grad_documents = simtile.info_nce_grad(queries, documents)
     """
-    _check_later(matryoshka_dims, matryoshka_weights)
     if bias is not None:
         _pairwise.check_number("bias", bias)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
@@ -304,6 +309,8 @@ precision, threads
         guide,
         guide_margin,
         guide_margin_strategy,
+        matryoshka_dims,
+        matryoshka_weights,
     )
     chosen_backend = _inputs.check_array_backend(backend)
     _inputs.check_precision(precision)
@@ -327,6 +334,7 @@ precision, threads
     check_guide_shapes(
         guides, arrays[0].shape, arrays[1].shape, None if arrays[2] is None else arrays[2].shape
     )
+    check_widths(contrast, arrays[0].shape[1])
     result = run(
         *arrays,
         dtype,
@@ -388,7 +396,33 @@ def run(
     those of Σ_i weight · row_weights[i] · losses[i], for the inputs that `need_grad` says: queries,
     documents, negatives.
     """
-    n = queries.shape[0]
+    n, dimensions = queries.shape
+    if contrast.widths and backend == "cpu":
+        has_negatives = negatives is not None and negatives.shape[1] > 0
+        passes = contrast.passes(has_negatives, len(guide) > 0)
+        if passes != [(dimensions, 1.0, contrast)]:
+
+            def run_prefixes(width: int, share: float, options: Contrast) -> Result:
+                return run(
+                    queries[:, :width],
+                    documents[:, :width],
+                    None if negatives is None else negatives[..., :width],
+                    dtype,
+                    temperature,
+                    normalize,
+                    targets,
+                    query_ids,
+                    document_ids,
+                    guide,
+                    options,
+                    share * weight,
+                    row_weights,
+                    need_grad,
+                    backend,
+                    threads,
+                )
+
+            return _sum_of_passes(run_prefixes, passes, dimensions)
     if targets is not None:
         _inputs.check_targets(targets, documents.shape[0])
     if query_ids is not None or document_ids is not None:
@@ -430,6 +464,30 @@ def run(
     return Result(losses, grad_queries, grad_documents, grad_negatives, grad_temperature)
 
 
+def _sum_of_passes(
+    run_prefixes: Callable[[int, float, Contrast], Result],
+    passes: Sequence[tuple[int, float, Contrast]],
+    dimensions: int,
+) -> Result:
+    """The results of prefixes, added up in the memory of the whole vectors."""
+    losses: npt.NDArray[np.float64] | None = None
+    grads: list[Array | None] = [None] * 3
+    grad_temperature = 0.0
+    for width, share, options in passes:
+        result = run_prefixes(width, share, options)
+        losses = share * result.losses + (0.0 if losses is None else losses)
+        grad_temperature += result.grad_temperature
+        for i, grad in enumerate(result[1:4]):
+            if grad is None:
+                continue
+            total = grads[i]
+            if total is None:
+                total = grads[i] = np.zeros((*grad.shape[:-1], dimensions), grad.dtype)
+            total[..., :width] += grad
+    assert losses is not None
+    return Result(losses, grads[0], grads[1], grads[2], grad_temperature)
+
+
 def reduce_losses(losses: npt.NDArray[np.float64], reduction: str) -> float:
     total = float(np.add.reduce(losses))
     return total / losses.shape[0] if reduction == "mean" else total
@@ -453,6 +511,8 @@ def _run_reference(
     margin: float | None,
     guide_margin: float,
     guide_relative: bool,
+    widths: Sequence[int],
+    shares: Sequence[float],
     guide_queries: Array | None,
     guide_documents: Array | None,
     guide_negatives: Array | None,
@@ -497,6 +557,8 @@ def _run_reference(
         "false_negative_margin": margin,
         "hardness": hardness,
         "hardness_strength": max(harden_others, harden_own),
+        "matryoshka_dims": widths or None,
+        "matryoshka_weights": shares or None,
     }
     options = Options(**given)
     result = contrastive.info_nce_grad(
@@ -531,12 +593,3 @@ def _as_arrays(
     ]
     inputs, guides = arrays[: len(given)], arrays[len(given) :]
     return (inputs[0], inputs[1], inputs[2] if negatives is not None else None), guides, dtype
-
-
-def _check_later(matryoshka_dims: object, matryoshka_weights: object) -> None:
-    for name, value in (
-        ("matryoshka_dims", matryoshka_dims),
-        ("matryoshka_weights", matryoshka_weights),
-    ):
-        if value is not None:
-            _inputs.refuse_later(name, value)

@@ -108,8 +108,9 @@ class InfoNCE(torch.nn.Module):
 
     def _check_options(self) -> None:
         """Fail where the module is made, not at its first batch."""
-        one = torch.zeros(1, 1)
         options = dict(self._options)
+        dims = options.get("matryoshka_dims")
+        one = torch.zeros(1, max(1, max(dims, default=1)) if isinstance(dims, (tuple, list)) else 1)
         if options.get("backend") in ("triton", "cuda"):
             # Not run here, on a tensor of the CPU.
             check_available(options.pop("backend"))

@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -30,6 +31,7 @@ struct Case {
   double harden_others = 0, harden_own = 0;
   int64_t guide_dimensions = 0;
   bool margin = false;
+  std::vector<int64_t> widths = {};
 
   bool from_documents() const { return directions & (simtile::doc_to_query | simtile::doc_to_doc); }
 };
@@ -100,7 +102,7 @@ std::vector<Candidate> candidates_of(const Case& c, size_t i, size_t target, uns
   return all;
 }
 
-Result reference(const Problem& problem, const Case& c) {
+Result full_reference(const Problem& problem, const Case& c) {
   const Matrix* const inputs[3] = {&problem.queries, &problem.documents, &problem.negatives};
   Matrix unit[3], guide[3], gradient[3];
   for (size_t kind = 0; kind < 3; kind++) {
@@ -166,6 +168,36 @@ Result reference(const Problem& problem, const Case& c) {
   result.documents = gradient[1];
   result.negatives = gradient[2];
   return result;
+}
+
+void cut(Matrix& matrix, int64_t width) {
+  for (auto& row : matrix) row.resize(static_cast<size_t>(width));
+}
+
+double share_of(size_t width) { return 0.5 + static_cast<double>(width); }
+
+// The losses of prefixes, weighted.
+Result reference(const Problem& problem, const Case& c) {
+  if (c.widths.empty()) return full_reference(problem, c);
+  Result sum;
+  for (size_t w = c.widths.size(); w-- > 0;) {
+    Problem prefixes = problem;
+    for (Matrix* matrix : {&prefixes.queries, &prefixes.documents, &prefixes.negatives}) cut(*matrix, c.widths[w]);
+    Result one = full_reference(prefixes, c);
+    if (sum.losses.empty()) {
+      sum.losses.resize(one.losses.size());
+      for (auto [matrix, like] : {std::pair(&sum.queries, &one.queries), std::pair(&sum.documents, &one.documents),
+                                  std::pair(&sum.negatives, &one.negatives)})
+        matrix->assign(like->size(), std::vector<double>(static_cast<size_t>(c.dimensions)));
+    }
+    add(sum.losses, one.losses, share_of(w));
+    sum.temperature += share_of(w) * one.temperature;
+    for (auto [matrix, of_width] : {std::pair(&sum.queries, &one.queries), std::pair(&sum.documents, &one.documents),
+                                    std::pair(&sum.negatives, &one.negatives)})
+      for (size_t i = 0; i < matrix->size(); i++)
+        for (size_t d = 0; d < (*of_width)[i].size(); d++) (*matrix)[i][d] += share_of(w) * (*of_width)[i][d];
+  }
+  return sum;
 }
 
 void fill(Element element, const Guarded& memory, int64_t rows, int64_t columns, std::mt19937& random, Matrix& values) {
@@ -260,6 +292,13 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   args.targets = c.from_documents() ? nullptr : problem.targets.data();
   args.query_ids = c.masked ? problem.query_ids.data() : nullptr;
   args.document_ids = c.masked ? problem.document_ids.data() : nullptr;
+  std::vector<double> shares;
+  for (size_t w = 0; w < c.widths.size(); w++) shares.push_back(share_of(w));
+  if (!c.widths.empty()) {
+    args.widths = c.widths.data();
+    args.shares = shares.data();
+    args.width_count = static_cast<int64_t>(shares.size());
+  }
   args.weight = 1.0 / static_cast<double>(c.rows);
   args.losses = static_cast<double*>(losses.data());
   args.grad_queries = to_queries.data();
@@ -275,7 +314,11 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   const Result expected = reference(problem, c);
   // bfloat16 units round the coefficients of the gradient to 8 bits; everything else is at least float32.
   const bool rounds_coefficients = std::strstr(variant.arithmetic, "bf16") && !std::strstr(variant.arithmetic, "x3");
-  const double loss_tolerance = wide ? 1e-12 : 1e-5, tolerance = wide ? 1e-11 : rounds_coefficients ? 2e-2 : 3e-5;
+  double shares_sum = c.widths.empty() ? 1 : 0;  // as much as one loss has the weighted sum
+  for (double share : shares) shares_sum += share;
+  const double loss_tolerance = shares_sum * (wide ? 1e-12 : 1e-5), tolerance = wide                  ? 1e-11
+                                                                                : rounds_coefficients ? 2e-2
+                                                                                                      : 3e-5;
   double loss_error = 0;
   for (int64_t i = 0; i < c.rows; i++) {
     const double difference = std::fabs(args.losses[i] - expected.losses[static_cast<size_t>(i)]);
@@ -293,11 +336,11 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   if (!right)
     std::fprintf(stderr,
                  "%s %s: N=%ld M=%ld K=%ld D=%ld normalize=%d own=%d masked=%d threads=%d: loss %.2e gradient %.2e of "
-                 "%.2e temperature %.2e directions=%u per_direction=%d guide=%ld margin=%d\n",
+                 "%.2e temperature %.2e directions=%u per_direction=%d guide=%ld margin=%d widths=%zu\n",
                  level.level, variant.arithmetic, static_cast<long>(c.rows), static_cast<long>(c.documents),
                  static_cast<long>(c.negatives), static_cast<long>(c.dimensions), c.normalize, c.own, c.masked, threads,
                  loss_error, worst, scale, temperature_error, c.directions, c.per_direction,
-                 static_cast<long>(c.guide_dimensions), c.margin);
+                 static_cast<long>(c.guide_dimensions), c.margin, c.widths.size());
   CHECK(right);
 }
 
@@ -325,6 +368,12 @@ int main() {
       {45, 50, 1, 40, true, false, true, 0.1, 11, false, 0, 0, 12},
       {45, 45, 2, 40, true, true, false, 0.1, 1, false, 0, 3, 7, true},
       {70, 70, 2, 40, true, false, false, 0.2, 6, false, 0, 0, 0, true},
+      // Matryoshka: on vector boundaries and off them; all directions; apart
+      {1, 1, 0, 2, true, false, false, 0.05, 1, false, 0, 0, 0, false, {1, 2}},
+      {64, 64, 0, 384, true, false, false, 0.05, 1, false, 0, 0, 0, false, {64, 128, 384}},
+      {33, 70, 2, 111, true, false, true, 0.1, 1, false, 0, 0, 0, false, {3, 7, 111}},
+      {300, 305, 1, 40, false, false, true, 4, 15, false, 0, 0, 0, false, {1, 17, 32, 40}},
+      {45, 50, 1, 70, true, false, false, 0.1, 5, true, 0, 0, 0, false, {33, 64, 70}},
   };
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);

@@ -9,7 +9,7 @@ the dispatcher's way through Python costs about 90 µs more, twice the kernel at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from simtile import _inputs, _pairwise
-from simtile._contrast import Contrast, check_guide_shapes
+from simtile._contrast import Contrast, check_guide_shapes, check_widths
 from simtile.info_nce import reduce_losses, run
 from simtile.ops._backends import check_available, choose
 from simtile.ops._tensors import (
@@ -97,6 +97,7 @@ def info_nce_tensors(
     check_guide_shapes(
         guide, queries.shape, documents.shape, None if negatives is None else negatives.shape
     )
+    check_widths(contrast, queries.shape[1])
     if isinstance(temperature, Tensor):
         check_one_number("temperature", temperature)
     else:
@@ -275,23 +276,30 @@ def _run(
 ) -> tuple[npt.NDArray[np.float64] | Tensor, Gradients]:
     """The losses [N], and the gradients of Σ_i weight · row_weights[i] · losses[i]."""
     if backend in ("triton", "cuda"):
-        return _run_on_gpu(
-            queries,
-            documents,
-            negatives,
-            temperature,
-            targets,
-            query_ids,
-            document_ids,
-            normalize,
-            Contrast.from_numbers(contrast).own_negatives,
-            dtype,
-            need_grad,
-            backend,
-            precision,
-            weight,
-            row_weights,
-        )
+        options = Contrast.from_numbers(contrast)
+
+        def run_prefixes(width: int, share: float) -> tuple[Tensor, Gradients]:
+            return _run_on_gpu(
+                queries[:, :width],
+                documents[:, :width],
+                None if negatives is None else negatives[..., :width],
+                temperature,
+                targets,
+                query_ids,
+                document_ids,
+                normalize,
+                options.own_negatives,
+                dtype,
+                need_grad,
+                backend,
+                precision,
+                share * weight,
+                row_weights,
+            )
+
+        if options.widths:
+            return _sum_of_widths(run_prefixes, options, queries.shape[1])
+        return run_prefixes(queries.shape[1], 1.0)
     guides = (guide_queries, guide_documents, guide_negatives)
     number = temperature.item() if isinstance(temperature, Tensor) else temperature
     losses, grad_queries, grad_documents, grad_negatives, grad_number = run(
@@ -323,6 +331,28 @@ def _run(
         None if grad_negatives is None else torch.from_numpy(grad_negatives),
         grad_temperature,
     )
+
+
+def _sum_of_widths(
+    run_prefixes: Callable[[int, float], tuple[Tensor, Gradients]],
+    contrast: Contrast,
+    dimensions: int,
+) -> tuple[Tensor, Gradients]:
+    """The results of a run for each width, added up in the memory of the whole vectors."""
+    total: Tensor | None = None
+    sums: list[Tensor | None] = [None] * 4
+    for width, share, _ in contrast.apart():
+        losses, grads = run_prefixes(width, share)
+        total = share * losses if total is None else total + share * losses
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            if i < 3:
+                grad = torch.nn.functional.pad(grad, (0, dimensions - width))
+            before = sums[i]
+            sums[i] = grad if before is None else before + grad
+    assert total is not None
+    return total, (sums[0], sums[1], sums[2], sums[3])
 
 
 def _run_on_gpu(
