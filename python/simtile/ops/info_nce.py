@@ -121,15 +121,13 @@ def info_nce_tensors(
     for other in dtypes:
         if other != dtype:
             dtype = torch.promote_types(dtype, other)
-    if (queries.is_cuda or backend in ("triton", "cuda")) and not (
-        contrast.is_plain() and not guide
-    ):
-        raise ValueError(
-            f"backend: found {backend!r} for tensors on {queries.device} with options that only "
-            "the CPU has yet (directions other than query_to_doc, hardness, guide, "
-            "false_negative_margin or negatives_scope 'queries'), expected tensors on the CPU"
-        )
     backend = choose(backend, "queries", queries, dtype)
+    if backend == "cuda" and not (contrast.is_plain() and not guide):
+        raise ValueError(
+            "backend: found 'cuda' with options that its kernel does not have (directions other "
+            "than query_to_doc, hardness, guide, false_negative_margin or negatives_scope "
+            "'queries'), expected 'triton' (or 'auto')"
+        )
     need_grad = _NO_GRAD
     if torch.is_grad_enabled():
         need_grad = (
@@ -258,6 +256,7 @@ def _run(
     row_weights: Tensor | None,
 ) -> tuple[npt.NDArray[np.float64] | Tensor, Gradients]:
     """The losses [N], and the gradients of Σ_i weight · row_weights[i] · losses[i]."""
+    guides = (guide_queries, guide_documents, guide_negatives)
     if backend in ("triton", "cuda"):
         return _run_on_gpu(
             queries,
@@ -267,8 +266,9 @@ def _run(
             targets,
             query_ids,
             document_ids,
+            [x for x in guides if x is not None],
             normalize,
-            Contrast.from_numbers(contrast).own_negatives,
+            Contrast.from_numbers(contrast),
             dtype,
             need_grad,
             backend,
@@ -276,7 +276,6 @@ def _run(
             weight,
             row_weights,
         )
-    guides = (guide_queries, guide_documents, guide_negatives)
     number = temperature.item() if isinstance(temperature, Tensor) else temperature
     losses, grad_queries, grad_documents, grad_negatives, grad_number = run(
         _floats(queries, dtype),
@@ -317,8 +316,9 @@ def _run_on_gpu(
     targets: Tensor | None,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
+    guide: Sequence[Tensor],
     normalize: bool,
-    own_negatives: bool,
+    contrast: Contrast,
     dtype: torch.dtype,
     need_grad: Sequence[bool],
     backend: str,
@@ -333,8 +333,12 @@ def _run_on_gpu(
         "targets": targets,
         "query_ids": query_ids,
         "document_ids": document_ids,
-        "own_negatives": own_negatives,
     }
+    is_plain = contrast.is_plain() and not guide
+    if is_plain:
+        options["own_negatives"] = contrast.own_negatives
+    else:
+        options.update(contrast=contrast, guide=guide)
     check_available(backend)  # of a compiled call nobody has asked
     if backend == "cuda":
         if any(need_grad):
@@ -346,9 +350,10 @@ def _run_on_gpu(
 
         losses = info_nce_cuda.info_nce_losses(queries, documents, negatives, **options)
         return losses, (None, None, None, None)
-    from simtile.ops import info_nce_triton
+    from simtile.ops import info_nce_triton, info_nce_triton_contrast
 
-    result = info_nce_triton.run(
+    run_on_triton = info_nce_triton.run if is_plain else info_nce_triton_contrast.run
+    result = run_on_triton(
         queries,
         documents,
         negatives,
