@@ -209,9 +209,9 @@ def block_scores(
         scale = tl.load(guide_row_factor + row)[:, None]
         cosines *= scale * tl.load(guide_column_factor + column)[None, :]
         limit = tl.load(guide_threshold + row, mask=row_there, other=float("inf"))[:, None]
-        # 0 for a negative, infinite for what is none; where the guide has NaN nobody knows.
-        excess = tl.where(cosines > limit, float("inf"), cosines - limit)
-        excess = tl.where(cosines <= limit, 0.0, excess)
+        # 0 for a negative, -inf for what is none; where the guide has NaN nobody knows: NaN.
+        penalty = tl.where(cosines > limit, float("-inf"), limit - cosines)
+        penalty = tl.where(cosines <= limit, 0.0, penalty)
     a = rows_operand + row[:, None] * operand_stride + k[None, :]
     b = columns_operand + column[:, None] * operand_stride + k[None, :]
     sums = tile_products(a, b, dim, BM, BN, BK, PRECISION, EMULATE)
@@ -219,27 +219,28 @@ def block_scores(
     scale = tl.load(row_factor + row)[:, None] * tl.load(column_factor + column)[None, :]
     logits = sums * scale * (1.0 / tau)
 
-    limit = tl.load(threshold + row, mask=row_there, other=float("inf"))
-    out = logits > limit[:, None]
-    if GUIDE:
-        out |= excess == float("inf")
-        logits += excess
     # The pair itself is added by row_losses, where it is a candidate.
+    candidate = tile_n * BN + tl.arange(0, BN)  # there are fewer than 2^31 columns
     mate = tl.load(targets + row, mask=row_there & (has_targets != 0), other=0)
-    mate = tl.where(has_targets != 0, mate, row)
-    out |= (column[None, :] == mate[:, None]) | (column >= candidates)[None, :]
-    shifted = tl.where(out, float("-inf"), logits)
+    mate = tl.where(has_targets != 0, mate, row).to(tl.int32)
+    limit = tl.load(threshold + row, mask=row_there, other=float("inf"))
+    shifted = logits
+    if GUIDE:
+        shifted = tl.where(penalty == float("-inf"), float("-inf"), logits + penalty)
+    shifted = tl.where(logits > limit[:, None], float("-inf"), shifted)
+    shifted = tl.where(candidate[None, :] == mate[:, None], float("-inf"), shifted)
+    shifted = tl.where((candidate < candidates)[None, :], shifted, float("-inf"))
     if has_ids != 0:
         row_id = tl.load(row_ids + row, mask=row_there, other=0)
-        column_id = tl.load(column_ids + column, mask=column < documents, other=0)
-        is_same = (row_id[:, None] == column_id[None, :]) & (column < documents)[None, :]
+        column_id = tl.load(column_ids + column, mask=candidate < documents, other=0)
+        is_same = (row_id[:, None] == column_id[None, :]) & (candidate < documents)[None, :]
         shifted = tl.where(is_same, float("-inf"), shifted)
-    first_own = documents + row * own
+    first_own = documents + row.to(tl.int32) * own
     if own_out != 0:
-        is_own = between(column[None, :], first_own[:, None], own)
+        is_own = between(candidate[None, :], first_own[:, None], own)
         shifted = tl.where(is_own, float("-inf"), shifted)
     if hardened != 0:
-        is_own = between(column[None, :], first_own[:, None], own)
+        is_own = between(candidate[None, :], first_own[:, None], own)
         shifted *= tl.where(is_own, 1.0 + tau * harden_own, 1.0 + tau * harden_others)
     largest = tl.max(shifted, 1)
     base = tl.where(largest == float("-inf"), 0.0, largest)[:, None]
@@ -249,10 +250,8 @@ def block_scores(
     tl.store(tile_max + at, largest, mask=row_there)
     tl.store(tile_sum + at, tl.sum(e, 1), mask=row_there)
     if hardened != 0:
-        is_own = between(column[None, :], first_own[:, None], own)
-        softer = tl.where(
-            is_own, 1.0 / (1.0 + tau * harden_own), 1.0 / (1.0 + tau * harden_others)
-        )
+        is_own = between(candidate[None, :], first_own[:, None], own)
+        softer = tl.where(is_own, 1.0 / (1.0 + tau * harden_own), 1.0 / (1.0 + tau * harden_others))
         shifted = (shifted + base) * softer - base
     # Clipped, so that a candidate that is left out adds 0, not 0 times infinity.
     tl.store(tile_weighted + at, tl.sum(e * tl.maximum(shifted, -1e30), 1), mask=row_there)

@@ -319,9 +319,7 @@ def _run(
             own,
             has_targets,
             0.0,
-            GRAD=gradients,
-            BLOCK=configs.TILE_BLOCK,
-            E_SCALE=configs.exponential_scale(call.name),
+            **configs.loss_options(call.name, gradients),
             num_warps=1,
         )
         if not products:

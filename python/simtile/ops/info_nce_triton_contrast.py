@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,36 +23,9 @@ from simtile.kernels.info_nce.triton_configs import Config
 from simtile.ops import info_nce_triton as plain
 from simtile.ops._tensors import as_index, complete_ids
 from simtile.ops.info_nce_triton import Result
+from simtile.ops.info_nce_triton_blocks import Block, Setting, Vectors, differentiate, score
 
 _WITH_POSITIVE = DIRECTIONS["query_to_doc"] | DIRECTIONS["doc_to_query"]
-
-
-class _Vectors(NamedTuple):
-    """Vectors that are rows, or columns, of blocks."""
-
-    rows: plain._Rows
-    guide: plain._Rows  # as the guide has them; without one `rows` again, which nothing reads
-    ids: Tensor | None
-    grad: Tensor | None  # float32 [., stride], which is added to; None where it is not wanted
-
-
-class _Block(NamedTuple):
-    """Rows times columns, and what the columns of a row's own pair are."""
-
-    rows: _Vectors
-    columns: _Vectors
-    count: int  # columns
-    documents: int  # of these in front of the hard negatives
-    own: int  # hard negatives of each row
-    targets: Tensor | None  # the column of a row's pair, where it is not the row's number
-    hardened: bool = False
-    own_out: bool = False
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Operands and factors of the products, and of the guide's."""
-        sides = (self.rows.rows, self.columns.rows, self.rows.guide, self.columns.guide)
-        return tuple(x for side in sides for x in (side.operand, side.factor))
 
 
 def run(
@@ -79,124 +51,116 @@ def run(
     call = plain._call_for(queries, dtype, normalize, precision, tiles)
     device = queries.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        family = _Family(
+        guide_call = None
+        if guide:
+            width = guide[0].shape[1]
+            guide_call = plain._Call(call.dtype, width, True, device, precision, call.tiles)
+        ids = complete_ids(query_ids, document_ids, targets, queries.shape[0], device)
+        setting = Setting(
             call,
+            guide_call,
+            configs.block_tile(call.tiles.scores, bool(guide)),
             contrast,
+            plain._on_device(temperature, device),
+            queries.shape[0],
+            ids[0] is not None,
+            torch.empty(1, dtype=torch.int64, device=device),
+        )
+        family = _Family(
+            setting,
             [queries.detach(), documents.detach()],
             None if negatives is None else negatives.detach(),
             [x.detach() for x in guide],
             as_index(targets, device),
-            complete_ids(query_ids, document_ids, targets, queries.shape[0], device),
-            plain._on_device(temperature, device),
+            ids,
             need_grad,
         )
         return family.run(weight, row_weights)
 
 
 class _Family:
-    """One call: its operands, blocks, gradients and launches."""
+    """One call: its operands, blocks and gradients, and what is launched in which order."""
 
     def __init__(
         self,
-        call: plain._Call,
-        contrast: Contrast,
+        setting: Setting,
         pairs: Sequence[Tensor],  # queries, documents
         negatives: Tensor | None,
         guide: Sequence[Tensor],
         targets: Tensor | None,
         ids: Sequence[Tensor | None],  # of queries, of documents
-        temperature: Tensor,
         need_grad: Sequence[bool],
     ) -> None:
-        self.call, self.contrast, self.temperature = call, contrast, temperature
-        self.targets, self.has_ids, self.need_grad = targets, ids[0] is not None, need_grad
+        self.setting, self.call, self.contrast = setting, setting.call, setting.contrast
+        self.targets, self.need_grad = targets, need_grad
         self.n, self.m = n, m = pairs[0].shape[0], pairs[1].shape[0]
         self.k = k = 0 if negatives is None else negatives.shape[1]
         self.negatives_shape = None if negatives is None else negatives.shape
-        self.guide_call = call
-        if guide:
-            self.guide_call = plain._Call(
-                call.dtype, guide[0].shape[1], True, call.device, call.precision, call.tiles
-            )
-        self.guided = bool(guide)
-        self.absent = torch.empty(1, dtype=torch.int64, device=call.device)
 
         # Hard negatives are columns beside the documents, or each row's own, or take no part.
-        meet = self.has("query_to_doc") and contrast.scope != SCOPES["own"]
-        meet |= self.has("doc_to_doc") and contrast.scope == SCOPES["all"]
+        scope = self.contrast.scope
+        meet = self.has("query_to_doc") and scope != SCOPES["own"]
+        meet |= self.has("doc_to_doc") and scope == SCOPES["all"]
         self.in_columns = k if meet else 0
-        self.own = k if self.has("query_to_doc") and contrast.scope == SCOPES["own"] else 0
+        self.own = k if self.has("query_to_doc") and scope == SCOPES["own"] else 0
 
-        # Gradients grow in place, and of what takes part in nothing they are zero.
         need_negatives = need_grad[2] and self.in_columns > 0
-        out_rows = m + n * k if need_negatives else m if need_grad[1] else 0
-        columns = [pairs[1]] + [x for x in (negatives,) if x is not None and self.in_columns]
-        guide_columns = guide[1 : 1 + len(columns)]
-        as_columns = self.vectors(columns, guide_columns, ids[1], out_rows)
-        as_rows = as_columns._replace(grad=as_columns.grad if need_grad[1] else None)
+        columns = [pairs[1]]
+        if negatives is not None and self.in_columns:
+            columns.append(negatives)
+        self.documents = Vectors(
+            *setting.prepared(columns, guide[1 : 1 + len(columns)]),
+            ids[1],
+            setting.zeros(m + n * k if need_negatives else m if need_grad[1] else 0),
+        )
+        as_rows = self.documents
         from_documents = self.has("doc_to_query") or self.has("doc_to_doc")
         # What follows the pairs' documents is no padding, which rows end with.
-        if from_documents and sum(len(x) for x in columns) > n != configs.padded_rows(n):
-            own = self.vectors([pairs[1][:n]], [x[:n] for x in guide[1:2]], ids[1], 0)
-            as_rows = own._replace(grad=as_rows.grad)
-        self.documents, self.own_documents = as_columns, as_rows
-        self.queries = self.vectors([pairs[0]], guide[:1], ids[0], n if need_grad[0] else 0)
+        if from_documents and (m > n or self.in_columns) and n != configs.padded_rows(n):
+            prepared = setting.prepared([pairs[1][:n]], [x[:n] for x in guide[1:2]])
+            as_rows = Vectors(*prepared, ids[1], self.documents.grad)
+        self.own_documents = as_rows if need_grad[1] else as_rows._replace(grad=None)
+        self.queries = Vectors(
+            *setting.prepared(pairs[:1], guide[:1]), ids[0], setting.zeros(n if need_grad[0] else 0)
+        )
         self.negatives = self.queries
-        if self.own and negatives is not None:
-            self.negatives = self.vectors([negatives], guide[2:], None, 0)
+        if negatives is not None and self.own:
+            self.negatives = Vectors(*setting.prepared([negatives], guide[2:]), None, None)
         self.find_pairs()
 
     def has(self, direction: str, among: int | None = None) -> bool:
         chosen = self.contrast.directions if among is None else among
         return bool(chosen & DIRECTIONS[direction])
 
-    def vectors(
-        self, x: Sequence[Tensor], guide: Sequence[Tensor], ids: Tensor | None, grad_rows: int
-    ) -> _Vectors:
-        call = self.call
-        rows = call.prepared(*(part.to(call.dtype) for part in x))
-        by_guide = rows
-        if self.guided:
-            by_guide = self.guide_call.prepared(*(part.to(call.dtype) for part in guide))
-        grad = None
-        if grad_rows:
-            grad = torch.zeros((grad_rows, call.stride), dtype=torch.float32, device=call.device)
-        return _Vectors(rows, by_guide, ids, grad)
-
-    def index(self, x: Tensor | None) -> Tensor:
-        return self.absent if x is None else x
-
     def find_pairs(self) -> None:
         """Logits of the pairs, thresholds, and logits of a query's own hard negatives."""
-        call, contrast, n = self.call, self.contrast, self.n
-        tile = call.tiles.scores
-        self.positive, self.threshold = call.floats(n), call.floats(n)
-        self.guide_threshold = call.floats(n if self.guided else 1)
+        call, setting, contrast, n = self.call, self.setting, self.contrast, self.n
+        tile, guided = setting.tile, setting.guide is not None
+        self.positive, self.thresholds = call.floats(n), (call.floats(n), call.floats(n))
         margin = 0.0 if contrast.margin is None else contrast.margin
-        has_margin = int(contrast.margin is not None)
-        guide_options = (int(contrast.guide_relative),)
-        pair = _Block(self.queries, self.documents, self.m, self.m, 0, self.targets)
-        options = configs.score_options(tile, call.name, call.precision, False)
+        flags = (
+            int(self.targets is not None),
+            int(contrast.margin is not None),
+            int(contrast.guide_relative),
+        )
+        pairs = Block(self.queries, self.documents, self.m, self.m, 0, self.targets)
+        options = configs.pair_options(tile, call.name, call.precision)
         kernels.pair_scores[(triton.cdiv(n, tile.rows),)](
-            *pair.tensors,
-            self.temperature,
-            self.index(self.targets),
+            *pairs.tensors,
+            setting.temperature,
+            setting.index(self.targets),
             self.positive,
-            self.threshold,
-            self.guide_threshold,
+            *self.thresholds,
             margin,
             contrast.guide_margin,
             n,
             self.m,
             call.dim,
             call.stride,
-            self.guide_call.dim,
-            self.guide_call.stride,
-            int(self.targets is not None),
-            has_margin,
-            *guide_options,
-            GUIDE=self.guided,
-            **{name: options[name] for name in ("BM", "BN", "BK", "PRECISION")},
+            *setting.guide_sizes,
+            *flags,
+            GUIDE=guided,
+            **options,
             EMULATE=plain.INTERPRETED,
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -204,22 +168,12 @@ class _Family:
         self.own_logits = call.floats(n, self.own)
         if not self.own:
             return
-        q, x, c = self.queries, self.negatives, self.documents
+        sides = [x.rows for x in (self.queries, self.negatives, self.documents)]
+        sides += [x.guide for x in (self.queries, self.negatives, self.documents)]
         kernels.own_block_scores[(n, triton.cdiv(self.own, configs.OWN_BLOCK))](
-            q.rows.operand,
-            q.rows.factor,
-            x.rows.operand,
-            x.rows.factor,
-            c.rows.operand,
-            c.rows.factor,
-            q.guide.operand,
-            q.guide.factor,
-            x.guide.operand,
-            x.guide.factor,
-            c.guide.operand,
-            c.guide.factor,
-            self.temperature,
-            self.index(self.targets),
+            *(x for side in sides for x in (side.operand, side.factor)),
+            setting.temperature,
+            setting.index(self.targets),
             self.own_logits,
             margin,
             contrast.guide_margin,
@@ -227,31 +181,29 @@ class _Family:
             self.m,
             self.own,
             call.stride,
-            self.guide_call.stride,
-            int(self.targets is not None),
-            has_margin,
-            *guide_options,
-            GUIDE=self.guided,
+            setting.guide_sizes[1],
+            *flags,
+            GUIDE=guided,
             BLOCK_K=configs.OWN_BLOCK,
             BLOCK_D=configs.OWN_DIMS,
             num_warps=4,
         )
 
-    def blocks(self, group: int) -> Iterator[_Block]:
+    def blocks(self, group: int) -> Iterator[Block]:
         """Those of one log-sum-exp; the first has the pairs' coefficients."""
         q, p, d = self.queries, self.own_documents, self.documents
         n, m, contrast = self.n, self.m, self.contrast
         if self.has("query_to_doc", group):
             own = self.in_columns
             hard = contrast.harden_others != 0.0 or contrast.harden_own != 0.0
-            yield _Block(q, d, m + n * own, m, own, self.targets, hardened=hard)
+            yield Block(q, d, m + n * own, m, own, self.targets, hardened=hard)
         if self.has("doc_to_query", group):
-            yield _Block(p, q, n, n, 0, None)
+            yield Block(p, q, n, n, 0, None)
         if self.has("query_to_query", group):
-            yield _Block(q, q, n, n, 0, None)
+            yield Block(q, q, n, n, 0, None)
         if self.has("doc_to_doc", group):
             own = self.in_columns if contrast.scope == SCOPES["all"] else 0
-            yield _Block(p, d, m + n * own, m, own, None, own_out=True)
+            yield Block(p, d, m + n * own, m, own, None, own_out=True)
 
     def run(self, weight: float, row_weights: Tensor | None) -> Result:
         call, contrast, n = self.call, self.contrast, self.n
@@ -292,11 +244,11 @@ class _Family:
         self, group: int, total: Tensor, weights: Tensor, losses: Tensor, row_temperature: Tensor
     ) -> None:
         """Losses of one log-sum-exp, and what it adds to the gradients."""
-        call, n = self.call, self.n
+        call, setting, n = self.call, self.setting, self.n
         blocks = list(self.blocks(group))
         products = any(x.grad is not None for b in blocks for x in (b.rows, b.columns))
         columns = [configs.padded_rows(b.count) for b in blocks]
-        tiles = [triton.cdiv(b.count, call.tiles.scores.columns) for b in blocks]
+        tiles = [triton.cdiv(b.count, setting.tile.columns) for b in blocks]
         width, tile_count = sum(columns), sum(tiles)
         bytes_of = 4 if call.dtype == torch.float32 else 2
         chunk = plain._chunk_rows(n, width * bytes_of, tile_count, products)
@@ -304,29 +256,28 @@ class _Family:
         kept = torch.float32 if call.dtype == torch.float32 else torch.float16
         shape = (chunk, width) if products else (0, width)
         exponentials = torch.empty(shape, dtype=kept, device=call.device)
+        places = [
+            (block, exponentials[:, sum(columns[:b]) :], sum(tiles[:b]), tiles[b])
+            for b, block in enumerate(blocks)
+        ]
         gradients = any(self.need_grad)
         own = self.own if self.has("query_to_doc", group) else 0
-        copies = (group & _WITH_POSITIVE).bit_count()
         positive_coefficient = call.floats(n if gradients else 0)
         ones = torch.ones(n, dtype=torch.float32, device=call.device)
         zeros = torch.zeros(n, dtype=torch.float32, device=call.device)
-        first_columns = [sum(columns[:b]) for b in range(len(blocks))]
-        first_tiles = [sum(tiles[:b]) for b in range(len(blocks))]
 
         for row0 in range(0, n, chunk):
-            for block, column, first, count in zip(
-                blocks, first_columns, first_tiles, tiles, strict=True
-            ):
+            for block, place, first, count in places:
                 stats = [x[:, first:] for x in sums]
-                self.score(block, exponentials[:, column:], stats, row0, chunk, count, products)
+                score(setting, block, self.thresholds, place, stats, row0, chunk, count, products)
             # The factors of rows, which differ by block, come afterwards.
             plain_kernels.row_losses[(min(chunk, n - row0),)](
                 *sums,
                 self.positive,
                 self.own_logits,
                 ones,
-                self.temperature,
-                self.index(self.targets),
+                setting.temperature,
+                setting.index(self.targets),
                 weights,
                 losses,
                 positive_coefficient,
@@ -338,145 +289,20 @@ class _Family:
                 own,
                 int(self.targets is not None),
                 self.contrast.harden_own,
-                GRAD=gradients,
-                BLOCK=configs.TILE_BLOCK,
-                E_SCALE=configs.exponential_scale(call.name),
-                COPIES=copies,
+                **configs.loss_options(call.name, gradients),
+                COPIES=(group & _WITH_POSITIVE).bit_count(),
                 FAMILY=True,
                 num_warps=1,
             )
             if not products:
                 continue
-            for b, (block, column, first, count) in enumerate(
-                zip(blocks, first_columns, first_tiles, tiles, strict=True)
-            ):
+            for block, place, first, count in places:
                 row_factor = block.rows.rows.factor
                 factors = sums[0][:, first : first + count]
                 factors = factors * row_factor[row0 : row0 + chunk, None]
                 # However often the pair is a candidate, its coefficient is at one place.
-                of_pairs = zeros if b else positive_coefficient * row_factor[:n]
-                self.differentiate(
-                    block, exponentials[:, column:], factors, of_pairs, total, row0, chunk
-                )
-
-    def score(
-        self,
-        block: _Block,
-        exponentials: Tensor,
-        stats: Sequence[Tensor],
-        row0: int,
-        chunk: int,
-        tile_count: int,
-        products: bool,
-    ) -> None:
-        call, tile, contrast = self.call, self.call.tiles.scores, self.contrast
-        tiles_down = triton.cdiv(min(chunk, self.n - row0), tile.rows)
-        kernels.block_scores[(tiles_down * tile_count,)](
-            *block.tensors,
-            self.temperature,
-            self.index(block.targets),
-            self.index(block.rows.ids),
-            self.index(block.columns.ids),
-            self.threshold,
-            self.guide_threshold,
-            exponentials,
-            exponentials.stride(0),
-            *stats,
-            stats[0].stride(0),
-            contrast.harden_others,
-            contrast.harden_own,
-            row0,
-            self.n,
-            block.count,
-            block.documents,
-            block.own,
-            call.dim,
-            call.stride,
-            self.guide_call.dim,
-            self.guide_call.stride,
-            tile_count,
-            int(block.targets is not None),
-            int(self.has_ids),
-            int(block.hardened),
-            int(block.own_out),
-            GUIDE=self.guided,
-            **configs.score_options(tile, call.name, call.precision, products),
-            EMULATE=plain.INTERPRETED,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-
-    def differentiate(
-        self,
-        block: _Block,
-        exponentials: Tensor,
-        factors: Tensor,
-        of_pairs: Tensor,
-        total: Tensor,
-        row0: int,
-        chunk: int,
-    ) -> None:
-        """Coefficients of a chunk of a block, and their products with both sides' vectors."""
-        call, n = self.call, self.n
-        scores, product = call.tiles
-        rows = min(chunk, n - row0)
-        coefficients = exponentials.view(call.dtype)
-        parts = triton.cdiv(rows, scores.rows) * scores.rows // configs.COEFFICIENT_ROWS
-        columns = block.columns.rows
-        plain_kernels.coefficients[(parts * factors.shape[1],)](
-            exponentials,
-            coefficients,
-            exponentials.stride(0),
-            factors,
-            of_pairs,
-            columns.factor,
-            self.index(block.targets),
-            row0,
-            n,
-            factors.shape[1],
-            int(block.targets is not None),
-            BM=configs.COEFFICIENT_ROWS,
-            BN=scores.columns,
-            EMULATE=plain.INTERPRETED,
-            num_warps=4,
-        )
-        to_rows, to_columns = block.rows.grad, block.columns.grad
-        out_rows = 0 if to_columns is None else min(block.count, to_columns.shape[0])
-        options = configs.product_options(product, call.name, call.precision, call.dim)
-        across = triton.cdiv(call.dim, options["BD"])
-        for_rows = 0 if to_rows is None else triton.cdiv(rows, product.rows) * across
-        for_columns = triton.cdiv(out_rows, product.rows) * across
-        launches = [(for_rows, for_columns)]
-        # Two programs would add to the same rows.
-        if to_rows is not None and to_rows is to_columns:
-            launches = [(for_rows, 0), (0, for_columns)]
-        for row_tiles, column_tiles in launches:
-            if row_tiles + column_tiles == 0:
-                continue
-            plain_kernels.products[(row_tiles + column_tiles,)](
-                coefficients,
-                coefficients.stride(0),
-                block.rows.rows.operand[row0:],
-                block.rows.rows.factor[row0:],
-                columns.operand,
-                columns.factor,
-                call.stride,
-                self.temperature,
-                total,
-                total if to_rows is None else to_rows[row0:],
-                total if to_columns is None else to_columns,
-                row_tiles,
-                rows,
-                block.count,
-                out_rows,
-                call.dim,
-                1,
-                **options,
-                EMULATE=plain.INTERPRETED,
-                ADD_QUERIES=1,
-                num_warps=product.warps,
-                num_stages=product.stages,
-            )
+                of_pairs = zeros if first else positive_coefficient * row_factor[:n]
+                differentiate(setting, block, place, factors, of_pairs, total, row0, chunk)
 
     def own_gradients(self, total: Tensor) -> Tensor | None:
         """What a query's own hard negatives add to its gradient, and their own if wanted."""
@@ -489,7 +315,7 @@ class _Family:
             x.rows.factor,
             call.stride,
             self.own_logits,
-            self.temperature,
+            self.setting.temperature,
             total,
             total if q.grad is None else q.grad,
             total if grad is None else grad,
