@@ -121,13 +121,13 @@ def info_nce_tensors(
     for other in dtypes:
         if other != dtype:
             dtype = torch.promote_types(dtype, other)
-    backend = choose(backend, "queries", queries, dtype)
     if backend == "cuda" and not (contrast.is_plain() and not guide):
         raise ValueError(
             "backend: found 'cuda' with options that its kernel does not have (directions other "
             "than query_to_doc, hardness, guide, false_negative_margin or negatives_scope "
             "'queries'), expected 'triton' (or 'auto')"
         )
+    backend = choose(backend, "queries", queries, dtype)
     need_grad = _NO_GRAD
     if torch.is_grad_enabled():
         need_grad = (

@@ -39,7 +39,9 @@ class Setting(NamedTuple):
         of = self.guide or self.call
         return of.dim, of.stride
 
-    def prepared(self, x: Sequence[Tensor], guide: Sequence[Tensor]) -> tuple[plain._Rows, ...]:
+    def prepared(
+        self, x: Sequence[Tensor], guide: Sequence[Tensor]
+    ) -> tuple[plain._Rows, plain._Rows]:
         """Operands of inputs one after the other, and of the guide's; without one the same."""
         rows = self.call.prepared(*(part.to(self.call.dtype) for part in x))
         if self.guide is None:
