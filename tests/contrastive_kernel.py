@@ -2,7 +2,7 @@
 
 import ml_dtypes
 import numpy as np
-from tolerances import check_rounding
+from tolerances import CPU, check_rounding
 
 from simtile import _core
 from simtile._contrast import check_contrast
@@ -89,7 +89,7 @@ def run_oracle(case):
     return contrastive_numpy.info_nce_grad(*case.inputs, case.options, case["row_weights"])
 
 
-def check_case(case, dtype, result, truth=None):
+def check_case(case, dtype, result, truth=None, arithmetic=CPU):
     truth = run_oracle(case) if truth is None else truth
     options = case.options
     rows = (
@@ -105,9 +105,24 @@ def check_case(case, dtype, result, truth=None):
     terms = len(options.directions) * (case.queries * (1 + k) + case["bank"])
     hardened = 1.0 + options.hardness_strength * options.temperature
     condition = (1.0 + truth.logit_scale * hardened) * (1.0 + terms / 200)
+    smallest = arithmetic.smallest.get(dtype, 0.0)
+    largest = largest_terms(case) if smallest else {}
     for ours, (name, value, scale) in zip(result, rows, strict=True):
         if ours is not None:
-            check_rounding(f"info_nce.{name}", ours, value, scale, dtype, condition)
+            scale = np.maximum(scale, smallest * largest.get(name, 0.0))
+            check_rounding(f"info_nce.{name}", ours, value, scale, dtype, condition, arithmetic)
+
+
+def largest_terms(case):
+    """Of each row of a gradient: the term if one candidate had all of the probability."""
+    names = ("queries", "documents", "negatives")
+    norms = {f"grad_{n}": np.linalg.norm(case[n], axis=-1) for n in names if case[n] is not None}
+    weight = 1.0 if case["row_weights"] is None else np.abs(case["row_weights"]).max()
+    weight /= case["temperature"]
+    if case["normalize"]:
+        return {name: weight / np.maximum(x, 1e-12) for name, x in norms.items()}
+    most = max(x.max(initial=0.0) for x in norms.values())
+    return {name: np.full(x.shape, weight * most) for name, x in norms.items()}
 
 
 def ties_across_roles(dtype):

@@ -66,17 +66,16 @@ class _Intercepted:
 
 
 @contextmanager
-def intercepted(host: Any, do: Callable[[Launch], None]) -> Iterator[None]:
-    """Within it, `host` launching a kernel of its `kernels` is `do(launch)`."""
-    module = host.kernels
-    host.kernels = SimpleNamespace(
-        **{
-            name: _Intercepted(kernel, do)
-            for name, kernel in vars(module).items()
-            if isinstance(kernel, triton.JITFunction)
-        }
-    )
+def intercepted(host: Any, do: Callable[[Launch], None], name: str = "kernels") -> Iterator[None]:
+    """Within it, `host` launching a kernel of its module `name` is `do(launch)`."""
+    module = getattr(host, name)
+    replaced = {
+        kernel_name: _Intercepted(kernel, do)
+        for kernel_name, kernel in vars(module).items()
+        if isinstance(kernel, triton.JITFunction)
+    }
+    setattr(host, name, SimpleNamespace(**replaced))
     try:
         yield
     finally:
-        host.kernels = module
+        setattr(host, name, module)

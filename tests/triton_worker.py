@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +48,16 @@ class Interpreter:
             self.process = None
 
 
-def info_nce(
-    arrays, dtype, options, need, small_tiles=False, chunk_bytes=None, *, device="cpu", tiles=None
-):
-    """`ops.info_nce_triton.run` on arrays; outputs and workspaces are full of NaN before.
+@contextmanager
+def poisoned_memory(small_tiles, chunk_bytes):
+    """Outputs and workspaces of info_nce full of NaN; the tiles to run it with, None the pinned.
 
     `small_tiles`: several of the pinned ones a side would be slow in the interpreter.
     """
     import torch
-    from info_nce_cases import as_tensor
     from simtile.kernels.info_nce import triton_configs as configs
 
     from simtile.ops import info_nce_triton
-
-    def on_device(x):
-        return as_tensor(x, device) if isinstance(x, np.ndarray) else x
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
@@ -70,21 +66,42 @@ def info_nce(
     before = torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES
     empty = torch.empty
     torch.empty = poisoned
+    tiles = None
     if small_tiles:
         tile = configs.Tile(32, 32, 32, 1, 1)
         tiles, configs.ROW_PADDING = configs.Config(tile, tile), 32
     if chunk_bytes is not None:
         info_nce_triton.CHUNK_BYTES = chunk_bytes
     try:
-        result = info_nce_triton.run(
+        yield tiles
+    finally:
+        torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES = before
+
+
+def info_nce(
+    arrays, dtype, options, need, small_tiles=False, chunk_bytes=None, *, device="cpu", tiles=None
+):
+    """`ops.info_nce_triton.run` on arrays, or with `contrast` among the options that of the whole
+    family; outputs and workspaces are full of NaN before."""
+    import torch
+    from info_nce_cases import as_tensor
+
+    from simtile.ops import info_nce_triton, info_nce_triton_contrast
+
+    def on_device(x):
+        if isinstance(x, list):
+            return [as_tensor(part, device) for part in x]
+        return as_tensor(x, device) if isinstance(x, np.ndarray) else x
+
+    host = info_nce_triton_contrast if "contrast" in options else info_nce_triton
+    with poisoned_memory(small_tiles, chunk_bytes) as small:
+        result = host.run(
             *map(on_device, arrays),
             dtype=getattr(torch, dtype),
             need_grad=need,
-            tiles=tiles,
+            tiles=small or tiles,
             **{name: on_device(x) for name, x in options.items()},
         )
-    finally:
-        torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES = before
     return [None if x is None else x.numpy(force=True) for x in result]
 
 

@@ -241,9 +241,12 @@ def row_losses(
     tiles,
     own,
     has_targets,
+    own_strength,  # what hardness added to own logits, times a similarity; 0 unless FAMILY
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
     E_SCALE: tl.constexpr,
+    COPIES: tl.constexpr = 1,  # how often the positive is a candidate
+    FAMILY: tl.constexpr = False,  # whether own negatives may be hardened or left out
 ):
     local = tl.program_id(0).to(tl.int64)
     row = row0 + local
@@ -283,14 +286,22 @@ def row_losses(
         value = tl.load(own_row + start + lane, mask=inside, other=0.0)
         e = tl.where(inside, tl.exp(value - largest), 0.0)
         rest_parts += e
+        if FAMILY:
+            value /= 1.0 + tl.load(temperature) * own_strength
+            value = tl.maximum(value, -1e30)
         weighted_parts += tl.where(inside, e * (value - largest), 0.0)
     rest = tl.sum(rest_parts, 0)
     weighted_rest = tl.sum(weighted_parts, 0)
 
     # rest is exact to its last digit when the positive is the largest; else it is at least 1.
     below = positive_logit - largest
-    total = rest + tl.exp(below)
-    loss = tl.where(positive_logit >= others_max, log1p(rest), tl.log(total) - below)
+    if COPIES == 1:
+        total = rest + tl.exp(below)
+        of_rest = log1p(rest)
+    else:
+        total = rest + COPIES * tl.exp(below)
+        of_rest = log1p(rest + (COPIES - 1))
+    loss = tl.where(positive_logit >= others_max, of_rest, tl.log(total) - below)
     tl.store(losses + row, loss)
     if GRAD:
         tau = tl.load(temperature)
@@ -420,6 +431,7 @@ def products(
     E_SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
+    ADD_QUERIES: tl.constexpr = 0,  # whether grad_queries is added to what it holds
 ):
     pid = tl.program_id(0)
     scale = tl.load(total) / (tl.load(temperature) * E_SCALE)
@@ -436,7 +448,7 @@ def products(
             rows,
             candidates,
             dim,
-            0,
+            ADD_QUERIES,
             False,
             BM,
             BD,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from simtile.kernels.info_nce import triton as kernels
+from simtile.kernels.info_nce import triton_contrast as family_kernels
 
 # Operands are padded with zeros to whole tiles: every side of a tile below divides these.
 ROW_PADDING = 256
@@ -102,6 +103,12 @@ def config(family: str, dtype: str, precision: str) -> Config:
     return CONFIGS[family][precision if dtype == "float32" else "half"]
 
 
+def block_tile(tile: Tile, guided: bool) -> Tile:
+    """The tile of block_scores. With a guide it holds a second tile's sums: 64 columns of each, of
+    128 sm120 spills."""
+    return tile._replace(columns=min(tile.columns, 64)) if guided else tile
+
+
 def alternatives(tile: Tile) -> Iterator[Tile]:
     """Other tiles that operands are padded for, whether or not a GPU has room for them."""
     for rows, columns in ((64, 64), (64, 128), (128, 64), (128, 128), (256, 128)):
@@ -152,6 +159,16 @@ def score_options(tile: Tile, dtype: str, precision: str, store: bool) -> dict[s
     }
 
 
+def pair_options(tile: Tile, dtype: str, precision: str) -> dict[str, Any]:
+    """Of pair_scores, whose products round as those of block_scores in the same tile."""
+    options = score_options(tile, dtype, precision, False)
+    return {name: options[name] for name in ("BM", "BN", "BK", "PRECISION")}
+
+
+def loss_options(dtype: str, grad: bool) -> dict[str, Any]:
+    return {"GRAD": grad, "BLOCK": TILE_BLOCK, "E_SCALE": exponential_scale(dtype)}
+
+
 def product_options(tile: Tile, dtype: str, precision: str, dim: int) -> dict[str, Any]:
     return {
         "BM": tile.rows,
@@ -179,7 +196,20 @@ class Variant(NamedTuple):
 
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 # Arguments that are not float32 pointers or int32: operands have the element type of the case.
-_OPERANDS = {"x", "operand", "queries", "candidates_operand", "negatives", "matrix", "result"}
+_OPERANDS = {
+    "x",
+    "operand",
+    "queries",
+    "candidates_operand",
+    "negatives",
+    "matrix",
+    "result",
+    "rows_operand",
+    "columns_operand",
+    "guide_rows",
+    "guide_columns",
+    "guide_negatives",
+}
 _FLOATS = {
     "factor",
     "inverse",
@@ -204,8 +234,16 @@ _FLOATS = {
     "grad_queries",
     "grad_candidates",
     "grad_negatives",
+    "row_factor",
+    "column_factor",
+    "guide_row_factor",
+    "guide_column_factor",
+    "guide_negative_factor",
+    "threshold",
+    "guide_threshold",
 }
-_INTEGERS = {"targets", "query_ids", "document_ids"}
+_INTEGERS = {"targets", "query_ids", "document_ids", "row_ids", "column_ids"}
+_NUMBERS = {"own_strength", "harden_others", "harden_own", "margin", "guide_margin"}  # float32
 
 
 def _variant(
@@ -221,6 +259,7 @@ def _variant(
         **dict.fromkeys(_OPERANDS, _POINTERS[dtype]),
         **dict.fromkeys(_FLOATS, "*fp32"),
         **dict.fromkeys(_INTEGERS, "*i64"),
+        **dict.fromkeys(_NUMBERS, "fp32"),
         "exponentials": "*fp32" if dtype == "float32" else "*fp16",
     }
     names = [parameter.name for parameter in kernel.params]
@@ -230,7 +269,7 @@ def _variant(
     divisible = tuple(
         p.name
         for p in kernel.params
-        if signature[p.name] != "constexpr"
+        if signature[p.name] not in ("constexpr", "fp32")
         and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
     )
     return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
@@ -241,7 +280,6 @@ def variants(family: str, dim: int = 768) -> Iterator[Variant]:
     for dtype in DTYPES:
         elements, warps = row_block(dim)
         block = {"BLOCK": elements}
-        scale = exponential_scale(dtype)
         dense = {"stride_d": 1, **block}
         yield _variant(f"prepare[{dtype}]", kernels.prepare, dtype, dense, warps)
         yield _variant(f"finish[{dtype}]", kernels.finish, dtype, block, warps)
@@ -249,7 +287,7 @@ def variants(family: str, dim: int = 768) -> Iterator[Variant]:
         yield _variant(f"own_scores[{dtype}]", kernels.own_scores, dtype, own, 4)
         both = {"QUERIES": True, "NEGATIVES": True, **block}
         yield _variant(f"own_gradients[{dtype}]", kernels.own_gradients, dtype, both, warps)
-        options = {"GRAD": True, "BLOCK": TILE_BLOCK, "E_SCALE": scale}
+        options = {**loss_options(dtype, True), "COPIES": 1, "FAMILY": False}
         yield _variant(f"row_losses[{dtype}]", kernels.row_losses, dtype, options, 1)
         precisions = PRECISIONS if dtype == "float32" else ("ieee",)
         for precision in precisions:
@@ -276,8 +314,53 @@ def variants(family: str, dim: int = 768) -> Iterator[Variant]:
                 f"products[{of}]",
                 kernels.products,
                 dtype,
-                {**options, "EMULATE": False},
+                {**options, "EMULATE": False, "ADD_QUERIES": 0},
                 tiles.product.warps,
                 tiles.product.stages,
                 expects,
             )
+    for dtype in ("float32", "bfloat16"):
+        yield from family_variants(family, dtype, dim)
+
+
+def family_variants(family: str, dtype: str, dim: int) -> Iterator[Variant]:
+    """The kernels of the contrastive family in one element type, with a guide and without: what a
+    float32 without the matrix unit, and what a 16-bit type makes of them."""
+    tiles = config(family, dtype, "ieee")
+    expects = "mma" if dtype != "float32" or family == "gfx942" else "fma"
+    for guided in (False, True):
+        tile = block_tile(tiles.scores, guided)
+        of = f"{dtype}, guide" if guided else dtype
+        own = {"GUIDE": guided, "BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
+        yield _variant(f"own_block_scores[{of}]", family_kernels.own_block_scores, dtype, own, 4)
+        emulate = {"GUIDE": guided, "EMULATE": False}
+        yield _variant(
+            f"pair_scores[{of}]",
+            family_kernels.pair_scores,
+            dtype,
+            {**pair_options(tile, dtype, "ieee"), **emulate},
+            tile.warps,
+            tile.stages,
+            expects,
+        )
+        yield _variant(
+            f"block_scores[{of}, gradients]",
+            family_kernels.block_scores,
+            dtype,
+            {**score_options(tile, dtype, "ieee", True), **emulate},
+            tile.warps,
+            tile.stages,
+            expects,
+        )
+    options = {**loss_options(dtype, True), "COPIES": 2, "FAMILY": True}
+    yield _variant(f"row_losses[{dtype}, family]", kernels.row_losses, dtype, options, 1)
+    options = product_options(tiles.product, dtype, "ieee", dim)
+    yield _variant(
+        f"products[{dtype}, family]",
+        kernels.products,
+        dtype,
+        {**options, "EMULATE": False, "ADD_QUERIES": 1},
+        tiles.product.warps,
+        tiles.product.stages,
+        expects,
+    )

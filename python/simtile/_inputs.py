@@ -6,7 +6,6 @@ Nothing here imports torch, and the shape checks see only shapes, so they serve 
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 

@@ -122,13 +122,11 @@ def info_nce_tensors(
     for other in dtypes:
         if other != dtype:
             dtype = torch.promote_types(dtype, other)
-    if (queries.is_cuda or backend in ("triton", "cuda")) and not (
-        contrast.is_plain() and not guide
-    ):
+    if backend == "cuda" and not (contrast.is_plain() and not guide):
         raise ValueError(
-            f"backend: found {backend!r} for tensors on {queries.device} with options that only "
-            "the CPU has yet (directions other than query_to_doc, hardness, guide, "
-            "false_negative_margin or negatives_scope 'queries'), expected tensors on the CPU"
+            "backend: found 'cuda' with options that its kernel does not have (directions other "
+            "than query_to_doc, hardness, guide, false_negative_margin or negatives_scope "
+            "'queries'), expected 'triton' (or 'auto')"
         )
     backend = choose(backend, "queries", queries, dtype)
     need_grad = _NO_GRAD
@@ -275,10 +273,11 @@ def _run(
     row_weights: Tensor | None,
 ) -> tuple[npt.NDArray[np.float64] | Tensor, Gradients]:
     """The losses [N], and the gradients of Σ_i weight · row_weights[i] · losses[i]."""
+    guides = (guide_queries, guide_documents, guide_negatives)
     if backend in ("triton", "cuda"):
         options = Contrast.from_numbers(contrast)
 
-        def run_prefixes(width: int, share: float) -> tuple[Tensor, Gradients]:
+        def run_prefixes(width: int, share: float, one: Contrast) -> tuple[Tensor, Gradients]:
             return _run_on_gpu(
                 queries[:, :width],
                 documents[:, :width],
@@ -287,8 +286,9 @@ def _run(
                 targets,
                 query_ids,
                 document_ids,
+                [x for x in guides if x is not None],
                 normalize,
-                options.own_negatives,
+                one,
                 dtype,
                 need_grad,
                 backend,
@@ -299,8 +299,7 @@ def _run(
 
         if options.widths:
             return _sum_of_widths(run_prefixes, options, queries.shape[1])
-        return run_prefixes(queries.shape[1], 1.0)
-    guides = (guide_queries, guide_documents, guide_negatives)
+        return run_prefixes(queries.shape[1], 1.0, options)
     number = temperature.item() if isinstance(temperature, Tensor) else temperature
     losses, grad_queries, grad_documents, grad_negatives, grad_number = run(
         _floats(queries, dtype),
@@ -334,15 +333,15 @@ def _run(
 
 
 def _sum_of_widths(
-    run_prefixes: Callable[[int, float], tuple[Tensor, Gradients]],
+    run_prefixes: Callable[[int, float, Contrast], tuple[Tensor, Gradients]],
     contrast: Contrast,
     dimensions: int,
 ) -> tuple[Tensor, Gradients]:
     """The results of a run for each width, added up in the memory of the whole vectors."""
     total: Tensor | None = None
     sums: list[Tensor | None] = [None] * 4
-    for width, share, _ in contrast.apart():
-        losses, grads = run_prefixes(width, share)
+    for width, share, one in contrast.apart():
+        losses, grads = run_prefixes(width, share, one)
         total = share * losses if total is None else total + share * losses
         for i, grad in enumerate(grads):
             if grad is None:
@@ -363,8 +362,9 @@ def _run_on_gpu(
     targets: Tensor | None,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
+    guide: Sequence[Tensor],
     normalize: bool,
-    own_negatives: bool,
+    contrast: Contrast,
     dtype: torch.dtype,
     need_grad: Sequence[bool],
     backend: str,
@@ -379,8 +379,12 @@ def _run_on_gpu(
         "targets": targets,
         "query_ids": query_ids,
         "document_ids": document_ids,
-        "own_negatives": own_negatives,
     }
+    is_plain = contrast.is_plain() and not guide
+    if is_plain:
+        options["own_negatives"] = contrast.own_negatives
+    else:
+        options.update(contrast=contrast, guide=guide)
     check_available(backend)  # of a compiled call nobody has asked
     if backend == "cuda":
         if any(need_grad):
@@ -392,9 +396,10 @@ def _run_on_gpu(
 
         losses = info_nce_cuda.info_nce_losses(queries, documents, negatives, **options)
         return losses, (None, None, None, None)
-    from simtile.ops import info_nce_triton
+    from simtile.ops import info_nce_triton, info_nce_triton_contrast
 
-    result = info_nce_triton.run(
+    run_on_triton = info_nce_triton.run if is_plain else info_nce_triton_contrast.run
+    result = run_on_triton(
         queries,
         documents,
         negatives,

@@ -175,15 +175,8 @@ def run(
     Shapes and element types have been checked; `need_grad` is of queries, documents, negatives and
     temperature. `tiles` replaces the pinned configuration.
     """
+    call = _call_for(queries, dtype, normalize, precision, tiles)
     device = queries.device
-    name = str(dtype).removeprefix("torch.")
-    if tiles is None:
-        tiles = _pinned(device, name, precision)
-        if autotune.wanted():
-            tiles = autotune.tiles(
-                device, dtype, precision, queries.shape[1], tiles, _training(dtype, precision)
-            )
-    call = _Call(dtype, queries.shape[1], normalize, device, precision, tiles)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         return _run(
             call,
@@ -198,6 +191,18 @@ def run(
             row_weights,
             need_grad,
         )
+
+
+def _call_for(
+    queries: Tensor, dtype: torch.dtype, normalize: bool, precision: str, tiles: Config | None
+) -> _Call:
+    device, dim = queries.device, queries.shape[1]
+    if tiles is None:
+        tiles = _pinned(device, str(dtype).removeprefix("torch."), precision)
+        if autotune.wanted():
+            training = _training(dtype, precision)
+            tiles = autotune.tiles(device, dtype, precision, dim, tiles, training)
+    return _Call(dtype, dim, normalize, device, precision, tiles)
 
 
 def _run(
@@ -242,14 +247,7 @@ def _run(
 
     need_negatives = need_grad[2] and negatives is not None
     gradients = any(need_grad)
-    # Weights of any size, as a loss scaler makes them, become at most 1 in the coefficients.
-    total = torch.full((1,), weight, dtype=torch.float32, device=call.device)
-    if row_weights is None:
-        weights = torch.ones(n if gradients else 0, dtype=torch.float32, device=call.device)
-    else:
-        largest = row_weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-        weights = (row_weights / largest).to(torch.float32).contiguous()
-        total = (total * largest).to(torch.float32)
+    total, weights = _weights(call, n if gradients else 0, weight, row_weights)
 
     losses = call.floats(n)
     positive, positive_coefficient = call.floats(n), call.floats(n if gradients else 0)
@@ -320,9 +318,8 @@ def _run(
             tile_count,
             own,
             has_targets,
-            GRAD=gradients,
-            BLOCK=configs.TILE_BLOCK,
-            E_SCALE=configs.exponential_scale(call.name),
+            0.0,
+            **configs.loss_options(call.name, gradients),
             num_warps=1,
         )
         if not products:
@@ -409,6 +406,21 @@ def _run(
         grad_negatives,
         row_temperature.sum(dtype=torch.float64) * total[0] if need_grad[3] else None,
     )
+
+
+def _weights(
+    call: _Call, rows: int, weight: float, row_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One number [1] and, for each of `rows`, one of at most 1: their product weighs the row.
+
+    Weights of any size, as a loss scaler makes them, become at most 1 in the coefficients.
+    """
+    total = torch.full((1,), weight, dtype=torch.float32, device=call.device)
+    if row_weights is None:
+        return total, torch.ones(rows, dtype=torch.float32, device=call.device)
+    largest = row_weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    weights = (row_weights / largest).to(torch.float32).contiguous()
+    return (total * largest).to(torch.float32), weights
 
 
 def _chunk_rows(n: int, row_bytes: int, tile_count: int, products: bool) -> int:

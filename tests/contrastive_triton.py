@@ -1,0 +1,45 @@
+"""The Triton kernels of the contrastive family on a Case of contrastive_cases."""
+
+from contrastive_kernel import NUMPY, contrast_of
+from triton_worker import Interpreter
+from triton_worker import info_nce as triton_info_nce
+
+ALL = (True, True, True, True)
+interpreter = Interpreter()
+
+
+def arguments(case, dtype, need, precision):
+    def stored(x):
+        return None if x is None else x.astype(NUMPY[dtype])
+
+    options = {
+        "contrast": contrast_of(case),
+        "guide": [stored(x) for x in case.guide or ()],
+        "precision": precision,
+    }
+    for name in (
+        "temperature",
+        "normalize",
+        "targets",
+        "query_ids",
+        "document_ids",
+        "row_weights",
+    ):
+        options[name] = case[name]
+    return [stored(x) for x in case.inputs], dtype, options, need
+
+
+def as_result(arrays):
+    """As run_kernel of contrastive_kernel returns it."""
+    *arrays, grad_temperature = arrays
+    return *arrays, None if grad_temperature is None else float(grad_temperature)
+
+
+def run_interpreter(case, dtype, *, need=ALL, small_tiles=True, chunk_bytes=None):
+    call = arguments(case, dtype, need, "ieee")
+    return as_result(interpreter(triton_info_nce, *call, small_tiles, chunk_bytes))
+
+
+def run_on_gpu(case, dtype, *, need=ALL, precision="ieee"):
+    call = arguments(case, dtype, need, precision)
+    return as_result(triton_info_nce(*call, device="cuda"))
