@@ -90,6 +90,10 @@ class TestWholeRun:
             "300 pairs from",
             "kept for the next run",
             "recall@10",
+            "recall@10 by width",
+            f"{DIM // 6} ",
+            f"{DIM // 12} (not trained)",
+            f"warning: width {DIM // 12} is not among the trained widths",
             "eager PyTorch",
             "Done:",
         ):

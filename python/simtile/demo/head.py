@@ -24,30 +24,46 @@ TEMPERATURE = 0.05
 EVALUATE_EVERY = 10
 
 
+def widths_of(dim: int) -> tuple[int, ...]:
+    """What is trained: the whole vector and its first two thirds, third and sixth (384, 256, …)."""
+    return tuple(sorted({max(1, dim * part // 6) for part in (6, 4, 2, 1)}, reverse=True))
+
+
 class Head(nn.Module):
     """One matrix for the queries and one for the documents, both the identity at first, and τ."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.widths = widths_of(dim)
         self.query = nn.Parameter(torch.eye(dim))
         self.document = nn.Parameter(torch.eye(dim))
         self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log())
 
-    def loss(self, queries: Tensor, documents: Tensor, targets: Tensor, threads: int) -> Tensor:
+    def loss(self, queries: Tensor, documents: Tensor, ids: Tensor, threads: int) -> Tensor:
+        """Pairs, row by row; rows with the same id have the same document, which is then no
+        negative of theirs."""
         return simtile.info_nce(
             queries @ self.query,
             documents @ self.document,
             temperature=self.log_temperature.exp(),
-            targets=targets,
+            query_ids=ids,
+            document_ids=ids,
+            matryoshka_dims=self.widths,
             threads=threads,
         )
 
     @torch.no_grad()
     def ranks(
-        self, queries: Tensor, documents: Tensor, targets: npt.NDArray[np.int64]
+        self,
+        queries: Tensor,
+        documents: Tensor,
+        targets: npt.NDArray[np.int64],
+        width: int | None = None,
     ) -> npt.NDArray[np.int64]:
-        """Rank of each query's document among all documents, 0 for the best."""
-        return ranks((queries @ self.query).numpy(), (documents @ self.document).numpy(), targets)
+        """Rank of each query's document among all documents, 0 for the best, by the first
+        ``width`` numbers of every vector."""
+        q, d = (queries @ self.query)[:, :width], (documents @ self.document)[:, :width]
+        return ranks(q.numpy(), d.numpy(), targets)
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,8 @@ def train_head(
         rows = training
         if len(training) > BATCH:
             rows = generator.choice(training, BATCH, replace=False)
-        query_rows, document_rows, places = batch_of(rows, targets)
-        loss = head.loss(queries[query_rows], documents[document_rows], places, threads)
+        ids = torch.from_numpy(targets[rows])
+        loss = head.loss(queries[torch.from_numpy(rows)], documents[ids], ids, threads)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -19,6 +19,8 @@ from simtile.demo.run import GRADIENT_TOLERANCE, Options, Ranks
 from simtile.demo.texts import MINIMUM_DOCUMENTS, Texts, read_texts, shortened, split
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from simtile.demo import head
 
 PLOT = "simtile-demo-train.png"
@@ -178,6 +180,7 @@ def train_and_time(
         f"{len(training):,} pairs; step {trained.step} of {steps} was the best on "
         f"{len(validation):,} further pairs. ±: one standard error of the paired difference.",
     )
+    show_widths(console, trained.head, q[held_out], d, targets)
 
     show.section(console, 3, "The same loss beside eager PyTorch")
     with console.status("timing both losses…"):
@@ -207,6 +210,44 @@ def train_and_time(
     return problem, (
         f"Done: held-out recall@10 {recall_at(10, before):.3f} → {recall_at(10, after):.3f}; "
         f"the loss takes {show.seconds(own.fused)}, eager PyTorch {show.seconds(own.eager)}"
+    )
+
+
+def show_widths(
+    console: Console,
+    trained: head.Head,
+    queries: Tensor,
+    documents: Tensor,
+    targets: npt.NDArray[np.int64],
+) -> None:
+    """Recall by the first numbers of every vector, for the widths of the loss and half the
+    narrowest of them."""
+    from simtile.demo import head
+
+    untrained = head.Head(queries.shape[1])
+    narrow = max(1, trained.widths[-1] // 2)
+    rows = []
+    for width in (*trained.widths, narrow):
+        before = recall_at(10, untrained.ranks(queries, documents, targets, width))
+        after = recall_at(10, trained.ranks(queries, documents, targets, width))
+        is_trained = width in trained.widths
+        rows.append(
+            (
+                f"{width}" if is_trained else f"{width} (not trained)",
+                f"{before:.3f}",
+                f"{after:.3f}",
+                f"{4 * width:,}",
+            )
+        )
+    show.print_table(
+        console,
+        show.table("recall@10 by width", ("width", "before", "after", "bytes a vector"), rows),
+        "Matryoshka: the loss is the mean over the widths, so that the first numbers of a vector "
+        "are an embedding of their own.",
+    )
+    console.print(
+        f"warning: width {narrow} is not among the trained widths; nothing holds its recall up",
+        style="yellow",
     )
 
 
