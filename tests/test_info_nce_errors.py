@@ -122,6 +122,7 @@ VALUES = [
     ({"threads": 2**40}, "threads: found 1099511627776, expected 1 to 1024"),
 ]
 
+
 @BOTH
 @pytest.mark.parametrize(("arguments", "message"), SHAPES + VALUES)
 def test_wrong_shapes_and_values(call, arguments, message):
