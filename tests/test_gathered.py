@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.slow
+# Two processes that import transformers.
+pytestmark = pytest.mark.deep
 
 RANKS = 2
 
