@@ -308,3 +308,17 @@ def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
         results.append([torch.as_tensor(losses), *grads])
     assert widths == [2, 5]
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    q, d = torch.randn(2, 70, 96, generator=generator)
+    for device in ("cuda", "cpu"):
+        inputs = [x.to(device).requires_grad_() for x in (q, d)]
+        temperature = torch.tensor(0.3, device=device, requires_grad=True)
+        loss = simtile.info_nce(*inputs, temperature=temperature, matryoshka_dims=(96, 20, 64))
+        loss.backward()
+        results.append([loss.detach().cpu(), *(x.grad.cpu() for x in (*inputs, temperature))])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)

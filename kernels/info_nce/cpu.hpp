@@ -151,7 +151,10 @@ class InfoNce : public InfoNcePlan<Engine> {
       } else {
         reduce_maximum();
         each<&InfoNce::exponentiate>(executor, tasks_);
-        widths_ > 1 ? finish_prefix_losses() : finish_losses();
+        if (widths_ > 1)
+          finish_prefix_losses();
+        else
+          finish_losses();
       }
       if (!args_.wants_gradients()) return;
       for (Side<Engine>& side : side_) {

@@ -88,7 +88,8 @@ struct AmxEngine : ScorePanel<float> {
                                 layout(kColumns, queries.count), static_cast<char*>(out));
   }
 
-  // `out` is [count, D], the rows of consecutive panels, `stride` elements apart. Pass by pass as in scores: the query slices of one pass stay in L2 for a group of
+  // `out` is [count, D], the rows of consecutive panels, `stride` elements apart.
+  // Pass by pass as in scores: the query slices of one pass stay in L2 for a group of
   // panels, the coefficients of one panel in L1 for all slices.
   static void accumulate_documents(const char* coefficients, int64_t panel_stride, const void* query_slices,
                                    int64_t slice_stride, const Rows& queries, int64_t count, int64_t dimensions,
