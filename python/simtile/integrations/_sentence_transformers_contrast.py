@@ -145,21 +145,17 @@ def _over_widths(
     **options: Any,
 ) -> Tensor:
     """Σ_k weights[k] · loss of the first dims[k] dimensions, which are normalised."""
-    most = queries.shape[-1]
-    if max(dims) > most:
-        raise ValueError(
-            f"matryoshka_dims: found {max(dims)} for vectors of {most} dimensions, expected "
-            f"widths of at most {most}"
-        )
-    options["normalize"] = True  # the original normalises what it cuts off, for any similarity
-    losses = [
-        weight
-        * simtile.info_nce(
-            queries[..., :dim],
-            documents[..., :dim],
-            None if negatives is None else negatives[..., :dim],
-            **options,
-        )
-        for dim, weight in zip(dims, weights, strict=True)
-    ]
-    return torch.stack(losses).sum(dim=0)
+    by_width: dict[int, float] = {}  # the original takes a width twice
+    for dim, weight in zip(dims, weights, strict=True):
+        by_width[dim] = by_width.get(dim, 0.0) + weight
+    # The original normalises what it cuts off, for any similarity.
+    options["normalize"] = True
+    average = simtile.info_nce(
+        queries,
+        documents,
+        negatives,
+        matryoshka_dims=list(by_width),
+        matryoshka_weights=list(by_width.values()),
+        **options,
+    )
+    return sum(by_width.values()) * average

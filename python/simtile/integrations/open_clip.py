@@ -87,19 +87,21 @@ class ClipLoss(torch.nn.Module):
         image_features, text_features : Tensor [N, D]
         logit_scale : float or Tensor with one element
             Above 0, multiplies the similarities; differentiated.
-        logit_bias : float or Tensor, optional
+        logit_bias : float or Tensor with one element, optional
             Added to every logit, which changes no cross entropy: its gradient is 0.
         output_dict : bool
             Return ``{"contrastive_loss": loss}``.
         """
         _check_features(image_features, text_features)
-        options = {"temperature": _temperature(logit_scale), "normalize": False}
+        options = {
+            "temperature": _temperature(logit_scale),
+            "bias": logit_bias,
+            "normalize": False,
+        }
         if self.world_size > 1:
             loss = self._of_all_ranks(image_features, text_features, options)
         else:
             loss = _symmetric(image_features, text_features, options)
-        if isinstance(logit_bias, Tensor):
-            loss = loss + 0.0 * logit_bias.sum()  # a parameter takes part in every backward
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _of_all_ranks(self, images: Tensor, texts: Tensor, options: dict[str, Any]) -> Tensor:
