@@ -233,7 +233,8 @@ class Siglip {
     for (int64_t j = 0; j < args_.documents; j += Engine::kPacked)
       Engine::accumulate_queries(scores_ + j / kColumns * scores_bytes_, scores_bytes_,
                                  columns(j, least<int64_t>(Engine::kPacked, args_.documents - j)), rows_, first_slice,
-                                 last_slice, args_.dimensions, memory(worker), query_gradient(first_), j > 0);
+                                 last_slice, args_.dimensions, memory(worker), query_gradient(first_),
+                                 args_.dimensions, j > 0);
   }
 
   void accumulate_documents(int64_t task, int worker) {
@@ -241,7 +242,7 @@ class Siglip {
     const int64_t count = least(args_.documents, first + panels_per_task_ * kColumns) - first;
     Engine::accumulate_documents(scores_ + panel * scores_bytes_, scores_bytes_, row_slices_, slice_bytes_,
                                  rows(0, rows_), count, args_.dimensions, memory(worker), document_gradient(first),
-                                 first_ > 0);
+                                 args_.dimensions, first_ > 0);
   }
 
   void finish_rows(int64_t task, int) {
