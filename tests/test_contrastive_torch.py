@@ -94,12 +94,12 @@ def test_opcheck_with_a_guide():
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_a_gpu_says_what_it_does_not_have(options):
+def test_the_cuda_kernel_says_what_it_does_not_have(options):
     with FakeTensorMode():
         q, d = torch.empty(4, 8, device="cuda"), torch.empty(5, 8, device="cuda")
         if "guide" in options:
             options = {
                 "guide": (torch.empty(4, 3, device="cuda"), torch.empty(5, 3, device="cuda"))
             }
-        with pytest.raises(ValueError, match="with options that only the CPU has yet"):
-            simtile.info_nce(q, d, **options)
+        with pytest.raises(ValueError, match="backend: found 'cuda' with options that its kernel"):
+            simtile.info_nce(q, d, backend="cuda", **options)

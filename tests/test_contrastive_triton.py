@@ -21,8 +21,8 @@ from simtile.ops import info_nce_triton, info_nce_triton_blocks, info_nce_triton
 TUPLES = pairwise({**LEVELS, "matryoshka": (None,), "bias": (0.0,)})
 EVERYTHING = {
     "directions": tuple(DIRECTIONS),
-    "negatives_per_query": 3,
-    "bank": 5,
+    "negatives_per_query": 2,
+    "bank": 1,
     "guide": ("relative", 0.3),
     "false_negative_margin": -0.3,
     "hardness": "all_negatives",

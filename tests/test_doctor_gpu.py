@@ -22,11 +22,23 @@ from simtile.reference import topk_numpy
 torch = pytest.importorskip("torch")
 
 from simtile.doctor import device as devices  # noqa: E402 - it needs torch
-from simtile.doctor import gpu, maxsim, maxsim_topk, pairwise, siglip, topk  # noqa: E402
+from simtile.doctor import (  # noqa: E402
+    gpu,
+    info_nce_family,
+    maxsim,
+    maxsim_topk,
+    pairwise,
+    siglip,
+    topk,
+)
 
 TINY = (info_nce.Case(5, 6, 7, 1, ids=True), info_nce.Case(4, 4, 3, normalize=False))
 LARGE = info_nce.Case(9, 11, 8)
 BEST_CASE = maxsim_topk.Case(2, 3, 40, 9, 8, 5, candidates=60, allow=True)
+FAMILY = (
+    info_nce_family.Case("guide", 9, 7, {"directions": info_nce_family.EVERY}, True, 1),
+    info_nce_family.Case("margin", 5, 6, {"false_negative_margin": 0.1}),
+)
 SECOND = 1e-3  # what every call takes on the device that is none
 
 
@@ -137,6 +149,10 @@ def fake(monkeypatch):
     monkeypatch.setattr(maxsim, "REPEATED", maxsim.Case(2, 3, 4, 5, 6))
     monkeypatch.setattr(maxsim_topk, "simtile", BEST)
     monkeypatch.setattr(maxsim_topk, "CASES", (BEST_CASE,))
+    family = types.SimpleNamespace(info_nce=by_cpu(simtile.info_nce))
+    monkeypatch.setattr(info_nce_family, "simtile", family)
+    monkeypatch.setattr(info_nce_family, "CASES", FAMILY)
+    monkeypatch.setattr(info_nce_family, "REPEATED", FAMILY[0])
     monkeypatch.setattr(pairwise, "simtile", PAIRWISE)
     monkeypatch.setattr(pairwise, "chosen", chosen_by_cpu)
     monkeypatch.setattr(pairwise, "CASES", (PAIRS,))
@@ -183,6 +199,7 @@ def names(checks):
     return {(check["kernel"], check["backend"], check["dtype"]) for check in checks}
 
 
+EVERY_FAMILY = {("info_nce_family", "triton", dtype) for dtype in info_nce_family.DTYPES}
 EVERY = {
     ("info_nce", "triton", "float32"),
     ("info_nce", "triton", "float32 (tf32x3)"),
@@ -210,7 +227,7 @@ def test_a_whole_run(report_of):
     assert status == 0
     half = stored["gpu"]
     assert half["device"] == "Fake, sm_90, 132 multiprocessors, 80 GiB, L2 0 MiB"
-    assert names(half["checks"]) == EVERY | MAXSIM | ALL_PAIRS
+    assert names(half["checks"]) == EVERY | EVERY_FAMILY | MAXSIM | ALL_PAIRS
     assert names(half["timings"]) == EVERY
     whats = {(check["kernel"], check["what"]) for check in half["checks"]}
     assert whats == {
@@ -218,6 +235,8 @@ def test_a_whole_run(report_of):
         ("info_nce", "beside the CPU's float64 kernel"),
         ("info_nce", "same bits"),
         ("info_nce", "beyond 2^31 elements"),
+        ("info_nce_family", "beside the CPU's float64 kernel"),
+        ("info_nce_family", "same bits"),
         ("topk", "equal to NumPy's"),
         ("topk", "beyond 2^31 bytes"),
         ("maxsim", "values"),
@@ -231,6 +250,10 @@ def test_a_whole_run(report_of):
         if check["kernel"] in (*pairwise.LOSSES, "siglip"):
             assert "loss" in outputs, check
             assert "grad" in outputs, check
+        elif check["kernel"] == "info_nce_family":
+            assert "losses" in outputs, check
+            assert "grad_queries" in outputs, check
+            assert "grad_documents" in outputs, check
         elif check["kernel"] == "maxsim_topk":
             assert outputs == "scores, differing ids, differing", check
         elif check["kernel"] == "maxsim":
@@ -251,7 +274,7 @@ def test_a_whole_run(report_of):
 def test_quick_leaves_out_the_largest_and_says_so(report_of):
     status, shown, stored = report_of("--quick")
     assert status == 0
-    assert names(stored["gpu"]["checks"]) == EVERY | MAXSIM | ALL_PAIRS
+    assert names(stored["gpu"]["checks"]) == EVERY | EVERY_FAMILY | MAXSIM | ALL_PAIRS
     assert not any("beyond" in check["what"] for check in stored["gpu"]["checks"])
     assert "sizes beyond 2^31 elements on the GPU: --quick" in shown
 
@@ -346,6 +369,24 @@ def test_one_wrong_part_of_a_sigmoid_loss_fails(name, dtype, fake, monkeypatch):
     assert all(c.ok for c in siglip.values(fake, dtype, SIGMOID))
     monkeypatch.setattr(siglip, "outputs_of", wrong)
     assert [c.output for c in siglip.values(fake, dtype, SIGMOID) if not c.ok] == [name]
+
+
+@pytest.mark.parametrize("part", ["losses", "grad_queries", "grad_documents", "grad_negatives"])
+@pytest.mark.parametrize("dtype", info_nce_family.DTYPES)
+def test_one_wrong_number_of_the_family_fails(part, dtype, fake, monkeypatch):
+    def wrong(case, inputs, guide, backend):
+        found = right(case, inputs, guide, backend)
+        if backend == "triton":
+            x = found[part]
+            x[np.unravel_index(np.abs(x).argmax(), x.shape)] *= 1.2
+        return found
+
+    right = info_nce_family.run
+    case = info_nce_family.CASES[0]
+    assert all(c.ok for c in info_nce_family.values(fake, dtype, case))
+    monkeypatch.setattr(info_nce_family, "run", wrong)
+    failed = [c.output for c in info_nce_family.values(fake, dtype, case) if not c.ok]
+    assert failed == [part]
 
 
 @pytest.mark.parametrize("variant", gpu.INFO_NCE, ids=lambda x: f"{x.backend} {x.label}")
@@ -575,7 +616,7 @@ def test_memory_is_poisoned(monkeypatch):
 
 INTERPRETED = """
 import json
-from simtile.doctor import gpu, info_nce, maxsim, pairwise, siglip
+from simtile.doctor import gpu, info_nce, info_nce_family, maxsim, pairwise, siglip
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.results import run_check
 from simtile.kernels.info_nce import triton_configs as configs
@@ -585,6 +626,9 @@ info_nce_triton._pinned = lambda *arguments: configs.Config(tile, tile)
 configs.ROW_PADDING = 64
 info_nce.SMALL = (info_nce.Case(5, 6, 7, 1, own=True, targets=True, ids=True),)
 gpu.LARGE, gpu.REPEATED, gpu.REPEATS = (), info_nce.SMALL[0], 1
+options = {"directions": info_nce_family.EVERY, "false_negative_margin": 0.1}
+info_nce_family.CASES = (info_nce_family.Case("guide", 5, 6, options, True, 1),)
+info_nce_family.REPEATED = info_nce_family.Case("plain", 3, 6, {"directions": ("doc_to_query",)})
 maxsim.SMALL = (maxsim.Case(2, 5, 3, 7, 9, normalize=True),)
 maxsim.SMOOTH = maxsim.Case(2, 5, 3, 7, 9, temperature=0.5)
 maxsim.REPEATED, maxsim.REPEATS = maxsim.SMALL[0], 1
@@ -609,6 +653,8 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     assert done.returncode == 0, done.stderr
     checks = json.loads(done.stdout.splitlines()[-1])
     assert [check["message"] for check in checks if check["status"] != "passed"] == []
-    assert names(checks) == {name for name in EVERY | MAXSIM | ALL_PAIRS if name[1] == "triton"}
-    # labels of info_nce, MaxSim, losses over all pairs and the sigmoid loss, checks of each
-    assert len(checks) == 5 * 2 + 3 * 3 + 6 * 2 + 3 * 2
+    assert names(checks) == {
+        name for name in EVERY | EVERY_FAMILY | MAXSIM | ALL_PAIRS if name[1] == "triton"
+    }
+    # labels of info_nce, its family, MaxSim, all pairs and the sigmoid loss, checks of each
+    assert len(checks) == 5 * 2 + 3 * 2 + 3 * 3 + 6 * 2 + 3 * 2

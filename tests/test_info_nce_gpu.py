@@ -78,6 +78,35 @@ def test_autograd(own):
 
 
 @on_gpu
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_family_is_what_the_cpu_computes(guided):
+    case = Case(5, 6, 12, 1)
+    options = {
+        "directions": ("query_to_doc", "doc_to_doc"),
+        "hardness": "all_negatives",
+        "hardness_strength": 2.0,
+        "false_negative_margin": -0.1,
+    }
+    guide = [x.detach()[..., :5] for x in inputs_of(case)] if guided else None
+    found = []
+    for device in (DEVICE, "cpu"):
+        inputs = [x.detach().to(device).requires_grad_() for x in inputs_of(case)]
+        temperature = torch.tensor(0.1, device=device, requires_grad=True)
+        losses = simtile.info_nce(
+            *inputs,
+            temperature=temperature,
+            guide=None if guide is None else tuple(x.to(device) for x in guide),
+            reduction="none",
+            backend="cpu" if found else "triton",
+            **options,
+        )
+        losses.sum().backward()
+        found.append([losses.detach(), *(x.grad for x in (*inputs, temperature))])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@on_gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gradients_have_the_inputs_type(dtype):
     case = Case(7, 9, 20, dtype=dtype)
@@ -333,4 +362,4 @@ def test_in_the_interpreter():
         timeout=300,
     )
     assert process.returncode == 0, process.stdout
-    assert "13 passed, 13 skipped" in process.stdout
+    assert "15 passed, 13 skipped" in process.stdout

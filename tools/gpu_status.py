@@ -55,10 +55,11 @@ CHECKS: dict[str, dict[str, str]] = {
     "topk": {"": "topk"},
 }
 
-# Kernels of MaxSim that only some calls launch, a search for the best documents or one of
-# residuals, and those of the second loss over all pairs: their test, and what `simtile doctor`
-# calls them (residuals it does not check).
+# Kernels that only some calls launch: of InfoNCE the rest of the family, of MaxSim a search for the
+# best documents or one of residuals, and those of the second loss over all pairs: their test, and
+# what `simtile doctor` calls them (residuals it does not check).
 SOME_CALLS = {
+    r"(own_)?block_scores|pair_scores": ("tests/test_contrastive_triton.py", "info_nce_family"),
     r"maxsim_(choose|keep|order)|topk_\w+": ("tests/test_maxsim_cuda_topk.py", "maxsim_topk"),
     r"maxsim_centroids": ("tests/test_maxsim_cuda_residual.py", "maxsim_residual"),
     r"exponent_sums|potential_gradients": ("tests/test_pairwise_triton.py", "uniformity"),
@@ -89,7 +90,7 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
         for (operation, kernel), compiled in _by_kernel(half["kernels"]).items():
             test, names = TESTS[operation, source], CHECKS[operation]
             for pattern, own in SOME_CALLS.items():
-                if operation in ("maxsim", "pairwise") and re.fullmatch(pattern, kernel):
+                if operation != "topk" and re.fullmatch(pattern, kernel):
                     test, names = own[0], {"": own[1]}
             tested = f"`{test}`" if (tests / test).is_file() else "no"
             path = results / "ptx" / f"{PTX[operation, source]}.json"

@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simtile
-from simtile.doctor import info_nce, limits, maxsim, maxsim_topk, pairwise, siglip, topk
+from simtile.doctor import (
+    info_nce,
+    info_nce_family,
+    limits,
+    maxsim,
+    maxsim_topk,
+    pairwise,
+    siglip,
+    topk,
+)
 from simtile.doctor.cpu import differing_bits
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.info_nce import Array, Case, Exact, Inputs
@@ -90,6 +99,13 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
                 found.append(add(str(maxsim_case), "values", exact))
             same = partial(maxsim.same_bits, device, backend, dtype)
             found.append(add(str(maxsim.REPEATED), "same bits", same))
+    for dtype in info_nce_family.DTYPES if "triton" in backends else ():
+        add = partial(Check, "info_nce_family", "triton", dtype)
+        for family_case in info_nce_family.CASES[:2] if quick else info_nce_family.CASES:
+            family = partial(info_nce_family.values, device, dtype, family_case)
+            found.append(add(str(family_case), "beside the CPU's float64 kernel", family))
+        repeated = partial(info_nce_family.same_bits, device, dtype)
+        found.append(add(str(info_nce_family.REPEATED), "same bits", repeated))
     for loss in pairwise.LOSSES if "triton" in backends else ():
         for dtype in pairwise.DTYPES:
             add = partial(Check, loss, "triton", dtype)

@@ -55,7 +55,7 @@ class Setting(NamedTuple):
         shape = (rows, self.call.stride)
         return torch.zeros(shape, dtype=torch.float32, device=self.call.device)
 
-    def index(self, x: Tensor | None) -> Tensor:
+    def integers(self, x: Tensor | None) -> Tensor:
         return self.absent if x is None else x
 
 
@@ -73,7 +73,7 @@ class Block(NamedTuple):
 
     rows: Vectors
     columns: Vectors
-    count: int  # columns
+    size: int  # columns
     documents: int  # of these in front of the hard negatives
     own: int  # hard negatives of each row
     targets: Tensor | None  # the column of a row's pair, where it is not the row's number
@@ -104,9 +104,9 @@ def score(
     kernels.block_scores[(tiles_down * tile_count,)](
         *block.tensors,
         setting.temperature,
-        setting.index(block.targets),
-        setting.index(block.rows.ids),
-        setting.index(block.columns.ids),
+        setting.integers(block.targets),
+        setting.integers(block.rows.ids),
+        setting.integers(block.columns.ids),
         *thresholds,
         exponentials,
         exponentials.stride(0),
@@ -116,7 +116,7 @@ def score(
         contrast.harden_own,
         row0,
         setting.n,
-        block.count,
+        block.size,
         block.documents,
         block.own,
         call.dim,
@@ -159,7 +159,7 @@ def differentiate(
         factors,
         of_pairs,
         columns.factor,
-        setting.index(block.targets),
+        setting.integers(block.targets),
         row0,
         n,
         factors.shape[1],
@@ -170,7 +170,7 @@ def differentiate(
         num_warps=4,
     )
     to_rows, to_columns = block.rows.grad, block.columns.grad
-    out_rows = 0 if to_columns is None else min(block.count, to_columns.shape[0])
+    out_rows = 0 if to_columns is None else min(block.size, to_columns.shape[0])
     options = configs.product_options(product, call.name, call.precision, call.dim)
     across = triton.cdiv(call.dim, options["BD"])
     for_rows = 0 if to_rows is None else triton.cdiv(rows, product.rows) * across
@@ -196,7 +196,7 @@ def differentiate(
             total if to_columns is None else to_columns,
             row_tiles,
             rows,
-            block.count,
+            block.size,
             out_rows,
             call.dim,
             1,

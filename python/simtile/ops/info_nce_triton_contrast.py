@@ -148,7 +148,7 @@ class _Family:
         kernels.pair_scores[(triton.cdiv(n, tile.rows),)](
             *pairs.tensors,
             setting.temperature,
-            setting.index(self.targets),
+            setting.integers(self.targets),
             self.positive,
             *self.thresholds,
             margin,
@@ -173,7 +173,7 @@ class _Family:
         kernels.own_block_scores[(n, triton.cdiv(self.own, configs.OWN_BLOCK))](
             *(x for side in sides for x in (side.operand, side.factor)),
             setting.temperature,
-            setting.index(self.targets),
+            setting.integers(self.targets),
             self.own_logits,
             margin,
             contrast.guide_margin,
@@ -247,8 +247,8 @@ class _Family:
         call, setting, n = self.call, self.setting, self.n
         blocks = list(self.blocks(group))
         products = any(x.grad is not None for b in blocks for x in (b.rows, b.columns))
-        columns = [configs.padded_rows(b.count) for b in blocks]
-        tiles = [triton.cdiv(b.count, setting.tile.columns) for b in blocks]
+        columns = [configs.padded_rows(b.size) for b in blocks]
+        tiles = [triton.cdiv(b.size, setting.tile.columns) for b in blocks]
         width, tile_count = sum(columns), sum(tiles)
         bytes_of = 4 if call.dtype == torch.float32 else 2
         chunk = plain._chunk_rows(n, width * bytes_of, tile_count, products)
@@ -277,7 +277,7 @@ class _Family:
                 self.own_logits,
                 ones,
                 setting.temperature,
-                setting.index(self.targets),
+                setting.integers(self.targets),
                 weights,
                 losses,
                 positive_coefficient,
