@@ -143,28 +143,33 @@ class _Family:
             int(contrast.margin is not None),
             int(contrast.guide_relative),
         )
-        pairs = Block(self.queries, self.documents, self.m, self.m, 0, self.targets)
         options = configs.pair_options(tile, call.name, call.precision)
-        kernels.pair_scores[(triton.cdiv(n, tile.rows),)](
-            *pairs.tensors,
-            setting.temperature,
-            setting.integers(self.targets),
-            self.positive,
-            *self.thresholds,
-            margin,
-            contrast.guide_margin,
-            n,
-            self.m,
-            call.dim,
-            call.stride,
-            *setting.guide_sizes,
-            *flags,
-            GUIDE=guided,
-            **options,
-            EMULATE=plain.INTERPRETED,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+        sides = [(call, self.queries.rows, self.documents.rows, margin)]
+        if setting.guide is not None:
+            by_guide = self.queries.guide, self.documents.guide
+            sides.append((setting.guide, *by_guide, contrast.guide_margin))
+        for is_guide, (of, rows, columns, of_margin) in enumerate(sides):
+            kernels.pair_scores[(triton.cdiv(n, tile.rows),)](
+                rows.operand,
+                rows.factor,
+                columns.operand,
+                columns.factor,
+                setting.temperature,
+                setting.integers(self.targets),
+                self.positive,
+                self.thresholds[is_guide],
+                of_margin,
+                n,
+                self.m,
+                of.dim,
+                of.stride,
+                *flags,
+                GUIDE=bool(is_guide),
+                **options,
+                EMULATE=plain.INTERPRETED,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
         self.own_logits = call.floats(n, self.own)
         if not self.own:
             return
