@@ -173,10 +173,10 @@ class _Family:
         self.own_logits = call.floats(n, self.own)
         if not self.own:
             return
-        sides = [x.rows for x in (self.queries, self.negatives, self.documents)]
-        sides += [x.guide for x in (self.queries, self.negatives, self.documents)]
+        vectors = (self.queries, self.negatives, self.documents)
+        operands = [*(x.rows for x in vectors), *(x.guide for x in vectors)]
         kernels.own_block_scores[(n, triton.cdiv(self.own, configs.OWN_BLOCK))](
-            *(x for side in sides for x in (side.operand, side.factor)),
+            *(x for rows in operands for x in (rows.operand, rows.factor)),
             setting.temperature,
             setting.integers(self.targets),
             self.own_logits,
