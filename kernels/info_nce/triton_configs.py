@@ -48,7 +48,8 @@ class Config(NamedTuple):
 # everywhere) and whose stages fit the shared memory of a block: 163 KiB on sm80, 227 on sm90 and
 # sm100, 99 on sm120 and on the sm86 and sm89 that use its row, 64 on gfx942. Float32 "ieee" has no
 # matrix unit on NVIDIA, so its tile is what 255 registers hold; "tf32x3" keeps two parts of each
-# operand. On gfx942 wider scores spill scalar registers; it has no tf32x3.
+# operand. On gfx942 wider scores spill scalar registers, and with three stages
+# those of block_scores; it has no tf32x3.
 _WIDE = Tile(128, 128, 64, 8, 3)
 _DEEP = Tile(128, 128, 64, 8, 4)
 _TF32 = Tile(128, 128, 32, 8, 3)
@@ -82,7 +83,7 @@ CONFIGS: dict[str, dict[str, Config]] = {
     "gfx942": {
         "half": Config(Tile(128, 64, 64, 8, 2), Tile(128, 128, 64, 8, 2)),
         "tf32": Config(Tile(128, 64, 32, 8, 2), Tile(128, 128, 32, 8, 2)),
-        "ieee": Config(_IEEE, _IEEE),
+        "ieee": Config(_IEEE._replace(stages=2), _IEEE),
     },
 }
 # Neighbouring programs take tiles of 8 rows of tiles before they move right: what L2 holds of the
@@ -276,7 +277,14 @@ def _variant(
 
 
 def variants(family: str, dim: int = 768) -> Iterator[Variant]:
-    """Every kernel in every element type and precision, as it runs on one family of GPUs."""
+    """Every kernel as it runs on one family of GPUs, and what some options make of it."""
+    yield from plain_variants(family, dim)
+    for dtype in ("float32", "bfloat16"):
+        yield from family_variants(family, dtype, dim)
+
+
+def plain_variants(family: str, dim: int = 768) -> Iterator[Variant]:
+    """The kernels of the plain loss, in every element type and precision."""
     for dtype in DTYPES:
         elements, warps = row_block(dim)
         block = {"BLOCK": elements}
@@ -319,8 +327,6 @@ def variants(family: str, dim: int = 768) -> Iterator[Variant]:
                 tiles.product.stages,
                 expects,
             )
-    for dtype in ("float32", "bfloat16"):
-        yield from family_variants(family, dtype, dim)
 
 
 def family_variants(family: str, dtype: str, dim: int) -> Iterator[Variant]:
@@ -333,21 +339,22 @@ def family_variants(family: str, dtype: str, dim: int) -> Iterator[Variant]:
         of = f"{dtype}, guide" if guided else dtype
         own = {"GUIDE": guided, "BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
         yield _variant(f"own_block_scores[{of}]", family_kernels.own_block_scores, dtype, own, 4)
-        emulate = {"GUIDE": guided, "EMULATE": False}
-        yield _variant(
-            f"pair_scores[{of}]",
-            family_kernels.pair_scores,
-            dtype,
-            {**pair_options(tile, dtype, "ieee"), **emulate},
-            tile.warps,
-            tile.stages,
-            expects,
-        )
+        for by_guide in (False, True)[: 1 + guided]:
+            options = {**pair_options(tile, dtype, "ieee"), "GUIDE": by_guide, "EMULATE": False}
+            yield _variant(
+                f"pair_scores[{of}{', its cosines' if by_guide else ''}]",
+                family_kernels.pair_scores,
+                dtype,
+                options,
+                tile.warps,
+                tile.stages,
+                expects,
+            )
         yield _variant(
             f"block_scores[{of}, gradients]",
             family_kernels.block_scores,
             dtype,
-            {**score_options(tile, dtype, "ieee", True), **emulate},
+            {**score_options(tile, dtype, "ieee", True), "GUIDE": guided, "EMULATE": False},
             tile.warps,
             tile.stages,
             expects,

@@ -79,27 +79,19 @@ def guide_limit(cosine, margin, relative):
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)
 def pair_scores(
-    queries,  # operands [padded rows, operand_stride]
-    query_factor,
-    candidates_operand,  # documents first
-    candidate_factor,
-    guide_rows,  # the same by the guide, read if GUIDE
-    guide_row_factor,
-    guide_columns,
-    guide_column_factor,
-    temperature,  # one float32
+    rows_operand,  # operands [padded rows, operand_stride]: queries, or the guide's
+    row_factor,
+    columns_operand,  # documents first, or the guide's
+    column_factor,
+    temperature,  # one float32, read without GUIDE
     targets,  # int64 [rows], read if has_targets
-    positive,  # float32 [rows]: the logit of a query's own document
-    threshold,  # [rows]: logits above are left out; infinite without a margin
-    guide_threshold,  # [rows]: cosines by the guide above are left out
+    positive,  # float32 [rows]: the logit of a query's own document; not written with GUIDE
+    threshold,  # [rows]: logits, or the guide's cosines, above are left out; infinite without any
     margin,  # a similarity
-    guide_margin,
     rows,
     documents,
     dim,
     operand_stride,
-    guide_dim,
-    guide_stride,
     has_targets,
     has_margin,
     relative,
@@ -114,36 +106,28 @@ def pair_scores(
     row = first + tl.arange(0, BM)
     k = tl.arange(0, BK)
     row_there = row < rows
+    a = rows_operand + row[:, None] * operand_stride + k[None, :]
     found = tl.zeros((BM,), tl.float32)
-    by_guide = tl.zeros((BM,), tl.float32)
     # The documents of BN of the rows at a time; the pairs are on a diagonal of the tile.
-    for part in tl.static_range(0, BM, BN):
+    for part in range(0, BM, BN):
         mate = first + part + tl.arange(0, BN)
         is_pair = row[:, None] == mate[None, :]
         target = tl.load(targets + mate, mask=(mate < rows) & (has_targets != 0), other=0)
         target = tl.where(has_targets != 0, target, mate)
         # A target that is no document has no logit, which row_losses makes NaN.
         target = tl.where((target >= 0) & (target < documents), target, 0)
-        q = queries + row[:, None] * operand_stride + k[None, :]
-        c = candidates_operand + target[:, None] * operand_stride + k[None, :]
-        sums = tile_products(q, c, dim, BM, BN, BK, PRECISION, EMULATE)
-        scale = tl.load(query_factor + row)[:, None] * tl.load(candidate_factor + target)[None, :]
+        b = columns_operand + target[:, None] * operand_stride + k[None, :]
+        sums = tile_products(a, b, dim, BM, BN, BK, PRECISION, EMULATE)
+        scale = tl.load(row_factor + row)[:, None] * tl.load(column_factor + target)[None, :]
         found += tl.sum(tl.where(is_pair, sums * scale, 0.0), 1)
-        if GUIDE:
-            q = guide_rows + row[:, None] * guide_stride + k[None, :]
-            c = guide_columns + target[:, None] * guide_stride + k[None, :]
-            sums = tile_products(q, c, guide_dim, BM, BN, BK, PRECISION, EMULATE)
-            scale = tl.load(guide_row_factor + row)[:, None]
-            scale *= tl.load(guide_column_factor + target)[None, :]
-            by_guide += tl.sum(tl.where(is_pair, sums * scale, 0.0), 1)
-    inverse = 1.0 / tl.load(temperature)
-    logit = found * inverse
-    tl.store(positive + row, logit, mask=row_there)
-    limit = tl.where(has_margin != 0, logit - margin * inverse, float("inf"))
-    tl.store(threshold + row, limit, mask=row_there)
     if GUIDE:
-        limit = guide_limit(by_guide, guide_margin, relative)
-        tl.store(guide_threshold + row, limit, mask=row_there)
+        tl.store(threshold + row, guide_limit(found, margin, relative), mask=row_there)
+    else:
+        inverse = 1.0 / tl.load(temperature)
+        logit = found * inverse
+        tl.store(positive + row, logit, mask=row_there)
+        limit = tl.where(has_margin != 0, logit - margin * inverse, float("inf"))
+        tl.store(threshold + row, limit, mask=row_there)
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_UNALIGNED)

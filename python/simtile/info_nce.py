@@ -146,8 +146,9 @@ def info_nce(
         Over the N losses.
     backend : str
         "auto" takes the fastest that can run the inputs: "cpu" on the CPU, "triton" on a GPU. A
-        named one never falls back. "cuda" computes bfloat16 losses without gradients in one launch,
-        for small batches on NVIDIA GPUs; "reference" is plain Python lists.
+        named one never falls back. "cuda" computes bfloat16 losses of query_to_doc without
+        gradients, guide, margin or hardness in one launch, for small batches on NVIDIA GPUs;
+        "reference" is plain Python lists.
     precision : "ieee", "tf32" or "tf32x3"
         The least that float32 products are computed in on a GPU's matrix units: in full, in TF32
         (10 bits of significand), or as three TF32 products with nearly the accuracy of the first.

@@ -143,35 +143,40 @@ class _Family:
             int(contrast.margin is not None),
             int(contrast.guide_relative),
         )
-        pairs = Block(self.queries, self.documents, self.m, self.m, 0, self.targets)
         options = configs.pair_options(tile, call.name, call.precision)
-        kernels.pair_scores[(triton.cdiv(n, tile.rows),)](
-            *pairs.tensors,
-            setting.temperature,
-            setting.integers(self.targets),
-            self.positive,
-            *self.thresholds,
-            margin,
-            contrast.guide_margin,
-            n,
-            self.m,
-            call.dim,
-            call.stride,
-            *setting.guide_sizes,
-            *flags,
-            GUIDE=guided,
-            **options,
-            EMULATE=plain.INTERPRETED,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+        sides = [(call, self.queries.rows, self.documents.rows, margin)]
+        if setting.guide is not None:
+            by_guide = self.queries.guide, self.documents.guide
+            sides.append((setting.guide, *by_guide, contrast.guide_margin))
+        for is_guide, (of, rows, columns, of_margin) in enumerate(sides):
+            kernels.pair_scores[(triton.cdiv(n, tile.rows),)](
+                rows.operand,
+                rows.factor,
+                columns.operand,
+                columns.factor,
+                setting.temperature,
+                setting.integers(self.targets),
+                self.positive,
+                self.thresholds[is_guide],
+                of_margin,
+                n,
+                self.m,
+                of.dim,
+                of.stride,
+                *flags,
+                GUIDE=bool(is_guide),
+                **options,
+                EMULATE=plain.INTERPRETED,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
         self.own_logits = call.floats(n, self.own)
         if not self.own:
             return
-        sides = [x.rows for x in (self.queries, self.negatives, self.documents)]
-        sides += [x.guide for x in (self.queries, self.negatives, self.documents)]
+        vectors = (self.queries, self.negatives, self.documents)
+        operands = [*(x.rows for x in vectors), *(x.guide for x in vectors)]
         kernels.own_block_scores[(n, triton.cdiv(self.own, configs.OWN_BLOCK))](
-            *(x for side in sides for x in (side.operand, side.factor)),
+            *(x for rows in operands for x in (rows.operand, rows.factor)),
             setting.temperature,
             setting.integers(self.targets),
             self.own_logits,
