@@ -286,13 +286,10 @@ def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
     widths = []
 
     def on_cpu(*arguments):
-        inputs, (normalize, own, dtype, need, _, precision, weight, rows) = (
-            arguments[:7],
-            arguments[7:],
-        )
+        *inputs, guide, normalize, contrast, dtype, need, _, precision, weight, rows = arguments
+        assert guide == []
         widths.append(inputs[0].shape[1])
-        contrast = Contrast(scope=2 if own else 0).numbers()
-        rest = (normalize, contrast, dtype, need, "cpu", precision, 1, weight, rows)
+        rest = (normalize, contrast.numbers(), dtype, need, "cpu", precision, 1, weight, rows)
         losses, grads = operator._run(*inputs, None, None, None, *rest)
         return torch.from_numpy(losses), grads
 
