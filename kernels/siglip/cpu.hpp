@@ -233,8 +233,8 @@ class Siglip {
     for (int64_t j = 0; j < args_.documents; j += Engine::kPacked)
       Engine::accumulate_queries(scores_ + j / kColumns * scores_bytes_, scores_bytes_,
                                  columns(j, least<int64_t>(Engine::kPacked, args_.documents - j)), rows_, first_slice,
-                                 last_slice, args_.dimensions, memory(worker), query_gradient(first_),
-                                 args_.dimensions, j > 0);
+                                 last_slice, args_.dimensions, memory(worker), query_gradient(first_), args_.dimensions,
+                                 j > 0);
   }
 
   void accumulate_documents(int64_t task, int worker) {
