@@ -117,7 +117,8 @@ def siglip_loss(
         thread_count,
     )
     loss = reduce_losses(result.losses, reduction)
-    return np.float64(loss) if dtype == "float64" else np.float32(loss)
+    with np.errstate(over="ignore"):  # what only fits float64 is infinite
+        return np.float64(loss) if dtype == "float64" else np.float32(loss)
 
 
 def check_shapes(queries: _inputs.Shape, documents: _inputs.Shape) -> None:
