@@ -123,7 +123,7 @@ thread_sanitizer() {
   # -R: GCC 12's runtime does not know the wider address randomisation of newer kernels.
   local driver
   for driver in test_threads "${drivers[@]}"; do
-    echo "TSAN_OPTIONS=die_after_fork=0 setarch -R $build/tsan/tests/cpp/$driver"
+    echo "TSAN_OPTIONS=die_after_fork=0 setarch -R $build/tsan/tests/cpp/$driver --threads 3"
   done | in_pairs
 }
 
@@ -148,7 +148,7 @@ aarch64() {
   $emulate "$build/aarch64/tests/cpp/test_threads" --no-fork
   local driver level
   for driver in "${drivers[@]}"; do
-    echo "$emulate $build/aarch64/tests/cpp/$driver >$build/aarch64-$driver.out"
+    echo "$emulate $build/aarch64/tests/cpp/$driver --threads 3 >$build/aarch64-$driver.out"
   done | in_pairs
   for driver in "${drivers[@]}"; do
     for level in neon neon_dot neon_mm; do
@@ -185,7 +185,7 @@ wheel() {
   # x86-64 with SSE2 and little else: the kernels' own drivers.
   {
     echo "qemu-x86_64 -cpu qemu64 $build/release/tests/cpp/test_threads --no-fork"
-    for driver in "${drivers[@]}"; do echo "qemu-x86_64 -cpu qemu64 $build/release/tests/cpp/$driver"; done
+    for driver in "${drivers[@]}"; do echo "qemu-x86_64 -cpu qemu64 $build/release/tests/cpp/$driver --threads 3"; done
   } | in_pairs
   # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
   local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python

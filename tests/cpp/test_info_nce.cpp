@@ -346,7 +346,7 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   const Case cases[] = {
       {1, 1, 0, 1, true, false, false, 0.05},
       {1, 1, 0, 7, false, false, false, 1},
@@ -380,7 +380,7 @@ int main() {
     for (Element element : {Element::float32, Element::float64, Element::bfloat16, Element::float16}) {
       unsigned seed = 0;
       for (const Case& c : cases)
-        for (int threads : {1, 3}) check_case(*level, element, c, threads, ++seed);
+        for (const int threads : check::thread_counts(argc, argv)) check_case(*level, element, c, threads, ++seed);
     }
   }
   return check::report();

@@ -160,7 +160,7 @@ void check_case(const KernelTable& level, Element element, const Case& c, double
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   const Case cases[] = {
       {{1}, {1}, 1, 1, false, false, false},
       {{7, 0, 3}, {5, 0, 33, 1}, 7, 9, false, false, false},
@@ -175,7 +175,7 @@ int main() {
       unsigned seed = 0;
       for (const Case& c : cases)
         for (const double temperature : {0.0, 1.0})
-          for (const int threads : {1, 3}) {
+          for (const int threads : check::thread_counts(argc, argv)) {
             if (element == Element::float64)
               check_case<double>(*level, element, c, temperature, threads, ++seed);
             else

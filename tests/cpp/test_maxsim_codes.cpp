@@ -201,7 +201,7 @@ void check_case(const KernelTable& level, MaxsimKind kind, const Case& c, int th
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   const Case cases[] = {
       {{1}, {1}, 1, false, 32639},
       {{7, 0, 3}, {5, 0, 33, 1}, 7, false, 32639},
@@ -216,7 +216,7 @@ int main() {
                                   MaxsimKind::residual2, MaxsimKind::residual4}) {
       unsigned seed = 0;
       for (const Case& c : cases)
-        for (const int threads : {1, 3}) check_case(*level, kind, c, threads, ++seed);
+        for (const int threads : check::thread_counts(argc, argv)) check_case(*level, kind, c, threads, ++seed);
     }
   }
   return check::report();

@@ -162,7 +162,7 @@ void run(const KernelTable& level, Element element, const Case& c, int threads) 
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   const Case cases[] = {
       {1, 1, 1, false, 1, 0},       {7, 9, 3, true, 0.1, -10},     {33, 33, 64, false, 0.5, 2},
       {64, 131, 33, true, 0.1, -3}, {111, 111, 515, true, 0.2, 0}, {310, 700, 17, true, 0.1, -10},
@@ -171,7 +171,7 @@ int main() {
     std::printf("%s\n", level->level);
     for (const Case& c : cases)
       for (const Element element : {Element::float32, Element::float64, Element::bfloat16, Element::float16})
-        for (const int threads : {1, 3}) run(*level, element, c, threads);
+        for (const int threads : check::thread_counts(argc, argv)) run(*level, element, c, threads);
   }
   return check::report();
 }
