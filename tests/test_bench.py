@@ -265,9 +265,13 @@ def run_bench(*arguments: str, environment: dict[str, str] | None = None) -> Any
 
 
 @pytest.fixture
-def info_nce() -> ModuleType:
+def info_nce(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("torch")
-    return importlib.import_module("info_nce")
+    # the package info-nce-pytorch, which other tests import, has the same name
+    monkeypatch.delitem(sys.modules, "info_nce", raising=False)
+    module = importlib.import_module("info_nce")
+    assert Path(str(module.__file__)).parent == ROOT / "bench"
+    return module
 
 
 @pytest.mark.slow
