@@ -350,7 +350,7 @@ def test_more_than_2_to_the_31_elements():
     assert losses.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.slow  # the interpreter takes a second a test
+@pytest.mark.deep  # the interpreter takes a second a test
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_in_the_interpreter():
     process = subprocess.run(

@@ -452,7 +452,7 @@ def merged(host, case, expected):
     return host.merge(case.metric, *parts, case.k)
 
 
-@pytest.mark.slow  # eighteen cases in four orders
+@pytest.mark.deep  # eighteen cases in four orders
 def test_no_mutant_no_fault():
     assert faults(build.load("topk")) is None
 
