@@ -635,6 +635,7 @@ maxsim.REPEATED, maxsim.REPEATS = maxsim.SMALL[0], 1
 pairwise.CASES, pairwise.REPEATED = (pairwise.Case(20, 7, 4),), pairwise.Case(9, 5, 2)
 siglip.CASES, siglip.REPEATED = (siglip.Case(9, 11, 7),), siglip.Case(5, 5, 3)
 checks = gpu.checks(TorchDevice("cpu"), ("triton",), quick=True)
+checks = [c for c in checks if c.what != "same bits"]  # the interpreter has one order
 print(json.dumps([run_check(check) for check in checks]))
 """
 
@@ -656,5 +657,5 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     assert names(checks) == {
         name for name in EVERY | EVERY_FAMILY | MAXSIM | ALL_PAIRS if name[1] == "triton"
     }
-    # labels of info_nce, its family, MaxSim, all pairs and the sigmoid loss, checks of each
-    assert len(checks) == 5 * 2 + 3 * 2 + 3 * 3 + 6 * 2 + 3 * 2
+    # labels of info_nce, its family, MaxSim (two checks), all pairs and the sigmoid loss
+    assert len(checks) == 5 + 3 + 3 * 2 + 6 + 3
