@@ -87,6 +87,13 @@ class Weights(NamedTuple):
     negative: Doubles
 
 
+def as_number(value: float, dtype: str) -> Any:
+    """A result for arrays of `dtype`: float64 for float64, else float32, where what only fits
+    float64 is infinite."""
+    with np.errstate(over="ignore"):
+        return np.float64(value) if dtype == "float64" else np.float32(value)
+
+
 def batch_hard_weights(found: Hardest, margin: float, metric: str, skip_missing: bool) -> Weights:
     has_positive, has_negative = found.positive >= 0, found.negative >= 0
     distances = np.stack([found.positive_distance, found.negative_distance])

@@ -117,8 +117,7 @@ def siglip_loss(
         thread_count,
     )
     loss = reduce_losses(result.losses, reduction)
-    with np.errstate(over="ignore"):  # what only fits float64 is infinite
-        return np.float64(loss) if dtype == "float64" else np.float32(loss)
+    return _pairwise.as_number(loss, dtype)
 
 
 def check_shapes(queries: _inputs.Shape, documents: _inputs.Shape) -> None:

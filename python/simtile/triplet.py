@@ -193,5 +193,4 @@ def batch_hard_triplet_loss(
         chosen,
         thread_count,
     )
-    with np.errstate(over="ignore"):  # squared distances of float32 may only fit float64
-        return np.float64(loss) if dtype == "float64" else np.float32(loss)
+    return _pairwise.as_number(loss, dtype)

@@ -103,7 +103,7 @@ def uniformity(
     value, _ = _pairwise.uniformity(
         _pairwise.as_kernel(array, dtype), dtype, t, bool(normalize), False, chosen, thread_count
     )
-    return np.float64(value) if dtype == "float64" else np.float32(value)
+    return _pairwise.as_number(value, dtype)
 
 
 def anisotropy(x: Any) -> Any:
