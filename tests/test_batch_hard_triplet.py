@@ -18,6 +18,7 @@ from pairwise_cases import (
 from tolerances import ROUNDOFF
 
 import simtile
+import simtile.ops.pairwise  # registers the operator, whichever test runs first
 from simtile import _core, _pairwise
 from simtile._pairwise import BATCH_HARD_METRICS
 from simtile.reference import pairwise_numpy as oracle

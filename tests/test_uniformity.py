@@ -9,6 +9,7 @@ from pairwise_cases import DTYPES, NUMPY, Case, cases, check_gradient, run_unifo
 from tolerances import check_rounding
 
 import simtile
+import simtile.ops.pairwise  # registers the operator, whichever test runs first
 from simtile.reference import pairwise_numpy as oracle
 from simtile.reference import uniformity as lists
 
