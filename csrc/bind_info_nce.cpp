@@ -59,7 +59,7 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
                 const std::optional<py::array>& guide_negatives, double weight,
                 const std::optional<py::array>& row_weights, std::optional<py::array> losses,
                 std::optional<py::array> grad_queries, std::optional<py::array> grad_documents,
-                std::optional<py::array> grad_negatives, long long threads) {
+                std::optional<py::array> grad_negatives, long long threads, std::optional<py::array> statistics) {
   const ElementType type = element_type(dtype);
   if (queries.ndim() != 2 || documents.ndim() != 2) refuse("queries, documents", "not matrices");
   InfoNceArgs args = {};
@@ -145,6 +145,7 @@ double info_nce(const py::array& queries, const py::array& documents, const std:
       output_data("grad_negatives", grad_negatives, gradient_bytes, {args.rows, args.negatives, args.dimensions});
   double grad_temperature = 0;
   args.grad_temperature = &grad_temperature;
+  args.statistics = static_cast<double*>(output_data("statistics", statistics, 8, {tally_size}));
 
   const double candidates = static_cast<double>(args.documents) +
                             (args.scope == Scope::own ? 1.0 : static_cast<double>(args.rows)) * args.negatives;
@@ -163,7 +164,7 @@ void register_info_nce(py::module_& m) {
         py::arg("harden_own"), py::arg("margin"), py::arg("guide_margin"), py::arg("guide_relative"), py::arg("widths"),
         py::arg("shares"), py::arg("guide_queries"), py::arg("guide_documents"), py::arg("guide_negatives"),
         py::arg("weight"), py::arg("row_weights"), py::arg("losses"), py::arg("grad_queries"),
-        py::arg("grad_documents"), py::arg("grad_negatives"), py::arg("threads"));
+        py::arg("grad_documents"), py::arg("grad_negatives"), py::arg("threads"), py::arg("statistics") = py::none());
   m.def(
       "info_nce_arithmetic",
       [](const std::string& dtype) {

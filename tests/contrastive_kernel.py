@@ -44,7 +44,7 @@ def rounded(case, dtype):
     return case
 
 
-def run_kernel(case, dtype, need=(True, True, True), threads=1):
+def run_kernel(case, dtype, need=(True, True, True), threads=1, tally=None):
     """Losses and gradients, on outputs full of NaN: the kernel must write all of them."""
 
     def stored(x):
@@ -81,6 +81,7 @@ def run_kernel(case, dtype, need=(True, True, True), threads=1):
         losses,
         *grads,
         threads,
+        tally,
     )
     return losses, *grads, grad_temperature
 

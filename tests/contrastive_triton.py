@@ -35,6 +35,17 @@ def as_result(arrays):
     return *arrays, None if grad_temperature is None else float(grad_temperature)
 
 
+def tally_of(case, dtype, need=ALL, device="cpu"):
+    """The result, and the tally of statistics."""
+    inputs, name, options, needed = arguments(case, dtype, need, "ieee")
+    call = (inputs, name, {**options, "statistics": True}, needed)
+    if device == "cpu":
+        *arrays, tally = interpreter(triton_info_nce, *call, True)
+    else:
+        *arrays, tally = triton_info_nce(*call, device=device)
+    return as_result(arrays), tally
+
+
 def run_interpreter(case, dtype, *, need=ALL, small_tiles=True, chunk_bytes=None):
     call = arguments(case, dtype, need, "ieee")
     return as_result(interpreter(triton_info_nce, *call, small_tiles, chunk_bytes))

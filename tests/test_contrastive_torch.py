@@ -78,7 +78,7 @@ def test_opcheck_with_a_guide():
         shares=(0.25, 0.75),
     ).numbers()
     for reduction in ("mean", "none"):
-        options = (True, contrast, torch.float32, [True] * 4, "cpu", "ieee", 1, reduction)
+        options = (True, contrast, torch.float32, [True] * 4, "cpu", "ieee", 1, reduction, True)
         arguments = (*inputs, None, None, None, *guide, *options)
         torch.library.opcheck(torch.ops.simtile.info_nce.default, arguments)
 
@@ -91,6 +91,7 @@ def test_opcheck_with_a_guide():
         {"false_negative_margin": 0.1},
         {"guide": (3, 5)},
         {"directions": ("query_to_doc", "doc_to_doc"), "negatives_scope": "queries"},
+        {"statistics": simtile.ContrastiveStatistics()},
     ],
     ids=lambda options: next(iter(options)),
 )

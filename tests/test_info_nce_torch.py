@@ -321,7 +321,7 @@ def op_arguments(case, reduction, need=(True, True, True, True)):
     indices = [as_tensor(case[name]) for name in ("targets", "query_ids", "document_ids")]
     dtype = getattr(torch, case.dtype)
     contrast = Contrast(scope=SCOPES["own" if case.own else "all"]).numbers()
-    options = (case.normalize, contrast, dtype, need, "cpu", "ieee", 1, reduction)
+    options = (case.normalize, contrast, dtype, need, "cpu", "ieee", 1, reduction, False)
     return (*inputs, *indices, None, None, None, *options)
 
 
@@ -354,7 +354,7 @@ def test_opcheck(reduction, need, dtype):
     ):
         arguments = op_arguments(case, reduction, need)
         torch.library.opcheck(torch.ops.simtile.info_nce.default, arguments)
-    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments[:-1]]
+    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments[:-2]]
     torch.library.opcheck(torch.ops.simtile.info_nce_backward.default, (torch.randn(5), *detached))
 
 

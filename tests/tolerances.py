@@ -25,6 +25,7 @@ ROUNDOFFS = {
     "info_nce.grad_documents": 24.0,
     "info_nce.grad_negatives": 24.0,
     "info_nce.grad_temperature": 16.0,
+    "info_nce.statistics": 8.0,  # per unit of a similarity's terms
     # Per unit of Σ_i max_j Σ_k |q_ik d_jk|. Measured: up to 12; in float64 with `normalize` up to
     # 24, as much as the oracle's own.
     "maxsim.scores": 32.0,

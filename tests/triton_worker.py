@@ -82,7 +82,7 @@ def info_nce(
     arrays, dtype, options, need, small_tiles=False, chunk_bytes=None, *, device="cpu", tiles=None
 ):
     """`ops.info_nce_triton.run` on arrays, or with `contrast` among the options that of the whole
-    family; outputs and workspaces are full of NaN before."""
+    family; outputs and workspaces are full of NaN before. The tally only if it is asked for."""
     import torch
     from info_nce_cases import as_tensor
 
@@ -102,7 +102,8 @@ def info_nce(
             tiles=small or tiles,
             **{name: on_device(x) for name, x in options.items()},
         )
-    return [None if x is None else x.numpy(force=True) for x in result]
+    outputs = result if options.get("statistics") else result[:-1]
+    return [None if x is None else x.numpy(force=True) for x in outputs]
 
 
 def quantize(x, kind, options):

@@ -67,10 +67,24 @@ struct InfoNceArgs {
   void* grad_documents;
   void* grad_negatives;
   double* grad_temperature;  // one value
+  double* statistics;        // [tally_size], or null
 
   // always_inline: at -O0 it would otherwise be a weak symbol of every ISA level.
   [[gnu::always_inline]] bool wants_gradients() const { return grad_queries || grad_documents || grad_negatives; }
   [[gnu::always_inline]] bool has(Direction direction) const { return (directions & direction) != 0; }
+};
+
+// What `statistics` holds: sums, so that those of several runs can be added up. Similarities are those of the vectors, without temperature and
+// hardness, with Matryoshka of the widest prefix. Of a negative in two directions there are two.
+enum Tally {
+  pairs,                // N
+  positive_similarity,  // of the pairs
+  negative_similarity,  // of the negatives in the loss
+  negatives_kept,       // how many those are
+  negatives_there,      // with those that ids, the guide or the margin leave out
+  pairs_ahead,          // more similar than each of their negatives, those that only the margin leaves out among them
+  pairs_compared,       // N for each log-sum-exp
+  tally_size
 };
 
 // One element type's entry points at one ISA level. The caller allocates workspace_bytes(args, threads) bytes, aligned to 64.

@@ -27,6 +27,7 @@ void InfoNce<Engine>::measure(const Executor& executor) {
       row_sum_[first_ + r] = static_cast<T>(sums_of(r).others);
     }
   });
+  if (counts()) count_columns();
   measuring_ = false;
   for (int64_t i = 0; i < args_.rows; i++) {
     raise_column(i);

@@ -45,6 +45,7 @@ class InfoNce : public InfoNcePlan<Engine> {
       each<&InfoNce::project>(executor, tasks_of(operand.panels));
     }
     *args_.grad_temperature = grad_temperature_;
+    if (args_.statistics) finish_statistics();
   }
 
  private:
@@ -57,8 +58,8 @@ class InfoNce : public InfoNcePlan<Engine> {
       Base::positive_, Base::maximum_, Base::inverse_sum_, Base::threshold_, Base::guide_threshold_,
       Base::own_guide_threshold_, Base::own_threshold_, Base::partial_max_, Base::own_scores_, Base::hard_logits_,
       Base::partial_sum_, Base::partial_weighted_, Base::column_max_, Base::column_sum_, Base::row_max_, Base::row_sum_,
-      Base::row_positive_;
-  using Base::kColumns, Base::kLanes;
+      Base::row_positive_, Base::partial_tally_, Base::own_tally_;
+  using Base::kColumns, Base::kLanes, Base::kTallies;
   using Base::panel_scores, Base::has_guide, Base::has_thresholds, Base::tasks_of, Base::start, Base::length,
       Base::panel_end, Base::rows_end, Base::slices_end;
   using typename Base::Source;
@@ -139,6 +140,7 @@ class InfoNce : public InfoNcePlan<Engine> {
       each<&InfoNce::pack_rows>(executor, row_tasks_);
       if (has_thresholds()) each<&InfoNce::find_positives>(executor, block_[positive_block_].tasks);
       each<&InfoNce::score>(executor, tasks_);
+      if (counts()) count_rows();
       body();
     }
   }
@@ -297,6 +299,18 @@ class InfoNce : public InfoNcePlan<Engine> {
   // The second pass: coefficients of both directions at once.
   void combine(int64_t task, int worker);
   void combine_rows();
+
+  // ---- statistics, on request: statistics.hpp ----
+
+  // Products that come twice are counted the first time.
+  bool counts() const { return args_.statistics && (measuring_ || !group_[group_now_].both); }
+  RowTally<T> start_tally(T* lanes) const;
+  void finish_tally(const RowTally<T>& tally, T* partial) const;
+  void count_own(int64_t r, int64_t k, T logit, T positive, bool known_false, bool looks_false);
+  void count_rows();
+  void count_columns();
+  void finish_statistics();
+
   // ---- prefixes of the vectors: matryoshka.hpp ----
 
   // Coefficients have all scales in them.
@@ -344,6 +358,7 @@ class InfoNce : public InfoNcePlan<Engine> {
   int64_t row_tasks_ = 0;
   bool measuring_ = false;
   double grad_temperature_ = 0;
+  double tally_[tally_size] = {};
 };
 
 }  // namespace
@@ -354,6 +369,7 @@ class InfoNce : public InfoNcePlan<Engine> {
 #include "info_nce/gradients.hpp"
 #include "info_nce/matryoshka.hpp"
 #include "info_nce/scoring.hpp"
+#include "info_nce/statistics.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {

@@ -47,6 +47,8 @@ class InfoNcePlan {
   static constexpr int64_t kPanelBytes = 52 << 20;
   static constexpr int64_t kFewestRows = 96;
 
+  static constexpr int kTallies = 3;  // of RowTally
+
   static int64_t panels_of(int64_t rows) { return (rows + kColumns - 1) / kColumns; }
   static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -220,6 +222,8 @@ class InfoNcePlan {
     take(partial_max_, most_tasks * widths_ * chunk_ * size);
     take(partial_sum_, most_tasks * widths_ * chunk_ * static_cast<int64_t>(sizeof(double)));
     take(partial_weighted_, most_tasks * widths_ * chunk_ * static_cast<int64_t>(sizeof(double)));
+    take(partial_tally_, a.statistics ? most_tasks * kTallies * chunk_ * size : 0);
+    take(own_tally_, a.statistics && own_ ? kTallies * chunk_ * size : 0);
     take(scores_, most_panels * widths_ * scores_bytes_);
     take(ones_, widths_ > 1 ? Engine::kPacked * size : 0);
     take(own_scores_, chunk_ * own_ * size);
@@ -230,7 +234,7 @@ class InfoNcePlan {
     T** const of_all_rows[] = {&row_max_, &row_sum_, &row_positive_};
     for (T** array : of_all_rows) take(*array, both ? a.rows * size : 0);
 
-    const int64_t lanes_bytes = aligned(most(2, widths_) * chunk_ * kLanes * size);
+    const int64_t lanes_bytes = aligned(most(2, widths_ + (a.statistics ? kTallies : 0)) * chunk_ * kLanes * size);
     const int64_t guide_bytes = has_thresholds() ? Engine::kGroup * scores_bytes_ : 0;
     guide_offset_ = lanes_bytes;
     worker_bytes_ = lanes_bytes + guide_bytes;
@@ -268,6 +272,7 @@ class InfoNcePlan {
   // Per row of the chunk, and for every width.
   T *positive_, *maximum_, *inverse_sum_, *threshold_, *guide_threshold_, *own_guide_threshold_, *own_threshold_;
   T *partial_max_, *own_scores_, *hard_logits_;
+  T *partial_tally_, *own_tally_;  // [tasks][kTallies][chunk], and [kTallies][chunk] of own hard negatives
   double *partial_sum_, *partial_weighted_;
   // With both directions of a product at once: per column, and per row of all chunks.
   T *column_max_, *column_sum_, *row_max_, *row_sum_, *row_positive_;

@@ -79,17 +79,17 @@ void InfoNce<Engine>::score_own(int64_t r) {
                   other.guide_pack[j], args_.guide_dimensions) *
            other.guide_tile[j] * queries.guide_tile[i];
   };
-  const T most_similar = args_.has_margin ? logit(documents, t) - margin() : 0;
+  const T positive = args_.has_margin || args_.statistics ? logit(documents, t) : 0;
+  const T most_similar = positive - margin();
   const T guide_threshold = has_guide() ? guided(cosine(documents, t)) : 0;
   for (int64_t k = 0; k < own_; k++) {
     const int64_t j = negative_index(r, k);
     T s = logit(negatives, j);
-    bool left_out = args_.has_margin && s > most_similar;
-    if (has_guide() && !left_out) {
-      const T by_guide = cosine(negatives, j);
-      left_out = by_guide > guide_threshold;
-      if (!(by_guide <= guide_threshold)) s += by_guide - guide_threshold;
-    }
+    const T by_guide = has_guide() ? cosine(negatives, j) : 0;
+    const bool looks_false = args_.has_margin && s > most_similar, known_false = has_guide() && by_guide > guide_threshold;
+    if (args_.statistics) count_own(r, k, s, positive, known_false, looks_false);
+    const bool left_out = looks_false || known_false;
+    if (has_guide() && !(by_guide <= guide_threshold)) s += by_guide - guide_threshold;
     own_scores_[r * own_ + k] = left_out ? lowest : s * harden(args_.harden_own);
   }
 }
@@ -138,6 +138,8 @@ void InfoNce<Engine>::score(int64_t task, int worker) {
   T* row_max = reinterpret_cast<T*>(scratch);
   const int64_t padded = Engine::round_rows(rows_);
   for (int64_t i = 0; i < widths_ * chunk_ * kLanes; i++) row_max[i] = lowest;
+  RowTally<T> tally;
+  if (counts()) tally = start_tally(row_max + widths_ * chunk_ * kLanes);
 
   const int64_t first = (task - block.first_task) * panels_per_task_,
                 last = least(block.panels, first + panels_per_task_);
@@ -160,6 +162,11 @@ void InfoNce<Engine>::score(int64_t task, int worker) {
       if (has_guide()) epilogue.guide = scratch + guide_offset_;
       if (k < widest) epilogue.out = panel_scores(block.first_panel + panel, k);
       epilogue.out_stride = panel_stride();
+      if (k == widest && counts()) {
+        epilogue.tally = tally;
+        // Documents of no query are anchors of nothing.
+        if (group_[group_now_].both && block.operand == kDocuments) epilogue.tally.twice = args_.rows - panel * kColumns;
+      }
       Engine::scores(side.packed + rows_end(k), operand.packed + panel * panel_bytes_ + panel_end(k), panel_bytes_,
                      count, rows_, length(k), panel_scores(block.first_panel + panel, widest), panel_stride(), epilogue,
                      k > 0);
@@ -170,6 +177,7 @@ void InfoNce<Engine>::score(int64_t task, int worker) {
     for (int64_t r = 0; r < rows_; r++)
       partial_max_[(task * widths_ + k) * chunk_ + r] = reduce_max<T>(load<T>(row_max + (k * chunk_ + r) * kLanes));
   }
+  if (counts()) finish_tally(tally, partial_tally_ + task * kTallies * chunk_);
   if (measuring_ && block.operand == kDocuments)
     for (int64_t panel = first; panel < last; panel++)
       Engine::add_columns(panel_scores(block.first_panel + panel), rows_, column_max_ + panel * kColumns,
@@ -194,6 +202,7 @@ LogitEpilogue<Engine> InfoNce<Engine>::epilogue(const Block& block, int64_t pane
   const bool hardened = block.hardened && (args_.harden_others != 0 || args_.harden_own != 0);
   epilogue.own = own;
   epilogue.own_count = own_columns(block);
+  epilogue.own_is_negative = block.own == Own::negative;
   // Positives whose logit is known are not among those that thresholds are for.
   epilogue.leave_own_out = block.own == Own::excluded || (block.own == Own::positive && has_thresholds());
   epilogue.single = epilogue.leave_own_out || hardened;

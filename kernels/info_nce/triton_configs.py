@@ -5,6 +5,7 @@ Nothing here imports torch or needs a driver.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -279,7 +280,7 @@ def _variant(
 def variants(family: str, dim: int = 768) -> Iterator[Variant]:
     """Every kernel as it runs on one family of GPUs, and what some options make of it."""
     yield from plain_variants(family, dim)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         yield from family_variants(family, dtype, dim)
 
 
@@ -330,19 +331,44 @@ def plain_variants(family: str, dim: int = 768) -> Iterator[Variant]:
 
 
 def family_variants(family: str, dtype: str, dim: int) -> Iterator[Variant]:
-    """The kernels of the contrastive family in one element type, with a guide and without: what a
-    float32 without the matrix unit, and what a 16-bit type makes of them."""
-    tiles = config(family, dtype, "ieee")
-    expects = "mma" if dtype != "float32" or family == "gfx942" else "fma"
+    """The kernels of the contrastive family in one element type, in every precision, with a guide
+    and without."""
+    for guided, statistics in itertools.product((False, True), repeat=2):
+        own = {"GUIDE": guided, "STATISTICS": statistics, "BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
+        of = dtype + ", guide" * guided + ", statistics" * statistics
+        yield _variant(f"own_block_scores[{of}]", family_kernels.own_block_scores, dtype, own, 4)
+    options = {**loss_options(dtype, True), "COPIES": 2, "FAMILY": True}
+    yield _variant(f"row_losses[{dtype}, family]", kernels.row_losses, dtype, options, 1)
+    for precision in PRECISIONS if dtype == "float32" else ("ieee",):
+        if dtype == "float32" and precision not in CONFIGS[family]:
+            continue
+        on_matrix_unit = dtype != "float32" or precision != "ieee" or family == "gfx942"
+        expects = "mma" if on_matrix_unit else "fma"
+        of = f"{dtype}, {precision}" if dtype == "float32" else dtype
+        tiles = config(family, dtype, precision)
+        yield from block_variants(tiles, dtype, precision, of, expects)
+        options = product_options(tiles.product, dtype, precision, dim)
+        yield _variant(
+            f"products[{of}, family]",
+            kernels.products,
+            dtype,
+            {**options, "EMULATE": False, "ADD_QUERIES": 1},
+            tiles.product.warps,
+            tiles.product.stages,
+            expects,
+        )
+
+
+def block_variants(
+    tiles: Config, dtype: str, precision: str, of: str, expects: str
+) -> Iterator[Variant]:
     for guided in (False, True):
         tile = block_tile(tiles.scores, guided)
-        of = f"{dtype}, guide" if guided else dtype
-        own = {"GUIDE": guided, "BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
-        yield _variant(f"own_block_scores[{of}]", family_kernels.own_block_scores, dtype, own, 4)
+        name = f"{of}, guide" if guided else of
         for by_guide in (False, True)[: 1 + guided]:
-            options = {**pair_options(tile, dtype, "ieee"), "GUIDE": by_guide, "EMULATE": False}
+            options = {**pair_options(tile, dtype, precision), "GUIDE": by_guide, "EMULATE": False}
             yield _variant(
-                f"pair_scores[{of}{', its cosines' if by_guide else ''}]",
+                f"pair_scores[{name}{', its cosines' if by_guide else ''}]",
                 family_kernels.pair_scores,
                 dtype,
                 options,
@@ -350,24 +376,14 @@ def family_variants(family: str, dtype: str, dim: int) -> Iterator[Variant]:
                 tile.stages,
                 expects,
             )
-        yield _variant(
-            f"block_scores[{of}, gradients]",
-            family_kernels.block_scores,
-            dtype,
-            {**score_options(tile, dtype, "ieee", True), "GUIDE": guided, "EMULATE": False},
-            tile.warps,
-            tile.stages,
-            expects,
-        )
-    options = {**loss_options(dtype, True), "COPIES": 2, "FAMILY": True}
-    yield _variant(f"row_losses[{dtype}, family]", kernels.row_losses, dtype, options, 1)
-    options = product_options(tiles.product, dtype, "ieee", dim)
-    yield _variant(
-        f"products[{dtype}, family]",
-        kernels.products,
-        dtype,
-        {**options, "EMULATE": False, "ADD_QUERIES": 1},
-        tiles.product.warps,
-        tiles.product.stages,
-        expects,
-    )
+        for statistics in (False, True):
+            options = score_options(tile, dtype, precision, True)
+            yield _variant(
+                f"block_scores[{name}, gradients{', statistics' * statistics}]",
+                family_kernels.block_scores,
+                dtype,
+                {**options, "GUIDE": guided, "STATISTICS": statistics, "EMULATE": False},
+                tile.warps,
+                tile.stages,
+                expects,
+            )

@@ -34,6 +34,7 @@ _SIZES = [
     "own",
     "hardened",
     "own_out",
+    "needs_pair",
 ]
 _UNALIGNED = [
     "targets",
@@ -46,6 +47,12 @@ _UNALIGNED = [
     "tile_max",
     "tile_sum",
     "tile_weighted",
+    "tile_similarity",
+    "tile_kept",
+    "tile_peak",
+    "own_similarity",
+    "own_kept",
+    "own_ahead",
 ]
 
 
@@ -151,6 +158,9 @@ def block_scores(
     tile_max,  # [rows of the chunk, tile_stride], as the next two
     tile_sum,  # sum of e = exp(s - max)
     tile_weighted,  # sum of e (s' - max), s' without what hardness added
+    tile_similarity,  # written with STATISTICS, of negatives: sums of the logits of those in the loss
+    tile_kept,  # how many those are
+    tile_peak,  # the largest logit, of those that only the threshold leaves out too
     tile_stride,
     harden_others,  # times a similarity, added to its logit if `hardened`
     harden_own,  # the same for the row's own hard negatives
@@ -169,6 +179,7 @@ def block_scores(
     hardened,
     own_out,  # whether the row's own hard negatives are left out
     GUIDE: tl.constexpr,
+    STATISTICS: tl.constexpr,
     STORE: tl.constexpr,  # whether gradients follow
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -211,7 +222,6 @@ def block_scores(
     shifted = logits
     if GUIDE:
         shifted = tl.where(penalty == float("-inf"), float("-inf"), logits + penalty)
-    shifted = tl.where(logits > limit[:, None], float("-inf"), shifted)
     shifted = tl.where(candidate[None, :] == mate[:, None], float("-inf"), shifted)
     shifted = tl.where((candidate < candidates)[None, :], shifted, float("-inf"))
     if has_ids != 0:
@@ -223,6 +233,15 @@ def block_scores(
     if own_out != 0:
         is_own = between(candidate[None, :], first_own[:, None], own)
         shifted = tl.where(is_own, float("-inf"), shifted)
+    at = local * tile_stride + tile_n
+    if STATISTICS:
+        known = tl.where(shifted == float("-inf"), float("-inf"), logits)
+        tl.store(tile_peak + at, tl.max(known, 1), mask=row_there)
+    shifted = tl.where(logits > limit[:, None], float("-inf"), shifted)
+    if STATISTICS:
+        kept = shifted != float("-inf")
+        tl.store(tile_kept + at, tl.sum(kept.to(tl.float32), 1), mask=row_there)
+        tl.store(tile_similarity + at, tl.sum(tl.where(kept, logits, 0.0), 1), mask=row_there)
     if hardened != 0:
         is_own = between(candidate[None, :], first_own[:, None], own)
         shifted *= tl.where(is_own, 1.0 + tau * harden_own, 1.0 + tau * harden_others)
@@ -230,7 +249,6 @@ def block_scores(
     base = tl.where(largest == float("-inf"), 0.0, largest)[:, None]
     shifted -= base
     e = tl.exp(shifted)
-    at = local * tile_stride + tile_n
     tl.store(tile_max + at, largest, mask=row_there)
     tl.store(tile_sum + at, tl.sum(e, 1), mask=row_there)
     if hardened != 0:
@@ -285,6 +303,9 @@ def own_block_scores(
     temperature,
     targets,
     logits,  # float32 [rows, own]
+    own_similarity,  # written with STATISTICS, [rows, programs]: as tile_similarity
+    own_kept,
+    own_ahead,  # how many are at least as similar as the pair
     margin,
     guide_margin,
     harden_own,
@@ -295,7 +316,9 @@ def own_block_scores(
     has_targets,
     has_margin,
     relative,
+    needs_pair,
     GUIDE: tl.constexpr,
+    STATISTICS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -315,13 +338,13 @@ def own_block_scores(
     scale = tl.load(query_factor + row)
     sums = row_products(q, x, there, operand_stride, BLOCK_K, BLOCK_D)
     value = sums * (scale * tl.load(negative_factor + negative, mask=there, other=0.0)) * inverse
-    limit = tl.full((BLOCK_K,), float("inf"), tl.float32)
-    if has_margin != 0:
+    logit = value
+    pair_logit = tl.full((BLOCK_K,), float("inf"), tl.float32)
+    if needs_pair != 0:
         x = candidates_operand + mate * operand_stride
         sums = row_products(q, x, there, operand_stride, BLOCK_K, BLOCK_D)
-        pair = sums * (scale * tl.load(candidate_factor + mate)) * inverse
-        limit = pair - margin * inverse
-    out = value > limit
+        pair_logit = sums * (scale * tl.load(candidate_factor + mate)) * inverse
+    known_false = tl.zeros((BLOCK_K,), tl.int1)
     if GUIDE:
         q = guide_rows + row * guide_stride
         x = guide_negatives + negative * guide_stride
@@ -332,7 +355,16 @@ def own_block_scores(
         pair = row_products(q, x, there, guide_stride, BLOCK_K, BLOCK_D)
         pair *= scale * tl.load(guide_column_factor + mate)
         limit = guide_limit(pair, guide_margin, relative)
-        out |= cosine > limit
+        known_false = cosine > limit
         value = tl.where(cosine <= limit, value, value + (cosine - limit))
-    value = tl.where(out, float("-inf"), value * (1.0 + tau * harden_own))
+    looks_false = (has_margin != 0) & (logit > pair_logit - margin * inverse)
+    if STATISTICS:
+        at = row * tl.num_programs(1) + tl.program_id(1)
+        known = there & (known_false == 0)
+        kept = known & (looks_false == 0)
+        tl.store(own_similarity + at, tl.sum(tl.where(kept, logit, 0.0), 0))
+        tl.store(own_kept + at, tl.sum(kept.to(tl.float32), 0))
+        ahead = known & ((pair_logit > logit) == 0)
+        tl.store(own_ahead + at, tl.sum(ahead.to(tl.float32), 0))
+    value = tl.where(known_false | looks_false, float("-inf"), value * (1.0 + tau * harden_own))
     tl.store(logits + negative, value, mask=there)

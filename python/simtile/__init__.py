@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from simtile import _inputs
 from simtile._core import __version__
 from simtile._cpu import cpu_info, set_num_threads
+from simtile._statistics import ContrastiveStatistics
 from simtile.cascade_index import CascadeIndex
 from simtile.flat_index import FlatIndex
 from simtile.info_nce import info_nce, info_nce_grad
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # Without `nn` and `distributed`, which `from simtile import *` would import with torch.
 __all__ = [
     "CascadeIndex",
+    "ContrastiveStatistics",
     "FlatIndex",
     "MultiVectorIndex",
     "Quantized",

@@ -21,6 +21,7 @@ from simtile._contrast import (
     check_widths,
     split_guide,
 )
+from simtile._statistics import ContrastiveStatistics, Tally, check_statistics
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,7 @@ def info_nce(
     matryoshka_dims: Sequence[int] | None = None,
     matryoshka_weights: Sequence[float] | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    statistics: ContrastiveStatistics | None = None,
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
     precision: Literal["ieee", "tf32", "tf32x3"] = "ieee",
     threads: int | None = None,
@@ -144,6 +146,9 @@ def info_nce(
         each width is a run of its own.
     reduction : "mean", "sum" or "none"
         Over the N losses.
+    statistics : ContrastiveStatistics, optional
+        What the loss sees is added to it: mean similarity of pairs and of negatives, accuracy, the
+        share of negatives left out. Gathered while the similarities are computed.
     backend : str
         "auto" takes the fastest that can run the inputs: "cpu" on the CPU, "triton" on a GPU. A
         named one never falls back. "cuda" computes bfloat16 losses of query_to_doc without
@@ -204,6 +209,8 @@ def info_nce(
         raise _inputs.explain_missing(error, "simtile.info_nce takes torch tensors") from None
     if bias is not None:
         check_bias(bias)
+    if statistics is not None:
+        check_statistics(statistics)
     loss = info_nce_tensors(
         queries,
         documents,
@@ -216,6 +223,7 @@ def info_nce(
         bool(normalize),
         contrast,
         reduction,
+        statistics,
         backend,
         _inputs.check_precision(precision),
         _inputs.check_threads(threads),
@@ -246,6 +254,7 @@ def info_nce_grad(
     matryoshka_dims: Sequence[int] | None = None,
     matryoshka_weights: Sequence[float] | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    statistics: ContrastiveStatistics | None = None,
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto",
     precision: Literal["ieee", "tf32", "tf32x3"] = "ieee",
     threads: int | None = None,
@@ -269,7 +278,7 @@ def info_nce_grad(
         τ > 0, divides the similarities.
     bias, normalize, targets, directions, partition, negatives_scope, query_ids, document_ids, \
 guide, guide_margin, guide_margin_strategy, false_negative_margin, hardness, hardness_strength, \
-matryoshka_dims, matryoshka_weights, precision, threads
+matryoshka_dims, matryoshka_weights, statistics, precision, threads
         As in :func:`simtile.info_nce`.
     backend : "auto", "cpu" or "reference"
         The GPU backends take torch tensors.
@@ -298,6 +307,8 @@ matryoshka_dims, matryoshka_weights, precision, threads
     """
     if bias is not None:
         _pairwise.check_number("bias", bias)
+    if statistics is not None:
+        check_statistics(statistics)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
     contrast = check_contrast(
         directions,
@@ -349,9 +360,12 @@ matryoshka_dims, matryoshka_weights, precision, threads
         1.0 / arrays[0].shape[0] if reduction == "mean" else 1.0,
         None,
         (True, True, negatives is not None),
+        statistics is not None,
         chosen_backend,
         thread_count,
     )
+    if statistics is not None:
+        statistics.add(result.tally)
     number = np.float64 if dtype == "float64" else np.float32
     loss = (
         result.losses.astype(number, copy=False)
@@ -371,6 +385,7 @@ class Result(NamedTuple):
     grad_documents: Array | None  # [M, D]
     grad_negatives: Array | None  # [N, K, D]
     grad_temperature: float
+    tally: npt.NDArray[np.float64]  # what ContrastiveStatistics adds up; empty without statistics
 
 
 def run(
@@ -388,6 +403,7 @@ def run(
     weight: float,
     row_weights: npt.NDArray[np.float64] | None,
     need_grad: Sequence[bool],
+    statistics: bool,
     backend: str,
     threads: int,
 ) -> Result:
@@ -419,6 +435,7 @@ def run(
                     share * weight,
                     row_weights,
                     need_grad,
+                    statistics and width == passes[-1][0],
                     backend,
                     threads,
                 )
@@ -441,6 +458,7 @@ def run(
     if negatives is None:
         guides[2] = None
     losses = np.empty(n)
+    tally = np.empty(len(Tally._fields) if statistics else 0)
     launch: Callable[..., float] = _core.info_nce if backend == "cpu" else _run_reference
     grad_temperature = launch(
         _inputs.kernel_rows(queries),
@@ -461,8 +479,9 @@ def run(
         grad_documents,
         None if negatives is None else grad_negatives,
         threads,
+        tally if statistics else None,
     )
-    return Result(losses, grad_queries, grad_documents, grad_negatives, grad_temperature)
+    return Result(losses, grad_queries, grad_documents, grad_negatives, grad_temperature, tally)
 
 
 def _sum_of_passes(
@@ -486,7 +505,7 @@ def _sum_of_passes(
                 total = grads[i] = np.zeros((*grad.shape[:-1], dimensions), grad.dtype)
             total[..., :width] += grad
     assert losses is not None
-    return Result(losses, grads[0], grads[1], grads[2], grad_temperature)
+    return Result(losses, grads[0], grads[1], grads[2], grad_temperature, result.tally)
 
 
 def reduce_losses(losses: npt.NDArray[np.float64], reduction: str) -> float:
@@ -524,9 +543,10 @@ def _run_reference(
     grad_documents: Array | None,
     grad_negatives: Array | None,
     threads: int,
+    tally: npt.NDArray[np.float64] | None,
 ) -> float:
     """`_core.info_nce` in plain Python: the same arguments, one thread, float64 throughout."""
-    from simtile.reference import contrastive
+    from simtile.reference import contrastive, contrastive_statistics
     from simtile.reference.contrastive_options import Options
 
     def lists(x: Array | None) -> Any:
@@ -577,6 +597,9 @@ def _run_reference(
     ):
         if grad is not None:
             grad[:] = values
+    if tally is not None:
+        vectors = (lists(queries), lists(documents), lists(negatives))
+        tally[:] = contrastive_statistics.tally(*vectors, options)
     return result.temperature
 
 

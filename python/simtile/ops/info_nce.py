@@ -10,7 +10,7 @@ the dispatcher's way through Python costs about 90 µs more, twice the kernel at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from simtile import _inputs, _pairwise
 from simtile._contrast import Contrast, check_guide_shapes, check_widths
+from simtile._statistics import ContrastiveStatistics, Tally
 from simtile.info_nce import reduce_losses, run
 from simtile.ops._backends import check_available, choose
 from simtile.ops._tensors import (
@@ -48,7 +49,8 @@ _GRADIENTS = (
 )
 _library = torch.library.Library("simtile", "DEF")  # type: ignore[no-untyped-call]
 for _schema in (
-    f"info_nce({_TENSORS}, {_OPTIONS}, str reduction) -> (Tensor loss, {_GRADIENTS})",
+    f"info_nce({_TENSORS}, {_OPTIONS}, str reduction, bool statistics)"
+    f" -> (Tensor loss, {_GRADIENTS}, Tensor tally)",
     f"info_nce_backward(Tensor grad_losses, {_TENSORS}, {_OPTIONS}) -> ({_GRADIENTS})",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
@@ -56,6 +58,14 @@ for _schema in (
 _NO_GRAD = (False, False, False, False)
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Outputs(NamedTuple):
+    """What a run gives, with None for what is not needed."""
+
+    losses: npt.NDArray[np.float64] | Tensor
+    grads: Gradients
+    tally: Tensor | None  # float64 [7]: what ContrastiveStatistics adds up
 
 
 def info_nce_tensors(
@@ -70,6 +80,7 @@ def info_nce_tensors(
     normalize: bool,
     contrast: Contrast,
     reduction: str,
+    statistics: ContrastiveStatistics | None,
     backend: str,
     precision: str,
     threads: int,
@@ -122,11 +133,11 @@ def info_nce_tensors(
     for other in dtypes:
         if other != dtype:
             dtype = torch.promote_types(dtype, other)
-    if backend == "cuda" and not (contrast.is_plain() and not guide):
+    if backend == "cuda" and not (contrast.is_plain() and not guide and statistics is None):
         raise ValueError(
             "backend: found 'cuda' with options that its kernel does not have (directions other "
-            "than query_to_doc, hardness, guide, false_negative_margin or negatives_scope "
-            "'queries'), expected 'triton' (or 'auto')"
+            "than query_to_doc, hardness, guide, false_negative_margin, negatives_scope 'queries' "
+            "or statistics), expected 'triton' (or 'auto')"
         )
     backend = choose(backend, "queries", queries, dtype)
     need_grad = _NO_GRAD
@@ -152,6 +163,7 @@ def info_nce_tensors(
         precision,
         threads,
         reduction,
+        statistics is not None,
     )
     if not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
@@ -165,14 +177,19 @@ def info_nce_tensors(
         if plain and not queries.is_meta:
             if True in need_grad:
                 return _EagerInfoNCE.apply(  # type: ignore[no-any-return,no-untyped-call]
-                    queries, documents, negatives, temperature, others
+                    queries, documents, negatives, temperature, others, statistics
                 )
-            return _forward(queries, documents, negatives, temperature, *others)[0]
+            loss, _, tally = _forward(queries, documents, negatives, temperature, *others)
+            if statistics is not None:
+                statistics.add(tally)
+            return loss
     if not isinstance(temperature, Tensor):
         temperature = torch.tensor(temperature, dtype=torch.float64, device="cpu")
-    loss, *_ = torch.ops.simtile.info_nce.default(
+    loss, *_, tally = torch.ops.simtile.info_nce.default(
         queries, documents, negatives, temperature, *others
     )
+    if statistics is not None:
+        statistics.add(tally)
     return loss  # type: ignore[no-any-return]
 
 
@@ -211,9 +228,10 @@ def _forward(
     precision: str,
     threads: int,
     reduction: str,
-) -> tuple[Tensor, Gradients]:
-    """simtile::info_nce, with None for gradients that are not needed."""
-    losses, grads = _run(
+    statistics: bool,
+) -> tuple[Tensor, Gradients, Tensor | None]:
+    """simtile::info_nce, with None for what is not needed."""
+    losses, grads, tally = _run(
         queries,
         documents,
         negatives,
@@ -233,22 +251,22 @@ def _forward(
         threads,
         1.0 / queries.shape[0] if reduction == "mean" else 1.0,
         None,
+        statistics,
     )
     if isinstance(losses, Tensor):
         if reduction == "none":
-            return losses, grads
+            return losses, grads, tally
         total = losses.sum(dtype=torch.float64)
-        return (total / losses.shape[0] if reduction == "mean" else total).float(), grads
+        return (total / losses.shape[0] if reduction == "mean" else total).float(), grads, tally
     if reduction != "none":
         losses = np.asarray(reduce_losses(losses, reduction))
     loss = losses.astype(np.float64 if dtype == torch.float64 else np.float32, copy=False)
-    return torch.from_numpy(loss), grads
+    return torch.from_numpy(loss), grads, tally
 
 
 def _backward(grad_losses: Tensor, *arguments: Any) -> Gradients:
     """simtile::info_nce_backward, with None for gradients that are not needed."""
-    _, grads = _run(*arguments, 1.0, grad_losses)  # type: ignore[call-arg]
-    return grads
+    return _run(*arguments, 1.0, grad_losses, False).grads  # type: ignore[call-arg]
 
 
 def _run(
@@ -271,13 +289,14 @@ def _run(
     threads: int,
     weight: float,
     row_weights: Tensor | None,
-) -> tuple[npt.NDArray[np.float64] | Tensor, Gradients]:
+    statistics: bool,
+) -> Outputs:
     """The losses [N], and the gradients of Σ_i weight · row_weights[i] · losses[i]."""
     guides = (guide_queries, guide_documents, guide_negatives)
     if backend in ("triton", "cuda"):
         options = Contrast.from_numbers(contrast)
 
-        def run_prefixes(width: int, share: float, one: Contrast) -> tuple[Tensor, Gradients]:
+        def run_prefixes(width: int, share: float, one: Contrast) -> Outputs:
             return _run_on_gpu(
                 queries[:, :width],
                 documents[:, :width],
@@ -295,18 +314,20 @@ def _run(
                 precision,
                 share * weight,
                 row_weights,
+                # with Matryoshka of the widest
+                statistics and (not options.widths or width == options.widths[-1]),
             )
 
         if options.widths:
             return _sum_of_widths(run_prefixes, options, queries.shape[1])
         return run_prefixes(queries.shape[1], 1.0, options)
-    number = temperature.item() if isinstance(temperature, Tensor) else temperature
-    losses, grad_queries, grad_documents, grad_negatives, grad_number = run(
+    tau = temperature.item() if isinstance(temperature, Tensor) else temperature
+    result = run(
         _floats(queries, dtype),
         _floats(documents, dtype),
         None if negatives is None else _floats(negatives, dtype),
         DTYPE_NAMES[dtype],
-        _inputs.check_temperature(number),
+        _inputs.check_temperature(tau),
         normalize,
         None if targets is None else _inputs.int_array("targets", targets),
         None if query_ids is None else _inputs.int_array("query_ids", query_ids),
@@ -318,30 +339,32 @@ def _run(
         if row_weights is None
         else np.ascontiguousarray(row_weights.numpy(force=True), np.float64),
         need_grad,
+        statistics,
         backend,
         threads,
     )
     grad_temperature = None
     if need_grad[3] and isinstance(temperature, Tensor):
-        grad_temperature = torch.from_numpy(np.full(tuple(temperature.shape), grad_number))
-    return losses, (
-        None if grad_queries is None else torch.from_numpy(grad_queries),
-        None if grad_documents is None else torch.from_numpy(grad_documents),
-        None if grad_negatives is None else torch.from_numpy(grad_negatives),
-        grad_temperature,
+        number = np.full(tuple(temperature.shape), result.grad_temperature)
+        grad_temperature = torch.from_numpy(number)
+    arrays = (result.grad_queries, result.grad_documents, result.grad_negatives)
+    first, second, third = (None if x is None else torch.from_numpy(x) for x in arrays)
+    return Outputs(
+        result.losses,
+        (first, second, third, grad_temperature),
+        torch.from_numpy(result.tally) if statistics else None,
     )
 
 
 def _sum_of_widths(
-    run_prefixes: Callable[[int, float, Contrast], tuple[Tensor, Gradients]],
-    contrast: Contrast,
-    dimensions: int,
-) -> tuple[Tensor, Gradients]:
+    run_prefixes: Callable[[int, float, Contrast], Outputs], contrast: Contrast, dimensions: int
+) -> Outputs:
     """The results of a run for each width, added up in the memory of the whole vectors."""
     total: Tensor | None = None
     sums: list[Tensor | None] = [None] * 4
     for width, share, one in contrast.apart():
-        losses, grads = run_prefixes(width, share, one)
+        losses, grads, tally = run_prefixes(width, share, one)
+        assert isinstance(losses, Tensor)
         total = share * losses if total is None else total + share * losses
         for i, grad in enumerate(grads):
             if grad is None:
@@ -351,7 +374,7 @@ def _sum_of_widths(
             before = sums[i]
             sums[i] = grad if before is None else before + grad
     assert total is not None
-    return total, (sums[0], sums[1], sums[2], sums[3])
+    return Outputs(total, (sums[0], sums[1], sums[2], sums[3]), tally)
 
 
 def _run_on_gpu(
@@ -371,7 +394,8 @@ def _run_on_gpu(
     precision: str,
     weight: float,
     row_weights: Tensor | None,
-) -> tuple[Tensor, Gradients]:
+    statistics: bool,
+) -> Outputs:
     options: dict[str, Any] = {
         "dtype": dtype,
         "temperature": temperature,
@@ -380,11 +404,11 @@ def _run_on_gpu(
         "query_ids": query_ids,
         "document_ids": document_ids,
     }
-    is_plain = contrast.is_plain() and not guide
+    is_plain = contrast.is_plain() and not guide and not statistics
     if is_plain:
         options["own_negatives"] = contrast.own_negatives
     else:
-        options.update(contrast=contrast, guide=guide)
+        options.update(contrast=contrast, guide=guide, statistics=statistics)
     check_available(backend)  # of a compiled call nobody has asked
     if backend == "cuda":
         if any(need_grad):
@@ -395,7 +419,7 @@ def _run_on_gpu(
         from simtile.ops import info_nce_cuda
 
         losses = info_nce_cuda.info_nce_losses(queries, documents, negatives, **options)
-        return losses, (None, None, None, None)
+        return Outputs(losses, (None, None, None, None), None)
     from simtile.ops import info_nce_triton, info_nce_triton_contrast
 
     run_on_triton = info_nce_triton.run if is_plain else info_nce_triton_contrast.run
@@ -414,7 +438,7 @@ def _run_on_gpu(
         number = result.grad_temperature.reshape(temperature.shape)
         grad_temperature = number.to(temperature.device)
     grads = (result.grad_queries, result.grad_documents, result.grad_negatives)
-    return result.losses, (*grads, grad_temperature)
+    return Outputs(result.losses, (*grads, grad_temperature), result.tally)
 
 
 def _floats(tensor: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
@@ -461,8 +485,11 @@ class _EagerInfoNCE(torch.autograd.Function):
         negatives: Tensor | None,
         temperature: float | Tensor,
         others: tuple[Any, ...],
+        statistics: ContrastiveStatistics | None,
     ) -> Tensor:
-        loss, grads = _forward(queries, documents, negatives, temperature, *others)
+        loss, grads, tally = _forward(queries, documents, negatives, temperature, *others)
+        if statistics is not None:
+            statistics.add(tally)
         inputs = (queries, documents, negatives, temperature)
         _save(ctx, inputs, others, grads)
         ctx.dtypes = [x.dtype if isinstance(x, Tensor) else None for x in inputs]
@@ -492,7 +519,7 @@ class _EagerInfoNCE(torch.autograd.Function):
                 None if grad is None else _scaled(grad, grad_loss, dtype)
                 for grad, dtype in zip(grads, ctx.dtypes, strict=True)
             ]
-        return *grads, None
+        return *grads, None, None
 
 
 def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -508,8 +535,8 @@ _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph
 
 
 def _info_nce_op(*arguments: Any) -> tuple[Tensor, ...]:
-    loss, grads = _forward(*arguments)
-    return loss, *_without_none(grads, loss)
+    loss, grads, tally = _forward(*arguments)
+    return loss, *_without_none((*grads, tally), loss)
 
 
 def _info_nce_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
@@ -518,12 +545,16 @@ def _info_nce_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _info_nce_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    queries, dtype, need_grad, reduction = (arguments[i] for i in (0, 12, 13, 17))
+    queries, dtype, need_grad, reduction, statistics = (
+        arguments[i] for i in (0, 12, 13, 17, 18)
+    )
     shape = queries.shape[:1] if reduction == "none" else ()
     loss = queries.new_empty(shape, dtype=_accumulator(dtype))
-    return loss, *_empty_gradients(
+    tally = queries.new_empty(len(Tally._fields), dtype=torch.float64)
+    grads = _empty_gradients(
         arguments[:4], dtype, _NO_GRAD if reduction == "none" else need_grad
     )
+    return loss, *grads, tally if statistics else queries.new_empty(0, dtype=torch.float32)
 
 
 def _info_nce_backward_fake(grad_losses: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -531,10 +562,10 @@ def _info_nce_backward_fake(grad_losses: Tensor, *arguments: Any) -> tuple[Tenso
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, *grads = output
+    _, *grads, tally = output
     _save(ctx, inputs[:4], inputs[4:], grads)
     ctx.need_grad = inputs[13]
-    ctx.mark_non_differentiable(*grads)
+    ctx.mark_non_differentiable(*grads, tally)
 
 
 def _dispatched_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -546,7 +577,7 @@ def _dispatched_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor |
             grad_loss, *ctx.saved_tensors, *ctx.options
         )
     needed = (grad if need else None for grad, need in zip(grads, ctx.need_grad, strict=True))
-    return *needed, *[None] * 14
+    return *needed, *[None] * 15
 
 
 def _without_none(grads: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:

@@ -39,6 +39,7 @@ class Result(NamedTuple):
     grad_documents: Tensor | None
     grad_negatives: Tensor | None
     grad_temperature: Tensor | None  # float64 scalar
+    tally: Tensor | None = None  # float64 [7]: simtile._statistics.Tally
 
 
 def family(device: torch.device) -> str:

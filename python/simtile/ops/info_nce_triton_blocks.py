@@ -93,6 +93,7 @@ def score(
     thresholds: Sequence[Tensor],  # of logits, and of the guide's cosines
     exponentials: Tensor,
     stats: Sequence[Tensor],
+    tallies: Sequence[Tensor],  # of negatives: sums of logits, how many, the largest; or none
     row0: int,
     chunk: int,
     tile_count: int,
@@ -111,6 +112,7 @@ def score(
         exponentials,
         exponentials.stride(0),
         *stats,
+        *(tallies or stats),
         stats[0].stride(0),
         contrast.harden_others,
         contrast.harden_own,
@@ -128,6 +130,7 @@ def score(
         int(block.hardened),
         int(block.own_out),
         GUIDE=setting.guide is not None,
+        STATISTICS=bool(tallies),
         **configs.score_options(tile, call.name, call.precision, products),
         EMULATE=plain.INTERPRETED,
         num_warps=tile.warps,

@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from simtile._contrast import DIRECTIONS, SCOPES, Contrast
+from simtile._statistics import Tally
 from simtile.kernels.info_nce import triton as plain_kernels
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce import triton_contrast as kernels
@@ -45,6 +46,7 @@ def run(
     row_weights: Tensor | None = None,
     need_grad: Sequence[bool] = (False, False, False, False),
     precision: str = "ieee",
+    statistics: bool = False,
     tiles: Config | None = None,
 ) -> Result:
     """`info_nce_triton.run` with the options of `contrast`; `guide`: [N, G], [M, G], [N, K, G]."""
@@ -74,6 +76,7 @@ def run(
             as_index(targets, device),
             ids,
             need_grad,
+            statistics,
         )
         return family.run(weight, row_weights)
 
@@ -90,6 +93,7 @@ class _Family:
         targets: Tensor | None,
         ids: Sequence[Tensor | None],  # of queries, of documents
         need_grad: Sequence[bool],
+        statistics: bool,
     ) -> None:
         self.setting, self.call, self.contrast = setting, setting.call, setting.contrast
         self.targets, self.need_grad = targets, need_grad
@@ -126,6 +130,9 @@ class _Family:
         self.negatives = self.queries
         if negatives is not None and self.own:
             self.negatives = Vectors(*setting.prepared([negatives], guide[2:]), None, None)
+        self.tally: Tensor | None = None
+        if statistics:
+            self.tally = torch.zeros(len(Tally._fields), dtype=torch.float64, device=self.call.device)
         self.find_pairs()
 
     def has(self, direction: str, among: int | None = None) -> bool:
@@ -171,15 +178,18 @@ class _Family:
                 num_stages=tile.stages,
             )
         self.own_logits = call.floats(n, self.own)
+        own_blocks = triton.cdiv(self.own, configs.OWN_BLOCK)
+        self.own_tallies = [call.floats(n, own_blocks) for _ in range(3 * self.counts)]
         if not self.own:
             return
         vectors = (self.queries, self.negatives, self.documents)
         operands = [*(x.rows for x in vectors), *(x.guide for x in vectors)]
-        kernels.own_block_scores[(n, triton.cdiv(self.own, configs.OWN_BLOCK))](
+        kernels.own_block_scores[(n, own_blocks)](
             *(x for rows in operands for x in (rows.operand, rows.factor)),
             setting.temperature,
             setting.integers(self.targets),
             self.own_logits,
+            *(self.own_tallies or [self.own_logits] * 3),
             margin,
             contrast.guide_margin,
             contrast.harden_own,
@@ -188,7 +198,9 @@ class _Family:
             call.stride,
             setting.guide_sizes[1],
             *flags,
+            int(self.counts or contrast.margin is not None),
             GUIDE=guided,
+            STATISTICS=self.counts,
             BLOCK_K=configs.OWN_BLOCK,
             BLOCK_D=configs.OWN_DIMS,
             num_warps=4,
@@ -243,7 +255,8 @@ class _Family:
         if self.need_grad[3]:
             grad_temperature = torch.stack(temperatures).sum(dtype=torch.float64) * total[0]
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)
-        return Result(mean, grad_queries, grad_documents, grad_negatives, grad_temperature)
+        grads = (grad_queries, grad_documents, grad_negatives, grad_temperature)
+        return Result(mean, *grads, self.finished_tally())
 
     def run_group(
         self, group: int, total: Tensor, weights: Tensor, losses: Tensor, row_temperature: Tensor
@@ -258,6 +271,7 @@ class _Family:
         bytes_of = 4 if call.dtype == torch.float32 else 2
         chunk = plain._chunk_rows(n, width * bytes_of, tile_count, products)
         sums = [call.floats(chunk, tile_count) for _ in range(3)]
+        tallies = [call.floats(chunk, tile_count) for _ in range(3 * self.counts)]
         kept = torch.float32 if call.dtype == torch.float32 else torch.float16
         shape = (chunk, width) if products else (0, width)
         exponentials = torch.empty(shape, dtype=kept, device=call.device)
@@ -273,8 +287,20 @@ class _Family:
 
         for row0 in range(0, n, chunk):
             for block, place, first, count in places:
-                stats = [x[:, first:] for x in sums]
-                score(setting, block, self.thresholds, place, stats, row0, chunk, count, products)
+                stats, seen = ([x[:, first:] for x in of] for of in (sums, tallies))
+                score(
+                    setting,
+                    block,
+                    self.thresholds,
+                    place,
+                    stats,
+                    seen,
+                    row0,
+                    chunk,
+                    count,
+                    products,
+                )
+            self.count(tallies, own, row0, min(chunk, n - row0))
             # The factors of rows, which differ by block, come afterwards.
             plain_kernels.row_losses[(min(chunk, n - row0),)](
                 *sums,
@@ -308,6 +334,46 @@ class _Family:
                 # However often the pair is a candidate, its coefficient is at one place.
                 of_pairs = zeros if first else positive_coefficient * row_factor[:n]
                 differentiate(setting, block, place, factors, of_pairs, total, row0, chunk)
+
+    @property
+    def counts(self) -> bool:
+        return self.tally is not None
+
+    def count(self, tallies: Sequence[Tensor], own: int, row0: int, rows: int) -> None:
+        """Add what rows of one log-sum-exp saw; `own`: of their own hard negatives."""
+        if self.tally is None:
+            return
+        part = slice(row0, row0 + rows)
+        similarity, kept = (x[:rows].sum(1, dtype=torch.float64) for x in tallies[:2])
+        ahead = self.positive[part] > tallies[2][:rows].amax(1)
+        if own:
+            by_row = [x[part].sum(1, dtype=torch.float64) for x in self.own_tallies]
+            similarity, kept = similarity + by_row[0], kept + by_row[1]
+            ahead &= by_row[2] == 0
+        ahead &= ~similarity.isnan()  # which no maximum tells
+        seen = Tally(
+            0.0, 0.0, similarity.sum(), kept.sum(), 0.0, ahead.sum(dtype=torch.float64), float(rows)
+        )
+        for i, value in enumerate(seen):
+            self.tally[i] += value
+
+    def finished_tally(self) -> Tensor | None:
+        if self.tally is None:
+            return None
+        n, m, k, scope = self.n, self.m, self.k, self.contrast.scope
+        there = 0
+        if self.has("query_to_doc"):
+            there += n * (m - 1 + (k if scope == SCOPES["own"] else n * k))
+        there += n * (n - 1) * (self.has("query_to_query") + self.has("doc_to_query"))
+        if self.has("doc_to_doc"):
+            there += n * (m - 1 + ((n - 1) * k if scope == SCOPES["all"] else 0))
+        self.tally[Tally._fields.index("pairs")] = n
+        self.tally[Tally._fields.index("negatives_there")] = there
+        self.tally[Tally._fields.index("positive_similarity")] = self.positive.sum(
+            dtype=torch.float64
+        )
+        self.tally[1:3] *= self.setting.temperature.to(torch.float64)
+        return self.tally
 
     def own_gradients(self, total: Tensor) -> Tensor | None:
         """What a query's own hard negatives add to its gradient, and their own if wanted."""

@@ -306,8 +306,12 @@ def statistics(
     documents: npt.ArrayLike,
     negatives: npt.ArrayLike | None = None,
     options: Options | None = None,
+    head_start: float = 0.0,
 ) -> Statistics:
-    """What `simtile.reference.contrastive_statistics.statistics` computes, of arrays."""
+    """What `simtile.reference.contrastive_statistics.statistics` computes, of arrays.
+
+    `head_start` of the pairs, when they are compared: what rounding may make of the accuracy.
+    """
     options = options or Options()
     inputs = make_inputs(queries, documents, negatives, options.targets)
     n, dimensions = inputs.queries.shape
@@ -330,7 +334,7 @@ def statistics(
                 total += float(s[keep].sum())
                 known = np.where(block.known, s, -np.inf)
                 best = np.maximum(best, known.max(axis=1, initial=-np.inf))
-            beats.append(positive > best)
+            beats.append(positive + head_start > best)
         return Statistics(
             positive_similarity=float(positive.mean()),
             negative_similarity=total / kept if kept else np.nan,

@@ -45,6 +45,26 @@ class Statistics(NamedTuple):
     masked: float
 
 
+class Tally(NamedTuple):
+    """The sums that statistics are made of; those of several batches add up."""
+
+    pairs: float
+    positive_similarity: float
+    negative_similarity: float  # of negatives in the loss
+    negatives_kept: float
+    negatives_there: float  # with those that are left out
+    pairs_ahead: float
+    pairs_compared: float
+
+    def means(self) -> Statistics:
+        return Statistics(
+            ratio(self.positive_similarity, self.pairs),
+            ratio(self.negative_similarity, self.negatives_kept),
+            ratio(self.pairs_ahead, self.pairs_compared),
+            ratio(self.negatives_there - self.negatives_kept, self.negatives_there),
+        )
+
+
 def statistics(
     queries: Sequence[Vector],
     documents: Sequence[Vector],
@@ -52,6 +72,15 @@ def statistics(
     options: Options | None = None,
 ) -> Statistics:
     """The statistics of `info_nce`, and with the options of `siglip_loss` of that."""
+    return tally(queries, documents, negatives, options).means()
+
+
+def tally(
+    queries: Sequence[Vector],
+    documents: Sequence[Vector],
+    negatives: Sequence[Sequence[Vector]] | None = None,
+    options: Options | None = None,
+) -> Tally:
     options = options or Options()
     dimensions = len(queries[0])
     check_options(options, len(queries), len(documents), dimensions, negatives is not None)
@@ -60,8 +89,8 @@ def statistics(
 
     positives: list[float] = []
     kept: list[float] = []
-    beaten: list[float] = []  # 1 for a pair that beats its negatives
-    masked: list[float] = []  # 1 for a negative that is left out
+    ahead: list[bool] = []  # whether a pair beats its negatives
+    there = 0
     for i in range(len(queries)):
         pair = make_pair(batch, i)
         similarity = pair.positive.similarity()
@@ -71,14 +100,22 @@ def statistics(
             for direction in group:
                 for c in possible_negatives(batch, pair, direction):
                     known, looks = known_false(pair, c), looks_false(pair, c)
-                    masked.append(float(known or looks))
+                    there += 1
                     if not known:
                         beats = beats and similarity > c.similarity()
                     if not known and not looks:
                         kept.append(c.similarity())
-            beaten.append(float(beats))
-    return Statistics(mean(positives), mean(kept), mean(beaten), mean(masked))
+            ahead.append(beats)
+    return Tally(
+        len(queries),
+        math.fsum(positives),
+        math.fsum(kept),
+        len(kept),
+        there,
+        sum(ahead),
+        len(ahead),
+    )
 
 
-def mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+def ratio(total: float, count: float) -> float:
+    return total / count if count else math.nan
