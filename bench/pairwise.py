@@ -73,7 +73,9 @@ def uniformity(x: torch.Tensor, labels: torch.Tensor, threads: int) -> dict[str,
 ENTRIES = {"batch_hard_triplet": batch_hard, "uniformity": uniformity}
 
 
-def check(name: str, calls: dict[str, Callable[[], Any]], exact: dict[str, Any]) -> dict[str, float]:
+def check(
+    name: str, calls: dict[str, Callable[[], Any]], exact: dict[str, Any]
+) -> dict[str, float]:
     """The gradients' largest differences from float64; raises where ours is no rounding."""
     true_loss, truth = next(call for who, call in exact.items() if who != "simtile")()
     errors = {}

@@ -133,7 +133,7 @@ def test_only_the_gradients_that_are_needed(reduction, monkeypatch):
     wanted = []
 
     def spy(*arguments):
-        wanted.append(tuple(grad is not None for grad in arguments[-4:-1]))
+        wanted.append(tuple(grad is not None for grad in arguments[-5:-2]))
         return _core.info_nce(*arguments)
 
     monkeypatch.setattr(sys.modules["simtile.info_nce"], "_core", SimpleNamespace(info_nce=spy))
@@ -168,7 +168,7 @@ def test_no_gradient_is_computed_under_no_grad(reduction, monkeypatch):
     wanted = []
 
     def spy(*arguments):
-        wanted.append(arguments[-4:-1])
+        wanted.append(arguments[-5:-2])
         return _core.info_nce(*arguments)
 
     monkeypatch.setattr(sys.modules["simtile.info_nce"], "_core", SimpleNamespace(info_nce=spy))

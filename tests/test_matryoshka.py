@@ -94,9 +94,10 @@ def run_case(case, dtype, threads=1):
         1.0,
         case["row_weights"],
         (True, True, case["negatives"] is not None),
+        False,
         "cpu",
         threads,
-    )
+    )[:-1]
 
 
 @given(prefix_cases(AT_ONCE))
@@ -286,12 +287,12 @@ def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
     widths = []
 
     def on_cpu(*arguments):
-        *inputs, guide, normalize, contrast, dtype, need, _, precision, weight, rows = arguments
+        *inputs, guide, normalize, contrast, dtype, need, _, precision, weight, rows, _ = arguments
         assert guide == []
         widths.append(inputs[0].shape[1])
         rest = (normalize, contrast.numbers(), dtype, need, "cpu", precision, 1, weight, rows)
-        losses, grads = operator._run(*inputs, None, None, None, *rest)
-        return torch.from_numpy(losses), grads
+        found = operator._run(*inputs, None, None, None, *rest, False)
+        return found._replace(losses=torch.from_numpy(found.losses))
 
     monkeypatch.setattr(operator, "_run_on_gpu", on_cpu)
     generator = torch.Generator().manual_seed(0)
@@ -300,8 +301,8 @@ def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
     contrast = Contrast(widths=(2, 5), shares=(0.25, 0.75)).numbers()
     results = []
     for backend in ("triton", "cpu"):
-        options = (True, contrast, torch.float32, [True] * 4, backend, "ieee", 1, 0.5, None)
-        losses, grads = operator._run(*inputs, *options)
+        options = (True, contrast, torch.float32, [True] * 4, backend, "ieee", 1, 0.5, None, False)
+        losses, grads, _ = operator._run(*inputs, *options)
         results.append([torch.as_tensor(losses), *grads])
     assert widths == [2, 5]
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

@@ -304,7 +304,7 @@ class InfoNce : public InfoNcePlan<Engine> {
 
   // Products that come twice are counted the first time.
   bool counts() const { return args_.statistics && (measuring_ || !group_[group_now_].both); }
-  RowTally<T> start_tally(T* lanes) const;
+  auto start_tally(T* lanes) const -> RowTally<T>;
   void finish_tally(const RowTally<T>& tally, T* partial) const;
   void count_own(int64_t r, int64_t k, T logit, T positive, bool known_false, bool looks_false);
   void count_rows();

@@ -129,7 +129,9 @@ struct LogitEpilogue {
   __attribute__((noinline)) void count(int64_t row, int64_t panel, const Vector<T> (&all)[kVectors]) const {
     const Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inf()));
     Vector<T> logits[kVectors];
-    for (int v = 0; v < kVectors; v++) logits[v] = all[v];
+    // A panel's end holds no candidate, although NaN in the row hides that.
+    const T* penalty = column_penalty + panel * kColumns;
+    for (int v = 0; v < kVectors; v++) logits[v] = load<T>(penalty + v * kLanes) == lowest ? lowest : all[v];
     if (guide)
       for (int v = 0; v < kVectors; v++)
         logits[v] = guide_cosines(row, panel, v) > guide_threshold[row] ? lowest : logits[v];
@@ -157,8 +159,8 @@ struct LogitEpilogue {
     return load<T>(lanes);
   }
 
-  __attribute__((noinline)) void column_by_column(int64_t row, int64_t first, Vector<T> (&logits)[kVectors], bool own_out,
-                                                  T others, T mine) const {
+  __attribute__((noinline)) void column_by_column(int64_t row, int64_t first, Vector<T> (&logits)[kVectors],
+                                                  bool own_out, T others, T mine) const {
     const T lowest = -static_cast<T>(__builtin_inf());
     T lanes[kColumns];
     for (int v = 0; v < kVectors; v++) store<T>(lanes + v * kLanes, logits[v]);

@@ -86,7 +86,8 @@ void InfoNce<Engine>::score_own(int64_t r) {
     const int64_t j = negative_index(r, k);
     T s = logit(negatives, j);
     const T by_guide = has_guide() ? cosine(negatives, j) : 0;
-    const bool looks_false = args_.has_margin && s > most_similar, known_false = has_guide() && by_guide > guide_threshold;
+    const bool looks_false = args_.has_margin && s > most_similar,
+               known_false = has_guide() && by_guide > guide_threshold;
     if (args_.statistics) count_own(r, k, s, positive, known_false, looks_false);
     const bool left_out = looks_false || known_false;
     if (has_guide() && !(by_guide <= guide_threshold)) s += by_guide - guide_threshold;
@@ -165,7 +166,8 @@ void InfoNce<Engine>::score(int64_t task, int worker) {
       if (k == widest && counts()) {
         epilogue.tally = tally;
         // Documents of no query are anchors of nothing.
-        if (group_[group_now_].both && block.operand == kDocuments) epilogue.tally.twice = args_.rows - panel * kColumns;
+        if (group_[group_now_].both && block.operand == kDocuments)
+          epilogue.tally.twice = args_.rows - panel * kColumns;
       }
       Engine::scores(side.packed + rows_end(k), operand.packed + panel * panel_bytes_ + panel_end(k), panel_bytes_,
                      count, rows_, length(k), panel_scores(block.first_panel + panel, widest), panel_stride(), epilogue,

@@ -8,7 +8,7 @@ namespace SIMTILE_ISA {
 namespace {
 
 template <typename Engine>
-RowTally<typename Engine::Scalar> InfoNce<Engine>::start_tally(T* lanes) const {
+auto InfoNce<Engine>::start_tally(T* lanes) const -> RowTally<T> {
   const int64_t size = chunk_ * kLanes;
   for (int64_t i = 0; i < 2 * size; i++) lanes[i] = 0;
   for (int64_t i = 2 * size; i < 3 * size; i++) lanes[i] = -static_cast<T>(__builtin_inf());

@@ -158,7 +158,7 @@ def block_scores(
     tile_max,  # [rows of the chunk, tile_stride], as the next two
     tile_sum,  # sum of e = exp(s - max)
     tile_weighted,  # sum of e (s' - max), s' without what hardness added
-    tile_similarity,  # written with STATISTICS, of negatives: sums of the logits of those in the loss
+    tile_similarity,  # written with STATISTICS, of negatives: sums of the logits in the loss
     tile_kept,  # how many those are
     tile_peak,  # the largest logit, of those that only the threshold leaves out too
     tile_stride,

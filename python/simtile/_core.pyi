@@ -90,6 +90,7 @@ def info_nce(
     grad_documents: numpy.ndarray | None,
     grad_negatives: numpy.ndarray | None,
     threads: typing.SupportsInt | typing.SupportsIndex,
+    statistics: numpy.ndarray | None = None,
 ) -> float: ...
 def info_nce_arithmetic(dtype: str) -> str: ...
 def maxsim(

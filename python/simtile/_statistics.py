@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-
 class Tally(NamedTuple):
     """Sums, which add up over batches; `Tally` of kernels/info_nce/args.hpp, in its order."""
 

@@ -132,6 +132,7 @@ def run_cpu(case: Case, inputs: Inputs, dtype: str, threads: int = 0) -> dict[st
         1.0 / case.queries,
         None,
         (True, True, bool(case.negatives)),
+        False,
         "cpu",
         threads,
     )

@@ -545,15 +545,11 @@ def _info_nce_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _info_nce_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    queries, dtype, need_grad, reduction, statistics = (
-        arguments[i] for i in (0, 12, 13, 17, 18)
-    )
+    queries, dtype, need_grad, reduction, statistics = (arguments[i] for i in (0, 12, 13, 17, 18))
     shape = queries.shape[:1] if reduction == "none" else ()
     loss = queries.new_empty(shape, dtype=_accumulator(dtype))
     tally = queries.new_empty(len(Tally._fields), dtype=torch.float64)
-    grads = _empty_gradients(
-        arguments[:4], dtype, _NO_GRAD if reduction == "none" else need_grad
-    )
+    grads = _empty_gradients(arguments[:4], dtype, _NO_GRAD if reduction == "none" else need_grad)
     return loss, *grads, tally if statistics else queries.new_empty(0, dtype=torch.float32)
 
 

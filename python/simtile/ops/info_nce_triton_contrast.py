@@ -132,7 +132,9 @@ class _Family:
             self.negatives = Vectors(*setting.prepared([negatives], guide[2:]), None, None)
         self.tally: Tensor | None = None
         if statistics:
-            self.tally = torch.zeros(len(Tally._fields), dtype=torch.float64, device=self.call.device)
+            self.tally = torch.zeros(
+                len(Tally._fields), dtype=torch.float64, device=self.call.device
+            )
         self.find_pairs()
 
     def has(self, direction: str, among: int | None = None) -> bool:
@@ -351,11 +353,14 @@ class _Family:
             similarity, kept = similarity + by_row[0], kept + by_row[1]
             ahead &= by_row[2] == 0
         ahead &= ~similarity.isnan()  # which no maximum tells
-        seen = Tally(
-            0.0, 0.0, similarity.sum(), kept.sum(), 0.0, ahead.sum(dtype=torch.float64), float(rows)
-        )
-        for i, value in enumerate(seen):
-            self.tally[i] += value
+        seen: dict[str, Tensor | int] = {
+            "negative_similarity": similarity.sum(),
+            "negatives_kept": kept.sum(),
+            "pairs_ahead": ahead.sum(dtype=torch.float64),
+            "pairs_compared": rows,
+        }
+        for name, value in seen.items():
+            self.tally[Tally._fields.index(name)] += value
 
     def finished_tally(self) -> Tensor | None:
         if self.tally is None:
@@ -367,12 +372,16 @@ class _Family:
         there += n * (n - 1) * (self.has("query_to_query") + self.has("doc_to_query"))
         if self.has("doc_to_doc"):
             there += n * (m - 1 + ((n - 1) * k if scope == SCOPES["all"] else 0))
-        self.tally[Tally._fields.index("pairs")] = n
-        self.tally[Tally._fields.index("negatives_there")] = there
-        self.tally[Tally._fields.index("positive_similarity")] = self.positive.sum(
-            dtype=torch.float64
-        )
-        self.tally[1:3] *= self.setting.temperature.to(torch.float64)
+        known: dict[str, Tensor | int] = {
+            "pairs": n,
+            "negatives_there": there,
+            "positive_similarity": self.positive.sum(dtype=torch.float64),
+        }
+        for name, value in known.items():
+            self.tally[Tally._fields.index(name)] = value
+        # logits so far
+        for name in ("positive_similarity", "negative_similarity"):
+            self.tally[Tally._fields.index(name)] *= self.setting.temperature.double().reshape(())
         return self.tally
 
     def own_gradients(self, total: Tensor) -> Tensor | None:
