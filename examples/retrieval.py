@@ -257,8 +257,8 @@ def comparison_section(
         "Bi-encoder, late interaction, joint encoder",
         "One query at a time, encoding included. A bi-encoder stores one vector, late interaction "
         "one for each token, a joint encoder (cross-encoder) the text. The joint encoder's head "
-        f"was trained here on {JOINT_PAIRS} pairs: its time is that of a real one of this size, its "
-        "quality is not.",
+        f"was trained here on {JOINT_PAIRS} pairs: its time is that of a real one of this size, "
+        "its quality is not.",
         [(header, rows)],
         [report.time_plot(times)],
     )
