@@ -45,7 +45,7 @@ SIMTILE_INLINE void store_narrowed(bf16* out, Vector<float> v) {
   typedef uint32_t Word __attribute__((vector_size(kVectorBytes)));
   const Word bits = (Word)v;
   const Word rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const Word word = (Word)(v == v) & rounded | (Word)(v != v) & (bits >> 16 | 0x40);
+  const Word word = ((Word)(v == v) & rounded) | ((Word)(v != v) & (bits >> 16 | 0x40));
   *reinterpret_cast<Unaligned*>(out) = __builtin_convertvector(word, Half);
 }
 SIMTILE_INLINE void store_narrowed(f16* out, Vector<float> v) {

@@ -18,8 +18,7 @@ class Pooled(NamedTuple):
     raw: Array  # [N, dim]
     totals: Array  # [N]
     positions: Array | None  # [N, dim] of "max", [N] of "cls" and "last"
-    # [N, dim], the mean of |w_l x_l|, divided as the vectors are: what sums are rounded relative to
-    size: Array
+    size: Array  # [N, dim]: what the vectors are rounded relative to
 
 
 def pool(
@@ -62,6 +61,8 @@ def pool(
             norm = np.linalg.norm(raw, axis=1, keepdims=True)
             divisor = np.where(np.isfinite(norm), np.maximum(norm, SMALLEST_NORM), np.nan)
             vectors, size = raw / divisor, size / divisor
+            # And what a rounding of the norm changes.
+            size = size + np.abs(vectors) * np.linalg.norm(size, axis=1, keepdims=True)
     return Pooled(vectors, raw, totals, positions, size)
 
 
