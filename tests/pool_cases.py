@@ -19,6 +19,7 @@ DTYPES = {
 }
 # Half of the smallest step of a type.
 SMALLEST = {"float32": 1e-45, "float64": 0.0, "bfloat16": 1e-40, "float16": 2.0**-25}
+LARGEST = {"float32": 3.4e38, "float64": 1.7e308, "bfloat16": 3.38e38, "float16": 65504.0}
 MASKS = ("none", "right", "left", "holes")
 TENSOR_LAYOUTS = ("plain", "tokens apart", "turned", "columns")
 LAYOUTS = (*TENSOR_LAYOUTS, "reversed")
@@ -151,6 +152,8 @@ def check(name, found, expected, size, dtype, arithmetic=CPU):
     with np.errstate(invalid="ignore"):
         error = np.abs(found - expected)
         right = (error <= limit) | (found == expected) | (np.isnan(found) & np.isnan(expected))
+        # What no number of the type is.
+        right |= np.isinf(found) & (found * expected > 0) & (np.abs(expected) > LARGEST[dtype])
     assert right.all(), (
         f"{name} ({dtype}): {(~right).sum()} of {right.size} wrong, the first "
         f"{found[~right][0]} for {expected[~right][0]}, allowed {limit[~right][0]:.3g}"

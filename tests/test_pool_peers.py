@@ -63,6 +63,8 @@ def test_vectors_and_gradients(rows, length, width, dtype, how, mask, normalize,
     found = simtile.pool(ours, kept, how, normalize=normalize)
     expected = theirs(other, kept, MODES[how], normalize)
     assert found.dtype == expected.dtype
+    if dtype == "float16":  # whose smallest divisor, 1e-12, float16 does not have
+        expected = torch.where(expected.isnan(), 0.0, expected)
     # The original rounds to the element type before it normalises, and in between.
     tolerance = 16 * ROUNDOFF[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

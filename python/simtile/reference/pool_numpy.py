@@ -36,7 +36,7 @@ def pool(
     kept = np.ones((n, length), bool) if mask is None else mask != 0
     w = kept.astype(np.float64)
     if weights is not None:
-        w = np.where(kept, weights, 0.0)
+        w = np.where(kept, weights.astype(np.float64), 0.0)
     x = np.where(kept[:, :, None], x, 0.0)
     totals = w.sum(axis=1)
     divisor = np.where(totals < SMALLEST_WEIGHT, SMALLEST_WEIGHT, totals)[:, None]
@@ -108,7 +108,7 @@ def pool_grad(
     dim = grad.shape[1]
     found = pool(tokens, mask, how, weights=weights, dim=dim, normalize=normalize)
     kept = np.ones((n, length), bool) if mask is None else mask != 0
-    w = np.where(kept, 1.0 if weights is None else weights, 0.0)
+    w = np.where(kept, 1.0 if weights is None else weights.astype(np.float64), 0.0)
     g = grad.astype(np.float64)
     size = np.abs(g)
     if normalize:
