@@ -120,9 +120,9 @@ void pool(const py::array& tokens, const std::string& dtype, const std::string& 
   args.raw = output("raw", raw, 'f', wide, {args.of.rows, args.dimensions});
   args.totals = output("totals", totals, 'f', wide, {args.of.rows});
   if (positions && args.how == Pooling::mean) refuse("positions", "not expected for the mean");
-  args.positions = static_cast<int32_t*>(
-      args.how == Pooling::largest ? output("positions", positions, 'i', 4, {args.of.rows, args.dimensions})
-                                   : output("positions", positions, 'i', 4, {args.of.rows}));
+  args.positions = static_cast<int32_t*>(args.how == Pooling::largest
+                                             ? output("positions", positions, 'i', 4, {args.of.rows, args.dimensions})
+                                             : output("positions", positions, 'i', 4, {args.of.rows}));
   if (args.of.rows == 0) return;
   const int64_t read = args.how == Pooling::mean || args.how == Pooling::largest ? total : args.of.rows;
   run_part(variant_of(type.element).pool, args, read * args.dimensions * type.bytes, threads);

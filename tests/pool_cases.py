@@ -143,7 +143,7 @@ def oracle_grad(case):
 
 
 def check(name, found, expected, size, dtype, arithmetic=CPU):
-    """Fail where `found`, of the element type, is further from `expected` than rounding explains."""
+    """Fail where `found`, of the element type, is further off than rounding explains."""
     found = found.astype(np.float64)
     assert found.shape == expected.shape
     limit = allowed_error(name, dtype, 1.0, arithmetic) * size + SMALLEST[dtype]

@@ -239,9 +239,9 @@ def test_quantized_is_quantize(kind, dtype):
     case = Case(120, 9, 33, 21, dtype, "mean", "holes", seed=4)
     pooled = run(case)
     ranges = np.array([[-0.5] * 21, [0.5] * 21])
-    for given in (None, ranges) if kind in PER_DIMENSION else (None,):
-        found = run(case, kind=kind, ranges=given)
-        expected = simtile.quantize(pooled, kind, ranges=given)
+    for own in (None, ranges) if kind in PER_DIMENSION else (None,):
+        found = run(case, kind=kind, ranges=own)
+        expected = simtile.quantize(pooled, kind, ranges=own)
         assert repr(found) == repr(expected)
         for name in ("codes", "scale", "offset", "ranges"):
             ours, other = getattr(found, name), getattr(expected, name)
@@ -250,14 +250,15 @@ def test_quantized_is_quantize(kind, dtype):
 
 def test_warnings_of_quantization_are_the_callers():
     x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
-    with pytest.warns(UserWarning, match="^token_embeddings: the ranges of 'int8' are taken from 5") as caught:  # fmt: skip
+    ranges = "^token_embeddings: the ranges of 'int8' are taken from 5 rows"
+    with pytest.warns(UserWarning, match=ranges) as caught:
         simtile.pool(x, None, kind="int8")
     assert caught[0].filename == __file__
     x[2] = np.nan
     with pytest.warns(RuntimeWarning, match="^token_embeddings: found a NaN") as caught:
         simtile.pool(x, None, kind="int8", ranges=[[-1] * 4, [1] * 4])
     assert caught[0].filename == __file__
-    with pytest.raises(ValueError, match="^token_embeddings: found a NaN.* in row 2, "):
+    with pytest.raises(ValueError, match=r"^token_embeddings: found a NaN.* in row 2, "):
         simtile.pool(x, None, kind="int8_vector")
 
 
@@ -307,7 +308,7 @@ BITS = X.astype(ml_dtypes.bfloat16).view(np.uint16)
         ((X, None), {"threads": 0}, "threads: found 0"),
         ((X, None), {"backend": "gpu"}, "backend: found 'gpu'"),
         ((X, None), {"offsets": [0, 4]}, r"token_embeddings: found float32 \[2, 4, 3\], expected"),
-        ((X[0], None), {"offsets": [0, 3]}, "offsets: found int64 .2. from 0 to 3, expected 0 to 4"),
+        ((X[0], None), {"offsets": [0, 3]}, "offsets: found int64 .2. from 0 to 3, expected 0 to"),
         ((X[0], None), {"offsets": [0, 3, 2, 4]}, "offsets: found int64 .4., expected ascending"),
     ],
 )  # fmt: skip
@@ -387,5 +388,3 @@ def test_wrong_calls_of_the_kernel_do_not_touch_memory():
     refused("vectors: shape", _core.pool_dots, dots, vectors=number[:1])
     refused("out: missing", _core.pool_dots, dots, out=None)
     refused("out: shape", _core.pool_dots, dots, out=np.zeros((2, 3), np.float32))
-
-

@@ -20,6 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its dependencies deprecate
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+    from simtile.integrations import sentence_transformers_pooling as fused
+
 MODES = {"mean": "mean", "cls": "cls", "max": "max", "last": "lasttoken"}
 
 
@@ -111,7 +113,79 @@ def test_rows_without_tokens():
         torch.testing.assert_close(found[0], expected[0])
         assert (found[1] == 0).all()
         same = {"mean": 0.0, "last": 0.0, "max": -torch.inf}
-        torch.testing.assert_close(expected[1], torch.full((4,), same[how]) if how in same else tokens[1, 0])  # fmt: skip
+        other = torch.full((4,), same[how]) if how in same else tokens[1, 0]
+        torch.testing.assert_close(expected[1], other)
     tokens[0, 2] = torch.nan
     assert theirs(tokens, mask, "mean", False)[0].isnan().all()
     assert simtile.pool(tokens, mask)[0].isfinite().all()
+
+
+def features_of(form, rng):
+    """Tokens of three rows and what their pooling is told: padded, or one after the other."""
+    lengths = [5, 9, 3]
+    if form == "flat":
+        tokens = torch.from_numpy(rng.standard_normal((1, sum(lengths), 6)).astype(np.float32))
+        offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+        return {"token_embeddings": tokens, "cu_seq_lens_q": offsets}
+    tokens = torch.from_numpy(rng.standard_normal((3, 9, 6)).astype(np.float32))
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    if form == "left":
+        mask = mask.flip(1)
+    return {"token_embeddings": tokens, "attention_mask": mask.long()}
+
+
+@pytest.mark.parametrize("form", ["right", "left", "flat"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("prompt", [0, 2])
+def test_the_module_is_the_original(form, normalize, prompt, monkeypatch):
+    called = []
+    monkeypatch.setattr(fused, "pool", lambda *a, **k: called.append(a) or simtile.pool(*a, **k))
+    for mode in (*Pooling.POOLING_MODES, ("mean", "max"), ("weightedmean", "lasttoken", "cls")):
+        features = features_of(form, np.random.default_rng(1))
+        if prompt:
+            features["prompt_length"] = prompt
+        module = fused.Pooling(6, mode, not prompt, normalize)
+        original = Pooling(6, mode, not prompt)
+        expected = original(dict(features))
+        if normalize:
+            expected = Normalize()(expected)
+        called.clear()
+        found = module(dict(features))
+        assert len(called) == (1 if isinstance(mode, str) else len(mode))
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found["sentence_embedding"], expected["sentence_embedding"])
+        assert module.get_embedding_dimension() == original.get_embedding_dimension()
+
+
+def test_what_other_modules_know_is_pooled_by_the_original():
+    features = features_of("right", np.random.default_rng(2))
+    features["token_weights_sum"] = torch.tensor([2.0, 3.0, 4.0])
+    expected = Normalize()(Pooling(6, "mean")(dict(features)))
+    found = fused.Pooling(6, "mean", normalize=True)(dict(features))
+    torch.testing.assert_close(found["sentence_embedding"], expected["sentence_embedding"])
+
+
+def test_the_configuration_is_saved(tmp_path):
+    fused.Pooling(6, ("mean", "max"), normalize=True).save(str(tmp_path))
+    loaded = fused.Pooling.load(str(tmp_path))
+    assert loaded.normalize
+    config = {"embedding_dimension": 6, "pooling_mode": ("mean", "max"), "include_prompt": True}
+    assert loaded.get_config_dict() == {**config, "normalize": True}
+
+
+def test_a_model_is_fused():
+    class Tokens(torch.nn.Module):
+        def forward(self, features):
+            return features_of("left", np.random.default_rng(3))
+
+    model = torch.nn.Sequential(Tokens(), Pooling(6, "mean"), Normalize())
+    expected = model({})["sentence_embedding"]
+    assert fused.fuse_pooling(model) is model
+    assert [type(module) for module in model] == [Tokens, fused.Pooling]
+    torch.testing.assert_close(model({})["sentence_embedding"], expected)
+    with pytest.raises(ValueError, match="model: found the modules Tokens, Pooling, expected"):
+        fused.fuse_pooling(model)
+    of_tokens = Normalize("token_embeddings")
+    model = fused.fuse_pooling(torch.nn.Sequential(Tokens(), Pooling(6), of_tokens))
+    assert model[2] is of_tokens
+    assert not model[1].normalize

@@ -183,7 +183,8 @@ def test_operators(how, form):
 
 
 @pytest.mark.parametrize(
-    ("how", "form"), [("mean", "padded"), ("mean", "offsets"), ("max", "padded"), ("cls", "offsets")]
+    ("how", "form"),
+    [("mean", "padded"), ("mean", "offsets"), ("max", "padded"), ("cls", "offsets")],
 )
 def test_compiled_without_breaks(how, form):
     tokens, weights, offsets, mask = operator_inputs(how, form)
@@ -268,15 +269,15 @@ def test_differentiated_once_and_scaled():
 
 def test_errors_of_tensors():
     x = torch.zeros(2, 3, 4)
-    with pytest.raises(ValueError, match="token_embeddings: found torch.int64, expected float32"):
+    with pytest.raises(ValueError, match=r"token_embeddings: found torch.int64, expected float"):
         simtile.pool(x.long(), None)
-    with pytest.raises(ValueError, match="layout torch.sparse_coo, expected a dense"):
+    with pytest.raises(ValueError, match=r"layout torch.sparse_coo, expected a dense"):
         simtile.pool(x.to_sparse(), None)
     with pytest.raises(ValueError, match="mask: found a tensor on meta, expected cpu"):
         simtile.pool(x, torch.ones(2, 3, dtype=torch.bool, device="meta"))
     with pytest.raises(ValueError, match="weights: found a tensor on meta, expected cpu"):
         simtile.pool(x, None, weights=torch.ones(2, 3, device="meta"))
-    with pytest.raises((RuntimeError, ValueError), match="backend: 'triton'|the CPU"):
+    with pytest.raises((RuntimeError, ValueError), match=r"backend: 'triton'|the CPU"):
         simtile.pool(x, None, backend="triton")
     with pytest.raises(RuntimeError, match="backend: 'cuda'"):
         simtile.pool(x, None, backend="cuda")

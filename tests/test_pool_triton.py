@@ -20,7 +20,11 @@ from simtile.ops import pool_triton
 
 interpreter = Interpreter()
 HALF = ("float32", "bfloat16", "float16")
-SMALL = (st.sampled_from([1, 2, 5]), st.sampled_from([0, 1, 7, 20]), st.sampled_from([1, 3, 40, 130]))
+SMALL = (
+    st.sampled_from([1, 2, 5]),
+    st.sampled_from([0, 1, 7, 20]),
+    st.sampled_from([1, 3, 40, 130]),
+)
 
 
 def by_interpreter(*arguments):

@@ -29,7 +29,8 @@ SIMTILE_INLINE void add_widened(double* sums, Vector<float> x) {
   float lanes[2 * kHalf];
   store<float>(lanes, x);
   for (int i = 0; i < 2; i++)
-    add_widened(sums + i * kHalf, __builtin_convertvector(*reinterpret_cast<const Half*>(lanes + i * kHalf), Vector<double>));
+    add_widened(sums + i * kHalf,
+                __builtin_convertvector(*reinterpret_cast<const Half*>(lanes + i * kHalf), Vector<double>));
 }
 
 template <int kCount, typename V>
@@ -72,7 +73,8 @@ struct Best {
 };
 
 template <int kCount, bool kPositions, typename T, typename Source>
-SIMTILE_INLINE void larger_tokens(const Source* const* tokens, const int32_t* positions, int64_t columns, Best<T> best) {
+SIMTILE_INLINE void larger_tokens(const Source* const* tokens, const int32_t* positions, int64_t columns,
+                                  Best<T> best) {
   constexpr int kLanes = Simd<T>::kLanes;
   typedef typename Simd<T>::Integer Integers;
   typedef typename Best<T>::Word Word;
@@ -81,7 +83,7 @@ SIMTILE_INLINE void larger_tokens(const Source* const* tokens, const int32_t* po
   for (; c + kLanes <= columns; c += kLanes) {
     Vector<T> largest = load<T>(best.values + c);
     Integers where = {};
-    if (kPositions) where = (Integers)*reinterpret_cast<const Unaligned*>(best.positions + c);
+    if (kPositions) where = (Integers) * reinterpret_cast<const Unaligned*>(best.positions + c);
     for (int i = 0; i < kCount; i++) {
       const Vector<T> x = load_widened(tokens[i] + c);
       const Integers larger = (Integers)is_larger(x, largest);

@@ -68,8 +68,7 @@ struct Spread {
     typedef int32_t Positions __attribute__((vector_size(4 * Simd<T>::kLanes), aligned(4), may_alias));
     int64_t c = 0;
     for (; c + kLanes <= d; c += kLanes) {
-      const Integers where =
-          __builtin_convertvector(*reinterpret_cast<const Positions*>(positions + c), Integers);
+      const Integers where = __builtin_convertvector(*reinterpret_cast<const Positions*>(positions + c), Integers);
       store_narrowed(out + c, where == position ? load<T>(grad + c) : Vector<T>{});
     }
     for (; c < d; c++) narrow(positions[c] == position ? grad[c] : T(0), out + c);

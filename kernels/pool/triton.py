@@ -1,7 +1,7 @@
 """pool in Triton: a row of tokens to one vector, and what gradients need of every token.
 
     pooled   a row's mean, first, last or largest tokens, normalised where one block has all columns
-    spread   the gradient of tokens: that of their row times a coefficient, or where they are largest
+    spread   the gradient of tokens: their row's times a coefficient, or where they are largest
     dots     the product of every token with a vector of its row
 
 A program has one row and a block of its columns, reads its tokens once, TOKENS at a time, and
@@ -40,13 +40,13 @@ def only_token(mask, first, count, masked, WHICH: tl.constexpr, SCAN: tl.constex
     """The first or the last token of a row, -1 if there is none."""
     best = tl.full((), NOWHERE if WHICH == FIRST else -1, tl.int32)
     for start in range(0, count, SCAN):
-        l = start + tl.arange(0, SCAN)
-        kept = tl.load(mask + first + l, (l < count) & (masked != 0), other=1)
-        is_token = (l < count) & (kept != 0)
+        t = start + tl.arange(0, SCAN)
+        kept = tl.load(mask + first + t, (t < count) & (masked != 0), other=1)
+        is_token = (t < count) & (kept != 0)
         if WHICH == FIRST:
-            best = tl.minimum(best, tl.min(tl.where(is_token, l, NOWHERE), 0))
+            best = tl.minimum(best, tl.min(tl.where(is_token, t, NOWHERE), 0))
         else:
-            best = tl.maximum(best, tl.max(tl.where(is_token, l, -1), 0))
+            best = tl.maximum(best, tl.max(tl.where(is_token, t, -1), 0))
     return tl.where(best == NOWHERE, -1, best)
 
 
@@ -90,13 +90,13 @@ def pooled(
         for start in range(0, count, TOKENS):
             part = tl.zeros((BLOCK,), tl.float32)
             for u in tl.static_range(TOKENS):
-                l = start + u
-                there = l < count
-                kept = tl.load(mask + first + l, there & (masked != 0), other=1)
+                t = start + u
+                there = t < count
+                kept = tl.load(mask + first + t, there & (masked != 0), other=1)
                 there = there & (kept != 0)
-                w = tl.load(weights + first + l, there & (weighted != 0), other=1.0)
+                w = tl.load(weights + first + t, there & (weighted != 0), other=1.0)
                 w = tl.where(there, w, 0.0)
-                at = source + l * step
+                at = source + t * step
                 x = tl.load(at, inside & there, other=0.0).to(tl.float32)
                 part += x * w
                 total += w
@@ -114,17 +114,17 @@ def pooled(
         total = tl.full((), 0.0, tl.float32)
         for start in range(0, count, TOKENS):
             for u in tl.static_range(TOKENS):
-                l = start + u
-                there = l < count
-                kept = tl.load(mask + first + l, there & (masked != 0), other=1)
+                t = start + u
+                there = t < count
+                kept = tl.load(mask + first + t, there & (masked != 0), other=1)
                 there = there & (kept != 0)
-                at = source + l * step
+                at = source + t * step
                 x = tl.load(at, inside & there, other=0.0).to(tl.float32)
                 # The first of equal ones stays, and so does the first NaN.
                 larger = (where < 0) | (x > value) | ((x != x) & (value == value))
                 larger = larger & there
                 value = tl.where(larger, x, value)
-                where = tl.where(larger, l, where)
+                where = tl.where(larger, t, where)
                 total += tl.where(there, 1.0, 0.0)
         tl.store(positions + out, where, inside & (keep != 0))
         tl.store(totals + n, total, (keep != 0) & (tl.program_id(1) == 0))
@@ -174,14 +174,14 @@ def spread(
     if CHOSEN:
         where = tl.load(positions + n * dim + column, column < dim, other=-1)
     for u in range(TOKENS):
-        l = tl.program_id(1) * TOKENS + u
-        there = l < count
+        t = tl.program_id(1) * TOKENS + u
+        there = t < count
         if CHOSEN:
-            value = tl.where(where == l, g, 0.0)
+            value = tl.where(where == t, g, 0.0)
         else:
-            share = tl.load(coefficients + first + l, there, other=0.0)
+            share = tl.load(coefficients + first + t, there, other=0.0)
             value = tl.where(share != 0, g * share, 0.0)  # padding has none, NaN or not
-        at = out + (first + l) * token_dim + column
+        at = out + (first + t) * token_dim + column
         value = narrow(value, out.dtype.element_ty, EMULATE)
         tl.store(at, value, there & (column < token_dim))
 
@@ -206,12 +206,12 @@ def dots(
     BLOCK: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
-    l = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first, count = span(offsets, n, length, packed)
-    there = l < count
-    kept = there & (tl.load(mask + first + l, there & (masked != 0), other=1) != 0)
+    there = t < count
+    kept = there & (tl.load(mask + first + t, there & (masked != 0), other=1) != 0)
     source = tokens + tl.where(packed != 0, first * token_stride, n * row_stride)
-    source = source + l.to(tl.int64)[:, None] * token_stride
+    source = source + t.to(tl.int64)[:, None] * token_stride
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, dim, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -220,4 +220,4 @@ def dots(
         y = tl.load(vectors + n * dim + column, column < dim, other=0.0)
         # What is not read is no term, even of a vector that is NaN.
         sums += tl.where(inside, x * y[None, :], 0.0)
-    tl.store(out + first + l, tl.sum(sums, 1), there)
+    tl.store(out + first + t, tl.sum(sums, 1), there)

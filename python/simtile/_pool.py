@@ -133,7 +133,7 @@ def forward(
     backend: str,
     threads: int,
 ) -> Pooled:
-    """Of tokens whose shapes have been checked, bfloat16 as uint16; `keep` what a gradient needs."""
+    """Of tokens that have been checked, bfloat16 as uint16; `keep` what a gradient needs."""
     count = len(tokens) if offsets is None else len(offsets) - 1
     number = wide(dtype)
     tokens = tokens[..., :dim]

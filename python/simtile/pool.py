@@ -39,8 +39,8 @@ def pool(
     .. math:: p = \frac{\sum_l w_l x_l}{\max(\sum_l w_l, 10^{-9})}, \qquad
         y = \frac{p}{\max(\|p\|, 10^{-12})}
 
-    or p is the first, the last, or for each dimension the largest of them. As sentence-transformers'
-    ``Pooling`` (Reimers and Gurevych 2019, arXiv:1908.10084) and ``Normalize``.
+    or p is the first, the last, or for each dimension the largest of them: ``Pooling`` (Reimers and
+    Gurevych 2019, arXiv:1908.10084) and ``Normalize`` of sentence-transformers.
 
     Parameters
     ----------
@@ -130,14 +130,12 @@ def pool(
     if tokens.of_tensors:
         from simtile.ops.pool import pool_tensors
 
-        vectors = pool_tensors(
+        vectors: Any = pool_tensors(
             tokens, weights, how, dim, bool(normalize), kind is None, backend, thread_count
         )
     else:
         chosen = _inputs.check_array_backend(backend, "simtile.pool")
-        vectors = _pool.of_arrays(
-            tokens, weights, how, dim, bool(normalize), chosen, thread_count
-        )
+        vectors = _pool.of_arrays(tokens, weights, how, dim, bool(normalize), chosen, thread_count)
     if kind is None:
         return vectors
     if _tensors.is_tensor(vectors):

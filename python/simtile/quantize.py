@@ -122,7 +122,7 @@ def quantize(
 def quantize_named(
     name: str,
     x: Any,
-    kind: str,
+    kind: Kind,
     ranges: Any,
     calibration: Any,
     quantiles: Any,

@@ -155,7 +155,8 @@ class Problem {
         if (how == Pooling::largest) right &= args.positions[row * d + k] == from[own];
       }
       if (how == Pooling::first || how == Pooling::last) right &= args.positions[row] == from[0];
-      if (how == Pooling::mean) right &= std::fabs(static_cast<double>(static_cast<T*>(totals.data())[row]) - total) <= 1e-4;
+      if (how == Pooling::mean)
+        right &= std::fabs(static_cast<double>(static_cast<T*>(totals.data())[row]) - total) <= 1e-4;
     }
     right &= worst <= 16;
     if (!right)
@@ -181,35 +182,31 @@ class Problem {
     T* const share = static_cast<T*>(shares.data());
     for (int64_t t = 0; t < total_; t++) share[t] = args.mask[t] ? static_cast<T>(t % 5) / 4 : 0;
     const bool chosen = how == Pooling::largest;
-    const PoolSpreadArgs of_tokens = {element_,
-                                      args.of,
-                                      d,
-                                      wide,
-                                      g,
-                                      chosen ? nullptr : share,
-                                      chosen ? args.positions : nullptr,
-                                      out.data()};
+    const PoolSpreadArgs of_tokens = {
+        element_, args.of, d, wide, g, chosen ? nullptr : share, chosen ? args.positions : nullptr, out.data()};
     run_part(variant.spread, of_tokens, threads);
-    const PoolDotsArgs of_weights = {element_,  args.of, d, args.data, args.row_stride, args.token_stride,
-                                     args.mask, g,       products.data()};
+    const PoolDotsArgs of_weights = {element_,          args.of,   d, args.data,      args.row_stride,
+                                     args.token_stride, args.mask, g, products.data()};
     run_part(variant.dots, of_weights, threads);
     bool right = true;
     for (int64_t t = 0; t < total_; t++) {
       const int64_t row = t / c_.length;
       double product = 0, size = 0;
       for (int64_t k = 0; k < wide; k++) {
-        const double found = read(element_, static_cast<char*>(out.data()) + static_cast<size_t>(t * wide + k) * bytes_);
+        const double found =
+            read(element_, static_cast<char*>(out.data()) + static_cast<size_t>(t * wide + k) * bytes_);
         double value = 0;
         if (k < d) {
           const double own = static_cast<double>(g[row * d + k]);
-          value = !chosen ? own * static_cast<double>(share[t])
-                          : args.positions[row * d + k] == t % c_.length ? own
-                                                                         : 0;
+          value = !chosen                                        ? own * static_cast<double>(share[t])
+                  : args.positions[row * d + k] == t % c_.length ? own
+                                                                 : 0;
           if (args.mask[t]) product += own * at(row, t % c_.length, k), size += std::fabs(own) * 2;
         }
         right &= std::fabs(found - value) <= roundoff(element_) * std::fabs(value);
       }
-      right &= std::fabs(static_cast<double>(static_cast<T*>(products.data())[t]) - product) <= 8 * accumulator() * size;
+      right &=
+          std::fabs(static_cast<double>(static_cast<T*>(products.data())[t]) - product) <= 8 * accumulator() * size;
     }
     CHECK(right);
   }

@@ -81,7 +81,7 @@ def pool_tensors(
         )
     differentiable = differentiable and torch.is_grad_enabled()
     need_grad = differentiable and any(x is not None and x.requires_grad for x in inputs[:2])
-    options = (how, dim, normalize, need_grad, backend, threads)
+    options: tuple[Any, ...] = (how, dim, normalize, need_grad, backend, threads)
     if not torch.compiler.is_compiling() and not tokens.is_meta and are_plain(*inputs):
         if need_grad:
             return _EagerPool.apply(*inputs, options)  # type: ignore[no-any-return,no-untyped-call]
@@ -347,7 +347,7 @@ class _EagerPool(torch.autograd.Function):
         return vectors
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
         return *_gradients(grad, ctx.saved_tensors, ctx.call, _spread, _dots), None, None, None

@@ -24,7 +24,7 @@ SMALLEST_NORM = 1e-12
 class _Rows(NamedTuple):
     """Whose tokens are whose, as the kernels take it."""
 
-    count: int  # N
+    rows: int  # N
     length: int  # L; 0 if packed
     longest: int
     offsets: Tensor
@@ -39,9 +39,9 @@ def _rows(shape: Sequence[int], offsets: Tensor | None, device: torch.device) ->
     if offsets is None:
         nothing = torch.empty(1, dtype=torch.int64, device=device)
         return _Rows(shape[0], shape[1], shape[1], nothing, 0)
-    count = offsets.shape[0] - 1
-    longest = int(offsets.diff().max()) if count else 0
-    return _Rows(count, 0, longest, offsets.to(device), 1)
+    rows = offsets.shape[0] - 1
+    longest = int(offsets.diff().max()) if rows else 0
+    return _Rows(rows, 0, longest, offsets.to(device), 1)
 
 
 def _bytes(mask: Tensor | None, device: torch.device) -> Tensor:
@@ -57,8 +57,8 @@ def _beside(tokens: Tensor) -> Tensor:
     return tokens
 
 
-def _strides(tokens: Tensor, rows: _Rows) -> tuple[int, int]:
-    return 0 if rows.packed else tokens.stride(0), tokens.stride(-2)
+def _strides(tokens: Tensor, of: _Rows) -> tuple[int, int]:
+    return 0 if of.packed else tokens.stride(0), tokens.stride(-2)
 
 
 def forward(
@@ -70,11 +70,10 @@ def forward(
     dim: int,
     normalize: bool,
     keep: bool,
-    tokens_at_once: int = configs.TOKENS,
 ) -> Pooled:
     """As `simtile._pool.forward`, in float32."""
     device = tokens.device
-    rows = _rows(tokens.shape, offsets, device)
+    of = _rows(tokens.shape, offsets, device)
     tokens = _beside(tokens[..., :dim])
     options = configs.pooled_options(how, dim)
     whole = options["WHOLE"]
@@ -83,32 +82,32 @@ def forward(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    vectors = empty(rows.count, dim, dtype=tokens.dtype)
-    raw = empty(rows.count, dim) if kept else empty(1)
-    totals = empty(rows.count) if kept else empty(1)
-    shape = {"mean": (0,), "max": (rows.count, dim)}.get(how, (rows.count,))
+    vectors = empty(of.rows, dim, dtype=tokens.dtype)
+    raw = empty(of.rows, dim) if kept else empty(1)
+    totals = empty(of.rows) if kept else empty(1)
+    shape = {"mean": (0,), "max": (of.rows, dim)}.get(how, (of.rows,))
     positions = empty(*(shape if kept else (0,)), dtype=torch.int32)
-    if rows.count:
+    if of.rows:
         given = empty(1) if weights is None else weights.float().contiguous()
         with _on(device):
-            kernels.pooled[(rows.count, triton.cdiv(dim, options["BLOCK"]))](
+            kernels.pooled[(of.rows, triton.cdiv(dim, options["BLOCK"]))](
                 tokens,
-                *_strides(tokens, rows),
-                rows.offsets,
+                *_strides(tokens, of),
+                of.offsets,
                 _bytes(mask, device),
                 given,
                 vectors,
                 raw,
                 totals,
                 positions,
-                rows.length,
+                of.length,
                 dim,
-                rows.packed,
+                of.packed,
                 int(mask is not None),
                 int(weights is not None),
                 int(normalize),
                 int(kept),
-                **{**options, "TOKENS": tokens_at_once},
+                **options,
                 EMULATE=INTERPRETED,
                 num_warps=configs.warps(options["BLOCK"]),
             )
@@ -135,25 +134,25 @@ def spread(
 ) -> Tensor:
     """As `simtile._pool.spread`."""
     device = grad.device
-    rows = _rows(shape, offsets, device)
+    of = _rows(shape, offsets, device)
     out = torch.empty(tuple(shape), dtype=dtype, device=device)
     chosen = positions is not None
     options = configs.spread_options(chosen, shape[-1])
     blocks = triton.cdiv(shape[-1], options["BLOCK"])
-    pieces = triton.cdiv(rows.longest, options["TOKENS"])
-    if rows.count and pieces:
+    pieces = triton.cdiv(of.longest, options["TOKENS"])
+    if of.rows and pieces:
         unread = torch.empty(1, dtype=torch.float32 if chosen else torch.int32, device=device)
         with _on(device):
-            kernels.spread[(rows.count, pieces, blocks)](
+            kernels.spread[(of.rows, pieces, blocks)](
                 grad.contiguous(),
-                rows.offsets,
+                of.offsets,
                 unread if coefficients is None else coefficients.contiguous(),
                 unread if positions is None else positions.contiguous(),
                 out,
-                rows.length,
+                of.length,
                 grad.shape[1],
                 shape[-1],
-                rows.packed,
+                of.packed,
                 **options,
                 EMULATE=INTERPRETED,
                 num_warps=configs.warps(options["BLOCK"]),
@@ -161,29 +160,27 @@ def spread(
     return out
 
 
-def dots(
-    tokens: Tensor, offsets: Tensor | None, mask: Tensor | None, vectors: Tensor
-) -> Tensor:
+def dots(tokens: Tensor, offsets: Tensor | None, mask: Tensor | None, vectors: Tensor) -> Tensor:
     """As `simtile._pool.dots`."""
     device = tokens.device
-    rows = _rows(tokens.shape, offsets, device)
+    of = _rows(tokens.shape, offsets, device)
     out = torch.empty(tokens.shape[:-1], dtype=torch.float32, device=device)
     dim = vectors.shape[1]
     tokens = _beside(tokens[..., :dim])
-    pieces = triton.cdiv(rows.longest, configs.DOT_ROWS)
-    if rows.count and pieces:
+    pieces = triton.cdiv(of.longest, configs.DOT_ROWS)
+    if of.rows and pieces:
         options: dict[str, Any] = {"ROWS": configs.DOT_ROWS, "BLOCK": configs.DOT_BLOCK}
         with _on(device):
-            kernels.dots[(rows.count, pieces)](
+            kernels.dots[(of.rows, pieces)](
                 tokens,
-                *_strides(tokens, rows),
-                rows.offsets,
+                *_strides(tokens, of),
+                of.offsets,
                 _bytes(mask, device),
                 vectors.contiguous(),
                 out,
-                rows.length,
+                of.length,
                 dim,
-                rows.packed,
+                of.packed,
                 int(mask is not None),
                 **options,
                 num_warps=4,

@@ -60,8 +60,8 @@ def pool(
     """
     result = Pooled([], [], [], [])
     for n, row in enumerate(tokens):
-        kept = [l for l in range(len(row)) if mask is None or mask[n][l] != 0]
-        w = {l: 1.0 if weights is None else weights[n][l] for l in kept}
+        kept = [t for t in range(len(row)) if mask is None or mask[n][t] != 0]
+        w = {t: 1.0 if weights is None else weights[n][t] for t in kept}
         total = math.fsum(w.values()) if all(map(math.isfinite, w.values())) else sum(w.values())
         raw, positions = pool_row(row, kept, w, total, how, dim)
         result.raw.append(raw)
@@ -76,7 +76,7 @@ def pool_row(
 ) -> tuple[list[float], list[int]]:
     """The pooled vector of a row, not normalised, and where it comes from."""
     if how == "mean":
-        sums = [sum(w[l] * row[l][c] for l in kept) for c in range(dim)]
+        sums = [sum(w[t] * row[t][c] for t in kept) for c in range(dim)]
         divisor = SMALLEST_WEIGHT if total < SMALLEST_WEIGHT else total
         return [s / divisor for s in sums], []
     if not kept:
@@ -85,16 +85,16 @@ def pool_row(
         position = kept[0] if how == "cls" else kept[-1]
         return list(row[position][:dim]), [position]
     positions = [largest(row, kept, c) for c in range(dim)]
-    return [row[l][c] for c, l in enumerate(positions)], positions
+    return [row[t][c] for c, t in enumerate(positions)], positions
 
 
 def largest(row: Matrix, kept: list[int], c: int) -> int:
     """The first token with the largest value of dimension c; the first NaN is larger than all."""
     best = kept[0]
-    for l in kept[1:]:
-        x, y = row[l][c], row[best][c]
+    for t in kept[1:]:
+        x, y = row[t][c], row[best][c]
         if x > y or (math.isnan(x) and not math.isnan(y)):
-            best = l
+            best = t
     return best
 
 
@@ -133,16 +133,16 @@ def pool_grad(
         total, divisor = found.totals[n], max(found.totals[n], SMALLEST_WEIGHT)
         along = math.fsum(a * b for a, b in zip(found.raw[n], g, strict=True))
         grad_tokens, grad_weights = [], []
-        for l, x in enumerate(row):
-            kept = mask is None or mask[n][l] != 0
-            weight = 1.0 if weights is None else weights[n][l]
+        for t, x in enumerate(row):
+            kept = mask is None or mask[n][t] != 0
+            weight = 1.0 if weights is None else weights[n][t]
             if how == "mean":
                 coefficient = weight / divisor if kept else 0.0
                 own = [coefficient * value for value in g]
             else:
                 positions = found.positions[n] * (1 if how == "max" else dim)
                 own = [
-                    value if position == l else 0.0
+                    value if position == t else 0.0
                     for value, position in zip(g, positions, strict=True)
                 ]
             grad_tokens.append(own + rest)

@@ -31,7 +31,7 @@ def pool(
     normalize: bool = True,
 ) -> Pooled:
     """Of tokens [N, L, D]; the mask is [N, L] and so are weights."""
-    n, length, width = tokens.shape
+    n, length, _ = tokens.shape
     x = tokens[:, :, :dim].astype(np.float64)
     kept = np.ones((n, length), bool) if mask is None else mask != 0
     w = kept.astype(np.float64)
@@ -131,7 +131,9 @@ def pool_grad(
         less = np.where(found.totals >= SMALLEST_WEIGHT, less, 0.0)
         products = np.einsum("nld,nd->nl", x, g)
         weight_grad = np.where(kept, (products - less[:, None]) / total, 0.0)
-        terms = np.einsum("nld,nd->nl", np.abs(x), size) + (np.abs(found.raw) * size).sum(1)[:, None]
+        terms = (
+            np.einsum("nld,nd->nl", np.abs(x), size) + (np.abs(found.raw) * size).sum(1)[:, None]
+        )
         weight_size = terms / total
     else:
         assert found.positions is not None
