@@ -21,8 +21,8 @@ function(simtile_add_level level)
   endif()
   set(target simtile_${level})
   add_library(${target} OBJECT csrc/level.cpp csrc/level_maxsim.cpp csrc/level_maxsim_backward.cpp
-    csrc/level_maxsim_codes.cpp csrc/level_pairwise.cpp csrc/level_quantize.cpp csrc/level_siglip.cpp
-    csrc/level_topk.cpp)
+    csrc/level_maxsim_codes.cpp csrc/level_pairwise.cpp csrc/level_pool.cpp csrc/level_quantize.cpp
+    csrc/level_siglip.cpp csrc/level_topk.cpp)
   target_link_libraries(${target} PUBLIC simtile_options)
   target_compile_definitions(${target} PRIVATE SIMTILE_ISA=${level} SIMTILE_ISA_NAME="${level}")
   target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:${kernel_flags}> ${level_warnings} ${ARGN})

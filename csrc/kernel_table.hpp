@@ -4,6 +4,7 @@
 #include "maxsim/args.hpp"
 #include "pairwise/args.hpp"
 #include "peak/args.hpp"
+#include "pool/args.hpp"
 #include "quantize/args.hpp"
 #include "siglip/args.hpp"
 #include "topk/args.hpp"
@@ -22,6 +23,7 @@ struct KernelTable {
   const MaxsimCodesKernel& (*maxsim_codes)();
   const MaxsimBackwardKernel& (*maxsim_backward)();
   const PairwiseKernel& (*pairwise)();
+  const PoolKernel& (*pool)();
   const SiglipKernel& (*siglip)();
 };
 
@@ -35,6 +37,7 @@ struct KernelTable {
   const MaxsimCodesKernel& maxsim_codes_table();       \
   const MaxsimBackwardKernel& maxsim_backward_table(); \
   const PairwiseKernel& pairwise_table();              \
+  const PoolKernel& pool_table();                      \
   const SiglipKernel& siglip_table();                  \
   }
 #if defined(__x86_64__)

@@ -9,8 +9,8 @@ namespace SIMTILE_ISA {
 
 namespace {
 constexpr KernelTable table = {
-    SIMTILE_ISA_NAME, peak::loops,        info_nce_kernel,       quantize_table, topk_table,
-    maxsim_table,     maxsim_codes_table, maxsim_backward_table, pairwise_table, siglip_table,
+    SIMTILE_ISA_NAME,   peak::loops,           info_nce_kernel, quantize_table, topk_table,   maxsim_table,
+    maxsim_codes_table, maxsim_backward_table, pairwise_table,  pool_table,     siglip_table,
 };
 }  // namespace
 

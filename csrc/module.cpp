@@ -13,6 +13,7 @@ void register_maxsim_codes(py::module_& m);
 void register_maxsim_topk(py::module_& m);
 void register_pairwise(py::module_& m);
 void register_peak(py::module_& m);
+void register_pool(py::module_& m);
 void register_quantize(py::module_& m);
 void register_siglip(py::module_& m);
 void register_topk(py::module_& m);
@@ -36,6 +37,7 @@ PYBIND11_MODULE(_core, m) {
   simtile::register_maxsim_topk(m);
   simtile::register_pairwise(m);
   simtile::register_peak(m);
+  simtile::register_pool(m);
   simtile::register_quantize(m);
   simtile::register_siglip(m);
   simtile::register_topk(m);

@@ -28,6 +28,7 @@ from simtile.doctor import (  # noqa: E402
     maxsim,
     maxsim_topk,
     pairwise,
+    pool,
     siglip,
     topk,
 )
@@ -101,6 +102,7 @@ def best_by_cpu(*inputs, backend, **options):
 
 PAIRS = pairwise.Case(40, 6, 5, "euclidean")
 SIGMOID = siglip.Case(30, 40, 6)
+POOLED = (pool.Case(3, 5, 7, 6), pool.Case(3, 5, 7, 6, "max"))
 
 
 def chosen_by_cpu(device, case, x, labels):
@@ -161,6 +163,9 @@ def fake(monkeypatch):
     monkeypatch.setattr(siglip, "simtile", by_name)
     monkeypatch.setattr(siglip, "CASES", (SIGMOID,))
     monkeypatch.setattr(siglip, "REPEATED", SIGMOID)
+    monkeypatch.setattr(pool, "simtile", types.SimpleNamespace(pool=by_cpu(simtile.pool)))
+    monkeypatch.setattr(pool, "CASES", POOLED)
+    monkeypatch.setattr(pool, "REPEATED", POOLED[0])
     monkeypatch.setattr(info_nce, "SMALL", TINY)
     monkeypatch.setattr(gpu, "LARGE", (LARGE,))
     monkeypatch.setattr(gpu, "REPEATED", LARGE)
@@ -218,6 +223,7 @@ MAXSIM = {
 ALL_PAIRS = {
     *((loss, "triton", dtype) for loss in pairwise.LOSSES for dtype in pairwise.DTYPES),
     *(("siglip", "triton", dtype) for dtype in siglip.DTYPES),
+    *(("pool", "triton", dtype) for dtype in pool.DTYPES),
 }
 
 
@@ -243,13 +249,16 @@ def test_a_whole_run(report_of):
         ("maxsim", "same bits"),
         ("maxsim_topk", "the best of all scores"),
         *((loss, what) for loss in pairwise.LOSSES for what in ("values", "same bits")),
-        *(("siglip", what) for what in ("values", "same bits")),
+        *((kernel, what) for kernel in ("siglip", "pool") for what in ("values", "same bits")),
     }
     for check in half["checks"]:
         outputs = " ".join(c["output"] for c in check["comparisons"])
         if check["kernel"] in (*pairwise.LOSSES, "siglip"):
             assert "loss" in outputs, check
             assert "grad" in outputs, check
+        elif check["kernel"] == "pool":
+            assert outputs.startswith("vectors"), check
+            assert "grad_tokens" in outputs, check
         elif check["kernel"] == "info_nce_family":
             assert "losses" in outputs, check
             assert "grad_queries" in outputs, check
@@ -369,6 +378,22 @@ def test_one_wrong_part_of_a_sigmoid_loss_fails(name, dtype, fake, monkeypatch):
     assert all(c.ok for c in siglip.values(fake, dtype, SIGMOID))
     monkeypatch.setattr(siglip, "outputs_of", wrong)
     assert [c.output for c in siglip.values(fake, dtype, SIGMOID) if not c.ok] == [name]
+
+
+@pytest.mark.parametrize("dtype", pool.DTYPES)
+@pytest.mark.parametrize("name", pool.OUTPUTS)
+def test_one_wrong_number_of_pooling_fails(name, dtype, fake, monkeypatch):
+    def wrong(case, inputs, backend):
+        found = right(case, inputs, backend)
+        if backend == "triton":
+            largest = np.unravel_index(np.abs(found[name]).argmax(), found[name].shape)
+            found[name][largest] *= 1.1
+        return found
+
+    right = pool.outputs_of
+    assert all(c.ok for case in POOLED for c in pool.values(fake, dtype, case))
+    monkeypatch.setattr(pool, "outputs_of", wrong)
+    assert [c.output for c in pool.values(fake, dtype, POOLED[0]) if not c.ok] == [name]
 
 
 @pytest.mark.parametrize("part", ["losses", "grad_queries", "grad_documents", "grad_negatives"])
@@ -616,7 +641,7 @@ def test_memory_is_poisoned(monkeypatch):
 
 INTERPRETED = """
 import json
-from simtile.doctor import gpu, info_nce, info_nce_family, maxsim, pairwise, siglip
+from simtile.doctor import gpu, info_nce, info_nce_family, maxsim, pairwise, pool, siglip
 from simtile.doctor.device import TorchDevice
 from simtile.doctor.results import run_check
 from simtile.kernels.info_nce import triton_configs as configs
@@ -634,6 +659,8 @@ maxsim.SMOOTH = maxsim.Case(2, 5, 3, 7, 9, temperature=0.5)
 maxsim.REPEATED, maxsim.REPEATS = maxsim.SMALL[0], 1
 pairwise.CASES, pairwise.REPEATED = (pairwise.Case(20, 7, 4),), pairwise.Case(9, 5, 2)
 siglip.CASES, siglip.REPEATED = (siglip.Case(9, 11, 7),), siglip.Case(5, 5, 3)
+pool.CASES = (pool.CASES[0], pool.Case(3, 9, 40, 33, "max"))
+pool.REPEATED = pool.Case(3, 5, 4, 4)
 checks = gpu.checks(TorchDevice("cpu"), ("triton",), quick=True)
 checks = [c for c in checks if c.what != "same bits"]  # the interpreter has one order
 print(json.dumps([run_check(check) for check in checks]))
@@ -657,5 +684,5 @@ def test_the_triton_kernels_pass_in_the_interpreter():
     assert names(checks) == {
         name for name in EVERY | EVERY_FAMILY | MAXSIM | ALL_PAIRS if name[1] == "triton"
     }
-    # labels of info_nce, its family, MaxSim (two checks), all pairs and the sigmoid loss
-    assert len(checks) == 5 + 3 + 3 * 2 + 6 + 3
+    # of info_nce, its family, MaxSim (two checks), all pairs, the sigmoid loss, pooling (two)
+    assert len(checks) == 5 + 3 + 3 * 2 + 6 + 3 + 2 * 3

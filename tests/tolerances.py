@@ -36,6 +36,10 @@ ROUNDOFFS = {
     "pairwise.grad_chosen": 4.0,
     "pairwise.uniformity": 8.0,
     "pairwise.grad_uniformity": 16.0,
+    # Per unit of the terms' sizes.
+    "pool.vectors": 8.0,
+    "pool.grad_tokens": 8.0,
+    "pool.grad_weights": 16.0,
     # Per unit of a logit's size.
     "siglip.losses": 8.0,
     "siglip.grad_queries": 8.0,

@@ -246,6 +246,57 @@ def siglip(case, dtype, need, *, device="cpu", tiles=None, chunk_bytes=1):
     return [None if x is None else x.numpy(force=True) for x in results]
 
 
+def pool(case, grad=None, device="cpu", widest=None, packed=False):
+    """`ops.pool_triton` on a case of pool_cases: vectors, raw vectors, sums of weights, positions;
+    with `grad` the gradients of tokens and weights instead. Results are full of NaN (or 77) before.
+    `widest`: as if no program had more columns."""
+    import torch
+    from info_nce_cases import as_tensor
+    from simtile.kernels.pool import triton_configs as configs
+
+    from simtile.ops import pool as operators
+    from simtile.ops import pool_triton
+
+    def poisoned(*shape, **how):
+        x = empty(*shape, **how)
+        return x.fill_(torch.nan if x.is_floating_point() else 77)
+
+    empty, before = torch.empty, configs.WIDEST
+    tokens, mask, weights = case.tokens(), case.mask_array(), case.weights()
+    offsets = None
+    if packed:
+        counts = np.full(case.rows, case.length)
+        offsets = torch.from_numpy(np.cumsum([0, *counts]))
+        tokens = tokens.reshape(-1, case.width)
+        mask = None if mask is None else mask.reshape(-1)
+        weights = None if weights is None else weights.reshape(-1)
+    x = as_tensor(tokens, device)
+    mask = None if mask is None else torch.from_numpy(mask).to(device)
+    weights = None if weights is None else torch.from_numpy(weights).to(device)
+    torch.empty = poisoned
+    configs.WIDEST = widest or before
+    try:
+        arguments = (x, weights, offsets, mask, case.how, case.dim, case.normalize, True)
+        found = pool_triton.forward(*arguments)
+        results = list(found)
+        if grad is not None:
+            call = operators._Call(
+                *(case.how, case.normalize, "triton", 0),
+                *(x.shape, x.dtype, (True, weights is not None)),
+            )
+            with torch.no_grad():
+                results = operators._gradients(
+                    as_tensor(grad, device),
+                    (x, weights, offsets, mask, *found[1:]),
+                    call,
+                    operators._spread,
+                    operators._dots,
+                )
+    finally:
+        torch.empty, configs.WIDEST = empty, before
+    return [None if x is None else x.float().numpy(force=True) for x in results]
+
+
 def main():
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what is printed must not mix with the answers

@@ -20,12 +20,12 @@ PATH=$PWD/.venv/bin:$PATH
 
 kernel_tests=(tests/test_info_nce.py tests/test_contrastive.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
   tests/test_maxsim_topk.py tests/test_quantize.py tests/test_batch_hard_triplet.py tests/test_uniformity.py
-  tests/test_siglip.py)
+  tests/test_siglip.py tests/test_pool.py)
 
 # A build with Python outside pip.
 python_build=(-G Ninja -S . -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)")
 
-drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_quantize test_siglip test_topk)
+drivers=(test_info_nce test_maxsim test_maxsim_backward test_maxsim_codes test_pool test_quantize test_siglip test_topk)
 
 # The levels that run here. Builds with sanitizers have no others: what does not run finds nothing.
 levels=($("$python" -c 'import simtile; print(*simtile.cpu_info()["detected"])'))

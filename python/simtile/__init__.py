@@ -13,6 +13,7 @@ from simtile.flat_index import FlatIndex
 from simtile.info_nce import info_nce, info_nce_grad
 from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
 from simtile.multi_vector_index import MultiVectorIndex
+from simtile.pool import pool
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
 from simtile.residual import ResidualCodec, ResidualTokens
@@ -46,6 +47,7 @@ __all__ = [
     "maxsim_packed",
     "maxsim_pairwise",
     "merge_topk",
+    "pool",
     "quantize",
     "range_search",
     "set_num_threads",

@@ -19,6 +19,9 @@ __all__: list[str] = [
     "pair_gradients",
     "peak",
     "peak_kinds",
+    "pool",
+    "pool_dots",
+    "pool_spread",
     "quantize",
     "range_search",
     "score_rows",
@@ -204,6 +207,38 @@ def peak(
     buffer_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> float: ...
 def peak_kinds() -> list[str]: ...
+def pool(
+    tokens: numpy.ndarray,
+    dtype: str,
+    how: str,
+    offsets: numpy.ndarray | None,
+    mask: numpy.ndarray | None,
+    weights: numpy.ndarray | None,
+    normalize: bool,
+    out: numpy.ndarray | None,
+    raw: numpy.ndarray | None,
+    totals: numpy.ndarray | None,
+    positions: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def pool_dots(
+    tokens: numpy.ndarray,
+    dtype: str,
+    offsets: numpy.ndarray | None,
+    mask: numpy.ndarray | None,
+    vectors: numpy.ndarray,
+    out: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def pool_spread(
+    grad: numpy.ndarray,
+    dtype: str,
+    offsets: numpy.ndarray | None,
+    coefficients: numpy.ndarray | None,
+    positions: numpy.ndarray | None,
+    out: numpy.ndarray | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def quantize(
     x: numpy.ndarray,
     dtype: str,

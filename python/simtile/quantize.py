@@ -116,28 +116,44 @@ def quantize(
     """
     _inputs.check_choice("kind", kind, KINDS)
     thread_count = _inputs.check_threads(threads)
-    rows = _rows("x", x)
+    return quantize_named("x", x, kind, ranges, calibration, quantiles, thread_count, stacklevel=3)
+
+
+def quantize_named(
+    name: str,
+    x: Any,
+    kind: Kind,
+    ranges: Any,
+    calibration: Any,
+    quantiles: Any,
+    threads: int,
+    stacklevel: int,
+) -> Quantized:
+    """`quantize` of an argument of this name; warnings are told of the caller so far up."""
+    rows = _rows(name, x)
     ends = starts = steps = offset = None
     if kind in PER_DIMENSION:
-        ends = _ranges(rows, kind, ranges, calibration, quantiles, thread_count)
+        ends = _ranges(name, rows, kind, ranges, calibration, quantiles, threads, stacklevel + 1)
         starts, steps, offset = _grid(ends, kind, rows)
     else:
         given = (("ranges", ranges), ("calibration", calibration), ("quantiles", quantiles))
-        for name, value in given:
+        for given_name, value in given:
             if value is not None:
-                raise ValueError(f"{name}: found one for {kind!r}, expected None: it has no ranges")
-    codes, scale, without = _codes(rows, kind, starts, steps, thread_count)
+                raise ValueError(
+                    f"{given_name}: found one for {kind!r}, expected None: it has no ranges"
+                )
+    codes, scale, without = _codes(rows, kind, starts, steps, threads)
     if without >= 0 and kind in PER_VECTOR:
         raise ValueError(
-            f"x: found a NaN, an infinity or a value too large for float32 in row {without}, "
+            f"{name}: found a NaN, an infinity or a value too large for float32 in row {without}, "
             f"expected finite numbers: {kind!r} divides a row by its largest magnitude"
         )
     if without >= 0:
         warnings.warn(
-            f"x: found a NaN or an infinity in row {without} or in the ranges; codes that are not "
-            "a number have become 0",
+            f"{name}: found a NaN or an infinity in row {without} or in the ranges; codes that are "
+            "not a number have become 0",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
     scale = steps if kind in PER_DIMENSION else scale
     result = Quantized(codes, scale, offset, rows.dim, kind, ranges=ends)
@@ -247,23 +263,30 @@ def grid(ends: Array, kind: str) -> tuple[Array, Array, Array]:
 
 
 def _ranges(
-    rows: _Rows, kind: str, ranges: Any, calibration: Any, quantiles: Any, threads: int
+    name: str,
+    rows: _Rows,
+    kind: str,
+    ranges: Any,
+    calibration: Any,
+    quantiles: Any,
+    threads: int,
+    stacklevel: int,
 ) -> Any:
     """The ends of every dimension's range, float32 [2, D]."""
     dim = rows.dim
     if ranges is not None:
-        for name, value in (("calibration", calibration), ("quantiles", quantiles)):
+        for other, value in (("calibration", calibration), ("quantiles", quantiles)):
             if value is not None:
-                raise ValueError(f"{name}: found one beside ranges, expected one of the two")
+                raise ValueError(f"{other}: found one beside ranges, expected one of the two")
         return _given_ranges(ranges, dim)
-    name = "x"
+    given = name
     if calibration is not None:
         name = "calibration"
         rows = _rows(name, calibration)
         if rows.dim != dim:
             raise ValueError(
-                f"calibration: found shape {list(rows.data.shape)}, expected [M, {dim}] because x "
-                f"has {dim} columns"
+                f"calibration: found shape {list(rows.data.shape)}, expected [M, {dim}] because "
+                f"{given} has {dim} columns"
             )
     count = len(rows.data)
     if count < 2:
@@ -273,9 +296,9 @@ def _ranges(
         )
     if count < FEW_ROWS and calibration is None:
         warnings.warn(
-            f"x: the ranges of {kind!r} are taken from {count} rows; those of at least {FEW_ROWS} "
-            "are steadier, and can be given as calibration",
-            stacklevel=3,
+            f"{name}: the ranges of {kind!r} are taken from {count} rows; those of at least "
+            f"{FEW_ROWS} are steadier, and can be given as ranges",
+            stacklevel=stacklevel,
         )
     if quantiles is not None:
         return _quantile_ranges(_tensors.as_array(rows.data), rows.dtype, quantiles)

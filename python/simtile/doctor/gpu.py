@@ -20,6 +20,7 @@ from simtile.doctor import (
     maxsim,
     maxsim_topk,
     pairwise,
+    pool,
     siglip,
     topk,
 )
@@ -121,6 +122,12 @@ def checks(device: TorchDevice, backends: Sequence[str], *, quick: bool) -> list
             found.append(add(str(siglip_case), "values", compared))
         same = partial(siglip.same_bits, device, dtype)
         found.append(add(str(siglip.REPEATED), "same bits", same))
+    for dtype in pool.DTYPES if "triton" in backends else ():
+        add = partial(Check, "pool", "triton", dtype)
+        for pool_case in pool.CASES[:3] if quick else pool.CASES:
+            compared = partial(pool.values, device, dtype, pool_case)
+            found.append(add(str(pool_case), "values", compared))
+        found.append(add(str(pool.REPEATED), "same bits", partial(pool.same_bits, device, dtype)))
     for kind in maxsim_topk.KINDS if "cuda" in backends else ():
         add = partial(Check, "maxsim_topk", "cuda", kind)
         for best_case in maxsim_topk.CASES:
