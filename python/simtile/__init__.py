@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from simtile import _inputs
 from simtile._core import __version__
 from simtile._cpu import cpu_info, set_num_threads
+from simtile.batches import DistinctIdsBatchSampler, audit_batch
 from simtile.cascade_index import CascadeIndex
 from simtile.flat_index import FlatIndex
 from simtile.info_nce import info_nce, info_nce_grad
 from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
+from simtile.mining import mine_hard_negatives
 from simtile.multi_vector_index import MultiVectorIndex
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 # Without `nn` and `distributed`, which `from simtile import *` would import with torch.
 __all__ = [
     "CascadeIndex",
+    "DistinctIdsBatchSampler",
     "FlatIndex",
     "MultiVectorIndex",
     "Quantized",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "alignment",
     "anisotropy",
+    "audit_batch",
     "batch_hard_triplet_loss",
     "cpu_info",
     "info_nce",
@@ -44,6 +48,7 @@ __all__ = [
     "maxsim_packed",
     "maxsim_pairwise",
     "merge_topk",
+    "mine_hard_negatives",
     "quantize",
     "range_search",
     "set_num_threads",
