@@ -115,14 +115,14 @@ def test_full_batches_alone(ids, size, epoch):
 
 def test_an_id_that_dominates():
     """Its rows are in every batch; the others fill the first ones. In time proportional to N."""
-    ids = [0] * 20_000 + list(range(1, 10_001))
+    ids = [0] * 2000 + list(range(1, 1001))
     sampler = simtile.DistinctIdsBatchSampler(ids, 64)
     sizes = [len(batch) for batch in check(ids, sampler, 64)]
-    assert len(sizes) == 20_000
-    assert sizes[:158] == [64] * 158  # 63 · 158 < 10 000
-    assert sizes[159:] == [1] * (20_000 - 159)
+    assert len(sizes) == 2000
+    assert sizes[:16] == [64] * 15 + [56]  # 1000 = 63 · 15 + 55
+    assert sizes[16:] == [1] * (2000 - 16)
     full = simtile.DistinctIdsBatchSampler(ids, 64, drop_last=True)
-    assert len(full) == 158
+    assert len(full) == 15
     first = {row for batch in full for row in batch}
     full.set_epoch(1)
     assert {row for batch in full for row in batch} != first

@@ -33,7 +33,7 @@ def test_scores_are_those_of_the_formula():
     assert rows[0, 0] == 1
     assert sorted(rows[0].tolist()) == [0, 1, 2]
     np.testing.assert_allclose(scores[0], np.array(right)[rows[0]], rtol=1e-5)
-    index = bm25s.BM25()
+    index = bm25s.BM25(corpus=documents)
     index.index(bm25s.tokenize(documents, stopwords=None, show_progress=False), show_progress=False)
     again = bm25_candidates(["red hen"], index, 3, stopwords=None)
     np.testing.assert_array_equal(again[0], scores)
@@ -43,6 +43,7 @@ def test_documents_without_a_shared_word_are_none():
     scores, rows = bm25_candidates(["fox", "unknown"], ["red fox", "hen"], 5, stopwords=None)
     assert rows.tolist() == [[0, -1, -1, -1, -1], [-1] * 5]
     assert np.isneginf(scores[rows < 0]).all()
+    assert (bm25_candidates(["", "the of"], ["red fox"], 2)[1] == -1).all()
     assert bm25_candidates([], ["a"], 2)[1].shape == (0, 2)
     assert (bm25_candidates(["a"], [], 2)[1] == -1).all()
 

@@ -37,7 +37,7 @@ def _bar(what: str) -> Iterator[Report]:
     try:
         from rich.progress import Progress
     except ModuleNotFoundError as error:
-        if error.name != "rich":
+        if str(error.name).partition(".")[0] != "rich":
             raise
         raise ModuleNotFoundError(
             "progress: True shows a bar with rich, which is not installed: pip install rich, or "

@@ -52,7 +52,8 @@ def bm25_candidates(
     scores : float32 [N, k]
         Best first; -inf for none.
     rows : int64 [N, k]
-        Of the documents; -1 where fewer share a word with the query.
+        Of the documents; -1 where fewer have a score above 0: with the methods "lucene",
+        "robertson" and "atire" these are the documents that share a word with the query.
 
     Raises
     ------
@@ -66,29 +67,26 @@ def bm25_candidates(
     for name, texts in (("queries", queries), ("documents", documents)):
         if isinstance(texts, str):
             raise TypeError(f"{name}: found a str, expected a list of texts")
+
+    def words_of(texts: Sequence[str]) -> list[list[str]]:
+        options = {"stopwords": stopwords, "stemmer": stemmer, "return_ids": False}
+        return bm25s.tokenize(list(texts), show_progress=False, **options)  # type: ignore[no-any-return]
+
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
     if isinstance(documents, bm25s.BM25):
         index, count = documents, int(documents.scores["num_docs"])
     else:
-        count = len(documents)
-        index = bm25s.BM25(method=method, k1=k1, b=b)
-        if count:
-            tokens = bm25s.tokenize(
-                list(documents), stopwords=stopwords, stemmer=stemmer, show_progress=False
-            )
-            index.index(tokens, show_progress=False)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
-    if not len(queries) or not count:
+        index, count = bm25s.BM25(method=method, k1=k1, b=b), len(documents)
+        words = words_of(documents)
+        if not any(words):  # of none it can make no index
+            return scores, rows
+        index.index(words, show_progress=False)
+    if not len(queries):
         return scores, rows
-    words = bm25s.tokenize(
-        list(queries),
-        stopwords=stopwords,
-        stemmer=stemmer,
-        return_ids=False,
-        show_progress=False,
-    )
     found = min(k, count)
-    result = index.retrieve(words, k=found, show_progress=False)
+    # An index may hold its documents, and would give these instead of their rows.
+    result = index.retrieve(words_of(queries), np.arange(count), found, show_progress=False)
     shared = result.scores > 0
     rows[:, :found] = np.where(shared, result.documents, -1)
     scores[:, :found] = np.where(shared, result.scores, -np.inf)
