@@ -8,10 +8,12 @@ from simtile import _inputs
 from simtile._core import __version__
 from simtile._cpu import cpu_info, set_num_threads
 from simtile._statistics import ContrastiveStatistics
+from simtile.batches import DistinctIdsBatchSampler, audit_batch
 from simtile.cascade_index import CascadeIndex
 from simtile.flat_index import FlatIndex
 from simtile.info_nce import info_nce, info_nce_grad
 from simtile.maxsim import maxsim, maxsim_packed, maxsim_pairwise
+from simtile.mining import mine_hard_negatives
 from simtile.multi_vector_index import MultiVectorIndex
 from simtile.pool import pool
 from simtile.quantize import quantize
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CascadeIndex",
     "ContrastiveStatistics",
+    "DistinctIdsBatchSampler",
     "FlatIndex",
     "MultiVectorIndex",
     "Quantized",
@@ -39,6 +42,7 @@ __all__ = [
     "__version__",
     "alignment",
     "anisotropy",
+    "audit_batch",
     "batch_hard_triplet_loss",
     "cpu_info",
     "info_nce",
@@ -47,6 +51,7 @@ __all__ = [
     "maxsim_packed",
     "maxsim_pairwise",
     "merge_topk",
+    "mine_hard_negatives",
     "pool",
     "quantize",
     "range_search",
