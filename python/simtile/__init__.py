@@ -23,6 +23,7 @@ from simtile.xtr import xtr_scores
 
 if TYPE_CHECKING:
     from simtile import distributed as distributed
+    from simtile import metrics as metrics
     from simtile import nn as nn
 
 # Without `nn` and `distributed`, which `from simtile import *` would import with torch.
@@ -44,6 +45,7 @@ __all__ = [
     "maxsim_packed",
     "maxsim_pairwise",
     "merge_topk",
+    "metrics",
     "quantize",
     "range_search",
     "set_num_threads",
@@ -56,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("nn", "distributed"):
+    if name not in ("nn", "distributed", "metrics"):
         raise AttributeError(f"module 'simtile' has no attribute {name!r}")
     import importlib
 
