@@ -27,6 +27,7 @@ from simtile.xtr import xtr_scores
 
 if TYPE_CHECKING:
     from simtile import distributed as distributed
+    from simtile import metrics as metrics
     from simtile import nn as nn
 
 # Without `nn` and `distributed`, which `from simtile import *` would import with torch.
@@ -51,6 +52,7 @@ __all__ = [
     "maxsim_packed",
     "maxsim_pairwise",
     "merge_topk",
+    "metrics",
     "mine_hard_negatives",
     "pool",
     "quantize",
@@ -65,7 +67,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("nn", "distributed"):
+    if name not in ("nn", "distributed", "metrics"):
         raise AttributeError(f"module 'simtile' has no attribute {name!r}")
     import importlib
 
