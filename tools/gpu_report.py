@@ -1,10 +1,11 @@
 """Compile every GPU kernel for every architecture and record what the machine code takes:
-`python tools/gpu_report.py [--check] [--only triton|cuda] [--require triton,cuda]`.
+`python tools/gpu_report.py [--check | --changed] [--only triton|cuda] [--require triton,cuda]`.
 
 No GPU is needed and none is used; the result is bench/results/gpu_report.json and
 docs/gpu-report.md. A spill, too much shared memory or an instruction that is not the one meant is
 an error. With --check nothing is written, it is also an error when a kernel is worse than in the
 stored report or is not in it, and most of what did not change is not compiled (gpu_sources.py).
+With --changed what did not change stays in the report as it is stored.
 Where a compiler is missing, its half stays as it is stored, and a message says so.
 """
 
@@ -113,7 +114,9 @@ def make(jobs: Sequence[Job], workers: int) -> tuple[list[Json], list[str]]:
     return rows, failed
 
 
-def make_half(half: str, workers: int, stored: Json) -> tuple[Json, list[str]] | None:
+def make_half(
+    half: str, workers: int, stored: Json, draw: bool = True
+) -> tuple[Json, list[str]] | None:
     """Version of the compiler, digests of the sources and rows, those that are as `stored` among
     them; None, with a message, where there is no compiler."""
     jobs_of, version_of = HALVES[half]
@@ -124,7 +127,7 @@ def make_half(half: str, workers: int, stored: Json) -> tuple[Json, list[str]] |
         return None
     start = time.monotonic()
     sources = gpu_sources.digests(jobs)
-    skip = gpu_sources.skipped(jobs, version, sources, stored)
+    skip = gpu_sources.skipped(jobs, version, sources, stored, draw)
     rows, failed = make(
         [job for job in jobs if (job.operation, gpu_sources.arch(job)) not in skip], workers
     )
@@ -167,6 +170,7 @@ def listed(text: str) -> list[str]:
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile the GPU kernels and report on the code.")
     parser.add_argument("--check", action="store_true", help="write nothing, fail when worse")
+    parser.add_argument("--changed", action="store_true", help="compile only what changed")
     parser.add_argument("--only", choices=[*HALVES], help="one half")
     parser.add_argument(
         "--require", type=listed, default=[], help="halves whose compiler must be there"
@@ -177,7 +181,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     report = dict(stored)
     problems = []
     for half in [options.only] if options.only else [*HALVES]:
-        result = make_half(half, options.workers, stored.get(half, {}) if options.check else {})
+        known = stored.get(half, {}) if options.check or options.changed else {}
+        result = make_half(half, options.workers, known, draw=not options.changed)
         if result is None:
             problems += [f"{half}: required, but not made"] if half in options.require else []
             continue

@@ -67,9 +67,13 @@ def arch(job: Job) -> str:
 
 
 def skipped(
-    jobs: Sequence[Job], compiler: str, sources: Mapping[str, str], stored: Json
+    jobs: Sequence[Job],
+    compiler: str,
+    sources: Mapping[str, str],
+    stored: Json,
+    draw: bool = True,
 ) -> set[tuple[str, str]]:
-    """Operations and architectures that are as they were stored, and are not drawn."""
+    """Operations and architectures that are as they were stored; with `draw` not the third."""
     if stored.get("compiler") != compiler:
         return set()
     return {
@@ -77,7 +81,7 @@ def skipped(
         for job in jobs
         if job.arch
         and stored.get("sources", {}).get(job.operation) == sources[job.operation]
-        and not drawn(sources[job.operation], arch(job))
+        and not (draw and drawn(sources[job.operation], arch(job)))
     }
 
 
