@@ -186,7 +186,7 @@ def test_runs_and_what_they_return(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = {"triton": half(row()), "cuda": half(row(source="cuda"), compiler="13.0")}
-    monkeypatch.setattr(report, "make_half", lambda name, *_: made[name] and (made[name], []))
+    monkeypatch.setattr(report, "make_half", lambda name, *_, **__: made[name] and (made[name], []))
     assert report.main(["--check"]) == 1  # nothing is stored yet
     assert report.main([]) == 0
     assert json.loads(report.REPORT.read_text()) == made
@@ -214,7 +214,7 @@ def test_a_fault_fails_although_it_is_stored(
     report: ModuleType, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spilled = half(row(spills={"store_bytes": 4, "load_bytes": 4}))
-    monkeypatch.setattr(report, "make_half", lambda name, *_: (spilled, []))
+    monkeypatch.setattr(report, "make_half", lambda name, *_, **__: (spilled, []))
     assert report.main(["--only", "triton"]) == 1
     assert "**store_bytes 4, load_bytes 4**" in report.PAGE.read_text()
     assert report.main(["--check", "--only", "triton"]) == 1
