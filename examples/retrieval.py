@@ -85,8 +85,13 @@ def main() -> None:
         vectors = encoders.unit(of_texts.mean @ weight)
         query_vectors = encoders.unit(of_queries.mean[held_out] @ weight)
 
+        tokens_of: dict[str, Floats] = {}  # of the last query: encoded once for both stages
+
         def encode(some: Sequence[str]) -> Floats:
-            return encoders.unit(encoders.encode(model, some).mean @ weight)
+            encoded = encoders.encode(model, some)
+            tokens_of.clear()
+            tokens_of.update(zip(some, encoded.tokens, strict=True))
+            return encoders.unit(encoded.mean @ weight)
 
         index = simtile.CascadeIndex(vectors.shape[1], ("binary", "int8"), oversample=(OVERSAMPLE,))
         index.add(vectors)
@@ -94,8 +99,7 @@ def main() -> None:
         late.add(of_texts.tokens)
 
         def late_interaction(query: str, ids: Int64s) -> Floats:
-            tokens = encoders.encode(model, [query]).tokens
-            scores: Floats = late.score(tokens, ids=ids[None])[0]
+            scores: Floats = late.score([tokens_of[query]], ids=ids[None])[0]
             return scores
 
         task = progress.add_task("training the joint encoder", total=None)
@@ -129,6 +133,7 @@ def main() -> None:
         "joint encoder": index.nbytes / len(texts) + np.mean([len(t.encode()) for t in texts]),
     }
     sections = [
+        prompts_section(queries[0], texts[0]),
         geometry_section(sets),
         bytes_section(query_vectors, vectors, held_out),
         stages_section(query_vectors, vectors, index, late, of_queries, held_out, pipelines),
@@ -166,6 +171,25 @@ def train(
         sets[f"{how}, as it is"] = q[held_out], d[held_out]
         sets[f"{how}, trained"] = tuple(encoders.unit(x[held_out] @ weights[how]) for x in (q, d))
     return weights, sets
+
+
+def prompts_section(query: str, document: str) -> report.Section:
+    instruction = "Represent the question for retrieving supporting documents: "
+    rows = [
+        ("MiniLM", *encoders.MINILM.queries([query]), *encoders.MINILM.documents([document])),
+        ("E5", *encoders.E5.queries([query]), *encoders.E5.documents([document])),
+        (
+            "INSTRUCTOR",
+            str(encoders.instructor(instruction, [query])[0]),
+            str(encoders.instructor("Represent the document for retrieval: ", [document])[0]),
+        ),
+    ]
+    short = [[text if len(text) < 120 else text[:117] + "…" for text in row] for row in rows]
+    return report.Section(
+        "What is encoded",
+        "Models want their texts as they were trained. This report's is MiniLM, which has no prompt.",
+        [(("model", "query", "document"), short)],
+    )
 
 
 def geometry_section(sets: dict[str, tuple[Floats, Floats]]) -> report.Section:
