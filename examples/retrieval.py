@@ -169,7 +169,8 @@ def train(
         q, d = getattr(of_queries, how), getattr(of_texts, how)
         weights[how], _ = encoders.train_adapter(q[training], d[training])
         sets[f"{how}, as it is"] = q[held_out], d[held_out]
-        sets[f"{how}, trained"] = tuple(encoders.unit(x[held_out] @ weights[how]) for x in (q, d))
+        w = weights[how]
+        sets[f"{how}, trained"] = encoders.unit(q[held_out] @ w), encoders.unit(d[held_out] @ w)
     return weights, sets
 
 
@@ -187,7 +188,7 @@ def prompts_section(query: str, document: str) -> report.Section:
     short = [[text if len(text) < 120 else text[:117] + "…" for text in row] for row in rows]
     return report.Section(
         "What is encoded",
-        "Models want their texts as they were trained. This report's is MiniLM, which has no prompt.",
+        "Models want texts as they were trained. This report's is MiniLM, which has no prompt.",
         [(("model", "query", "document"), short)],
     )
 
