@@ -234,9 +234,9 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Case cases[] = {{1, 1, 1, 1, false},     {2, 7, 7, 7, true},         {3, 17, 33, 40, false},
-                        {5, 40, 64, 64, true},   {7, 9, 111, 384, false},    {1, 300, 515, 515, false},
-                        {40, 31, 65, 65, false}, {33, 128, 384, 384, false}, {9, 70, 100, 131, true}};
+  const Case cases[] = {{1, 1, 1, 1, false},    {2, 7, 7, 7, true},       {3, 17, 33, 40, false},
+                        {5, 40, 64, 64, true},  {7, 9, 111, 384, false},  {1, 130, 515, 515, false},
+                        {40, 9, 65, 65, false}, {9, 70, 200, 200, false}, {9, 70, 100, 131, true}};
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);
     for (Element element : {Element::float32, Element::float64, Element::bfloat16, Element::float16}) {
