@@ -28,9 +28,12 @@ METRICS = ("cosine", "dot", "l2")
 class Source(Protocol):
     queries: int
     documents: int
-    known: str  # what numbers the caller may use, for messages
     has_scores_of_all: bool  # whether `score` can be asked
     may_repeat: bool  # whether a document may be found twice for a query
+
+    @property
+    def known(self) -> str:
+        """What numbers the caller may use, for messages."""
 
     def search(self, chosen: Chosen, count: int) -> tuple[Float32s, Int64s]:
         """The best `count` of each: scores and documents [n, count]; -inf and -1 for none."""
