@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _allow, _inputs, _search_call, _tensors, _vectors, search
+from simtile._documents import NumberedDocuments
 from simtile._index_search import Search
 from simtile._mining_inputs import Ragged, Scored, check_known
 from simtile.flat_index import FlatIndex
@@ -261,6 +262,11 @@ def check_metric(metric: object, documents: Any) -> str:
                 "or 'l2'"
             )
         return own
+    if isinstance(documents, NumberedDocuments):
+        raise TypeError(
+            f"documents: found a {type(documents).__name__}, expected arrays, a Quantized or a "
+            "FlatIndex: other indexes do not score every document"
+        )
     if metric is None:
         return "cosine"
     _inputs.check_choice("metric", metric, METRICS)
