@@ -6,12 +6,14 @@ import re
 
 import numpy as np
 import pytest
+from device_fakes import CudaTensor, cuda_tensor, pretend_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 
 import simtile
-from simtile import _search_call, batches, mining
+from simtile import _search_call, _tensors, batches, mining
 from simtile.reference import mining as reference
+from simtile.reference import topk_numpy
 
 QUERY = "How do I print a return label?"
 PASSAGES = [
@@ -417,3 +419,36 @@ def test_examples_of_docstrings(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+class ReferenceOnTensors:
+    """In the place of the launches on a GPU: the definition, on tensors that say they are there."""
+
+    def _run(self, name, arguments, shape, *more):
+        assert all(x is None or isinstance(x, CudaTensor) for x in arguments[-2:])
+        given = [_tensors.as_array(x) if isinstance(x, CudaTensor) else x for x in arguments]
+        out = [np.empty(shape, dtype) for dtype in more]
+        getattr(topk_numpy, name)(*given, 0, *out)
+        return tuple(cuda_tensor(x) for x in out)
+
+    def search(self, *arguments):
+        shape = (len(arguments[2]), arguments[10])
+        return self._run("topk", arguments, shape, np.float32, np.int64)
+
+    def score_rows(self, *arguments):
+        return self._run("score_rows", arguments, tuple(arguments[-1].shape), np.float32)[0]
+
+
+def test_tensors_of_a_gpu_are_searched_there(monkeypatch):
+    """No GPU has run this; the launches are those of `topk`."""
+    queries, documents = rows(0, 3, 8), rows(1, 30, 8)
+    options = {"k": 2, "relative_margin": 0.1, "ids": np.arange(30) // 2, "range_max": 6}
+    options["allow"] = np.arange(30) % 3 > 0
+    right = simtile.mine_hard_negatives(queries, documents, [1, 2, 3], **options)
+    pretend_cuda(monkeypatch)
+    monkeypatch.setattr(_search_call, "_cuda", ReferenceOnTensors)
+    found = simtile.mine_hard_negatives(
+        cuda_tensor(queries), cuda_tensor(documents), [1, 2, 3], **options
+    )
+    assert all(isinstance(x, CudaTensor) for x in found)
+    equal(mining.HardNegatives(*(_tensors.as_array(x) for x in found)), right)

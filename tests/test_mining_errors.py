@@ -139,6 +139,11 @@ WRONG = {
             ValueError,
             "documents: found an index with metric 'hamming'",
         ),
+        (
+            {"documents": simtile.CascadeIndex(4, ("binary", "float32"))},
+            TypeError,
+            "documents: found a CascadeIndex, expected arrays",
+        ),
         ({"documents": index()}, ValueError, "positives: found 0 for query 0, expected an id"),
     ],
 }

@@ -93,9 +93,9 @@ class Miner:
             )
             if self._rescores:
                 order = np.lexsort((self.source.names(documents), -scores, ~alive), axis=1)
-                scores, documents, alive = (
-                    np.take_along_axis(x, order, axis=1) for x in (scores, documents, alive)
-                )
+                scores = np.take_along_axis(scores, order, axis=1)
+                documents = np.take_along_axis(documents, order, axis=1)
+                alive = np.take_along_axis(alive, order, axis=1)
         self._limit(part.start, scores, alive, positives, own, refused)
         places, found = self._choose(alive)
         chosen = np.take_along_axis(documents, places, axis=1)
@@ -149,7 +149,8 @@ class Miner:
         exhausted = rows[:, -1] < 0
         if not self.source.may_repeat:
             exhausted |= count >= most
-        return local[~exhausted & (first.sum(axis=1) < window)]
+        short: Int64s = local[~exhausted & (first.sum(axis=1) < window)]
+        return short
 
     def _scores_of_positives(self, part: slice, positives: Ragged) -> Float32s:
         given = positives.padded()
@@ -159,7 +160,10 @@ class Miner:
 
     def _names(self, documents: Int64s) -> Int64s:
         """Equal for documents that are one by their ids."""
-        return documents if self.groups is None else self.groups[documents]
+        if self.groups is None:
+            return documents
+        names: Int64s = self.groups[documents]
+        return names
 
     def _are_positives(self, documents: Int64s, local: Int64s, positives: Ragged) -> Mask:
         """Which documents [n, C] of the queries `local` are positives, or have their id."""

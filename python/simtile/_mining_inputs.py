@@ -94,7 +94,7 @@ def check_options(
     """
     count = _check_count("k", k, 1)
     first = _check_count("range_min", range_min, 0)
-    limits = {
+    limits: dict[str, Any] = {
         "max_score": _check_limit("max_score", max_score),
         "min_score": _check_limit("min_score", min_score),
         "absolute_margin": _check_limit("absolute_margin", absolute_margin),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _allow, _inputs, _search_call, _tensors, _vectors, search
+from simtile._documents import NumberedDocuments
 from simtile._index_search import Search
 from simtile._mining_inputs import Ragged, Scored, check_known
 from simtile.flat_index import FlatIndex
@@ -28,9 +29,12 @@ METRICS = ("cosine", "dot", "l2")
 class Source(Protocol):
     queries: int
     documents: int
-    known: str  # what numbers the caller may use, for messages
     has_scores_of_all: bool  # whether `score` can be asked
     may_repeat: bool  # whether a document may be found twice for a query
+
+    @property
+    def known(self) -> str:
+        """What numbers the caller may use, for messages."""
 
     def search(self, chosen: Chosen, count: int) -> tuple[Float32s, Int64s]:
         """The best `count` of each: scores and documents [n, count]; -inf and -1 for none."""
@@ -258,6 +262,11 @@ def check_metric(metric: object, documents: Any) -> str:
                 "or 'l2'"
             )
         return own
+    if isinstance(documents, NumberedDocuments):
+        raise TypeError(
+            f"documents: found a {type(documents).__name__}, expected arrays, a Quantized or a "
+            "FlatIndex: other indexes do not score every document"
+        )
     if metric is None:
         return "cosine"
     _inputs.check_choice("metric", metric, METRICS)

@@ -210,7 +210,7 @@ def mine_hard_negatives(
     )
     with reporter(progress, "mining hard negatives") as report:
         mined = miner.run(_mining.block_of(block_size, options.window), report)
-    rows = queries.codes if isinstance(queries, Quantized) else queries
+    rows: Any = queries.codes if isinstance(queries, Quantized) else queries
     device = rows.device if _tensors.is_tensor(rows) else None
     return HardNegatives(
         _vectors.result(device, mined.indices), _vectors.result(device, mined.scores)

@@ -51,7 +51,8 @@ class Rows:
         found = self.found[self.owners]
         if form == "n-tuple":
             found = found & found.all(axis=1, keepdims=True)
-        return np.nonzero(found)
+        pairs, ranks = np.nonzero(found)
+        return pairs, ranks
 
     def _texts(self, texts: list[str], numbers: Array) -> list[str]:
         return [texts[i] for i in numbers.tolist()]
@@ -127,7 +128,7 @@ def report(rows: Rows, limits: Mapping[str, float | None], count: int, form: str
     difference = positive[pairs] - negative
     print(f"{'Metric':<8}{'Positive':>14}{'Negative':>14}{'Difference':>14}")
     print(f"{'Count':<8}{len(positive):>14,}{len(negative):>14,}")
-    measures = {"Mean": np.mean, "Median": np.median, "Std": _spread, "Min": np.min}
+    measures: dict[str, Any] = {"Mean": np.mean, "Median": np.median, "Std": _spread, "Min": np.min}
     measures |= {f"{p}%": _percentile(p) for p in (25, 50, 75)} | {"Max": np.max}
     for name, measure in measures.items():
         values = [

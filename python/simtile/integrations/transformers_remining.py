@@ -34,7 +34,7 @@ Texts = tuple[str, ...]
 logger = logging.getLogger(__name__)
 
 
-class RemineHardNegatives(TrainerCallback):  # type: ignore[misc]
+class RemineHardNegatives(TrainerCallback):
     """Mines the negatives of a dataset again before an epoch, and trains on them.
 
     Parameters
