@@ -141,7 +141,7 @@ class _Own(NamedTuple):
     k: int
     metric: str
     allow: Any
-    count: int  # documents
+    rows: int  # documents
     ends: tuple[int, int]  # the lowest and the highest id of an index
     form: int  # of the documents: equal where they can be merged
     digest: int  # of the queries where all ranks pass the same
@@ -159,7 +159,7 @@ class _Header(NamedTuple):
     metric: int
     share: int
     allow_given: int
-    count: int
+    rows: int
     lowest: int
     highest: int
     is_index: int
@@ -258,7 +258,7 @@ def _row(own: _Own | None, share: str) -> list[int]:
             metric=_search_call.METRICS.index(own.metric),
             share=SHARES.index(share),
             allow_given=int(own.allow is not None),
-            count=own.count,
+            rows=own.rows,
             lowest=own.ends[0],
             highest=own.ends[1],
             is_index=int(isinstance(own.documents, (FlatIndex, CascadeIndex))),
@@ -282,7 +282,7 @@ def _check_headers(headers: Sequence[_Header]) -> None:
                 names = _search_call.METRICS if field == "metric" else SHARES
                 values = [names[value] for value in values]
             raise ValueError(f"{name}: found {values} on the ranks, expected the same on all")
-    holders = [(rank, header) for rank, header in enumerate(headers) if header.count]
+    holders = [(rank, header) for rank, header in enumerate(headers) if header.rows]
     if len({header.form for _, header in holders}) > 1:
         raise ValueError(
             "documents: found different element types, dimensions, or ranges of codes on ranks "
@@ -321,7 +321,7 @@ def _answer(
         wanted = [(0, counts[0])] * ranks
     failed: Exception | None = None
     try:
-        first = sum(header.count for header in headers[:rank])
+        first = sum(header.rows for header in headers[:rank])
         scores, ids = _local(own, asked, first, nan, threads)
         parts = [message(scores[a:b], ids[a:b]) for a, b in wanted]
     except Exception as error:  # whatever it is, the others must not wait
