@@ -1,6 +1,7 @@
 """simtile.integrations.mteb by the protocol of mteb's backends, and in mteb where that is."""
 
 import enum
+import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,3 +115,52 @@ def test_wrong_inputs():
         index.search(x, 1, top_ranked={"q": ["a"]})
     with pytest.raises(ValueError, match="top_ranked: found 'z'"):
         index.search(x[:1], 1, top_ranked={"q": ["z"]}, query_idx_to_id={0: "q"})
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(
+    importlib.util.find_spec("mteb") is None,
+    reason="mteb is not installed (it is no development requirement: 0.2 GB with what it needs)",
+)
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("rerank", [False, True])
+def test_in_mteb(similarity, rerank, monkeypatch):
+    """SearchEncoderWrapper finds with this backend what it finds without one."""
+    import datasets
+    from mteb.models import SearchEncoderWrapper, search_wrappers
+    from mteb.models.model_meta import ScoringFunction
+    from sentence_transformers.util import SimilarityFunction
+
+    rng = np.random.default_rng(0)
+    vectors = {f"d{i}": rng.standard_normal(12).astype(np.float32) for i in range(90)}
+    vectors |= {f"q{i}": rng.standard_normal(12).astype(np.float32) for i in range(7)}
+    sides = {
+        side: datasets.Dataset.from_dict({"id": [name for name in vectors if name[0] == side]})
+        for side in "dq"
+    }
+
+    class Encoder:
+        mteb_model_meta = SimpleNamespace(similarity_fn_name=ScoringFunction(similarity))
+        similarity = staticmethod(SimilarityFunction.to_similarity_fn(similarity))
+
+        def encode(self, rows, **_):
+            return np.stack([vectors[name] for name in rows["id"]])
+
+    # What makes batches of texts of a dataset is not what is tested.
+    monkeypatch.setattr(search_wrappers, "create_dataloader", lambda dataset, **_: dataset)
+    ranked = None
+    if rerank:
+        ranked = {f"q{i}": [f"d{j}" for j in rng.permutation(90)[:15]] for i in range(7)}
+    found = []
+    for backend in (None, SimtileSearchIndex(Encoder())):
+        wrapper = SearchEncoderWrapper(Encoder(), index_backend=backend)
+        common = {"task_metadata": None, "hf_split": "test", "hf_subset": "en", "encode_kwargs": {}}
+        for _ in range(2):  # the backend is cleared after each search
+            wrapper.index(sides["d"], **common)
+            results = wrapper.search(sides["q"], top_k=5, top_ranked=ranked, **common)
+        found.append(results)
+    plain, ours = found
+    assert plain.keys() == ours.keys() == set(sides["q"]["id"])
+    for query, scores in plain.items():
+        assert len(scores) == 5
+        assert ours[query] == pytest.approx(scores, rel=1e-5, abs=1e-6)

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import capacity_tables  # noqa: E402
 import cascade_tables  # noqa: E402
 import contrastive_tables  # noqa: E402
 import gpu_measured  # noqa: E402
@@ -68,6 +69,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "peak": ("peak", tables.peak),
     "topk": ("topk", topk_tables.topk),
     "topk_short": ("topk", topk_tables.short),
+    **{name: ("topk", markdown) for name, markdown in capacity_tables.REGIONS.items()},
     "topk_targets": ("topk", lambda results: tables.targets(results["targets"])),
     "cascade_quality": ("cascade_quality", cascade_tables.markdown),
     "cascade_quality_short": ("cascade_quality", cascade_tables.short),

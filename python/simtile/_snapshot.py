@@ -40,6 +40,13 @@ class Segment:
         return self.id_room[: self.length]
 
     @cached_property
+    def id_ends(self) -> tuple[int, int]:
+        """The lowest and the highest id, of removed rows too."""
+        if isinstance(self.ids, range):
+            return self.ids[0], self.ids[-1]
+        return int(self.ids.min()), int(self.ids.max())
+
+    @cached_property
     def alive(self) -> npt.NDArray[np.bool_] | None:
         return None if self.alive_room is None else self.alive_room[: self.length]
 

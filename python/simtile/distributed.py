@@ -1,4 +1,6 @@
-"""InfoNCE over the processes of torch.distributed: every rank's documents are candidates.
+"""InfoNCE and search over the processes of torch.distributed, with every rank's documents.
+
+`search` is in `simtile._distributed_search`. What follows is about `info_nce`.
 
 Two ways to the same loss. "all_gather": every rank receives all candidates and computes the losses
 of its own queries. "ring": the candidates of each rank travel around all ranks, so that a rank
@@ -20,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 import simtile
 from simtile import _inputs
+from simtile._distributed_search import search as search
 from simtile._ring import Layout, Options, numbered_ids, ring_losses
 from simtile.ops._tensors import as_integers, check_devices, check_floats, check_one_number
 

@@ -65,7 +65,8 @@ class SimtileSearchIndex:
         self._dtype: Any = dtype if isinstance(dtype, str) else tuple(dtype)
         self._threads = threads
         self._new(1)  # an unknown dtype is an error here, not after hours of encoding
-        self.clear()
+        self._index: FlatIndex | CascadeIndex | None = None
+        self._places: dict[str, int] = {}
 
     def add_documents(self, embeddings: Any, idxs: Sequence[str]) -> None:
         """Add documents [N, D] with their names, after those that are there already.
@@ -149,8 +150,7 @@ class SimtileSearchIndex:
 
     def clear(self) -> None:
         """Forget all documents."""
-        self._index: FlatIndex | CascadeIndex | None = None
-        self._places: dict[str, int] = {}
+        self._index, self._places = None, {}
 
     def _new(self, dim: int) -> FlatIndex | CascadeIndex:
         if isinstance(self._dtype, str):

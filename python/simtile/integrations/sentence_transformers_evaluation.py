@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sentence_transformers.sentence_transformer import evaluation as original
-from tqdm import trange
+from tqdm import trange  # type: ignore[import-untyped]
 
 from simtile import _tensors
 from simtile.integrations._embeddings import common, dense
@@ -76,10 +76,12 @@ class InformationRetrievalEvaluator(original.InformationRetrievalEvaluator):
             self._write_predictions(hits, Path(output_path))
         logger.info("Queries: %d", len(self.queries))
         logger.info("Corpus: %d\n", len(self.corpus))
-        scores = {name: self.compute_metrics(of_name) for name, of_name in hits.items()}
+        scores: dict[str, Any] = {
+            name: self.compute_metrics(of_name) for name, of_name in hits.items()
+        }
         for name in self.score_function_names:
             logger.info("Score-Function: %s", name)
-            self.output_scores(scores[name])
+            self.output_scores(scores[name])  # type: ignore[no-untyped-call]
         return scores
 
     # What older callers call it.
@@ -127,8 +129,8 @@ class InformationRetrievalEvaluator(original.InformationRetrievalEvaluator):
                 found[name] = best
         return found
 
-    def _hits(self, scores: Array, places: Array, metric: Metric) -> list[list[dict[str, Any]]]:
-        """For each query what was found, as the original's metrics expect it."""
+    def _hits(self, scores: Array, places: Array, metric: Metric) -> list[Any]:
+        """For each query a list of what was found, as the original's metrics expect it."""
         ids = sorted(self.corpus_ids)
         if metric == "l2":
             scores = -np.sqrt(scores.astype(np.float64))
