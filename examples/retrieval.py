@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def main() -> None:
         found = []
         for name, some in (("encoding documents", texts), ("encoding queries", queries)):
             task = progress.add_task(name, total=len(some))
-            found.append(encoders.encode(model, some, lambda n, t=task: progress.advance(t, n)))
+            found.append(encoders.encode(model, some, partial(progress.advance, task)))
         of_texts, of_queries = found
 
         weights, sets = train(of_queries, of_texts, training, held_out)
@@ -104,8 +105,8 @@ def main() -> None:
 
         task = progress.add_task("training the joint encoder", total=None)
         joint = encoders.JointEncoder(model)
-        some = training[:JOINT_PAIRS]
-        joint.fit([queries[i] for i in some], [texts[i] for i in some])
+        learned = training[:JOINT_PAIRS]
+        joint.fit([queries[i] for i in learned], [texts[i] for i in learned])
         pair_ms = milliseconds_of_a_pair(joint, queries, texts)
         budget = Budget(pair=pair_ms)
         progress.update(task, total=1, completed=1)
