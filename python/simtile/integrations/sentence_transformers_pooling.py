@@ -84,7 +84,7 @@ class Pooling(_Pooling):
         prompt_length: int | None = None,
     ) -> list[Tensor]:
         if any(name in features for name in _FOREIGN):
-            return super()._forward_padded(  # type: ignore[no-any-return]
+            return super()._forward_padded(
                 token_embeddings, attention_mask, features, prompt_length=prompt_length
             )
         weights = None
@@ -107,7 +107,7 @@ class Pooling(_Pooling):
         prompt_length: int | None = None,
     ) -> list[Tensor]:
         if any(name in features for name in _FOREIGN):
-            return super()._forward_flattened(  # type: ignore[no-any-return]
+            return super()._forward_flattened(
                 token_embeddings, features, prompt_length=prompt_length
             )
         tokens, offsets = token_embeddings.squeeze(0), features["cu_seq_lens_q"].long()
