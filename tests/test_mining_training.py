@@ -101,7 +101,6 @@ def train(tmp_path, model, dataset, epochs, **arguments):
     return seen
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_training_sees_the_negatives_of_now(tmp_path):
     model = static_model()
     remine = RemineHardNegatives(mined(model))
@@ -128,7 +127,6 @@ def test_training_sees_the_negatives_of_now(tmp_path):
     assert sorted(before) != sorted(after)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_batches_of_different_ids_in_training(tmp_path):
     model = static_model()
     dataset = mined(model)
