@@ -61,7 +61,7 @@ def run(
         setting = Setting(
             call,
             guide_call,
-            configs.block_tile(call.tiles.scores, bool(guide)),
+            configs.block_tile(call.tiles.scores, bool(guide), call.name),
             contrast,
             plain._on_device(temperature, device),
             queries.shape[0],
@@ -177,7 +177,7 @@ class _Family:
                 **options,
                 EMULATE=plain.INTERPRETED,
                 num_warps=tile.warps,
-                num_stages=tile.stages,
+                num_stages=configs.PAIR_STAGES,
             )
         self.own_logits = call.floats(n, self.own)
         own_blocks = triton.cdiv(self.own, configs.OWN_BLOCK)
