@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _ptx import ROOT, SECTOR, total
-
-sys.path.insert(0, str(ROOT / "tests"))
-
 import triton_launches
+from _ptx import SECTOR, total
 
 Launch = triton_launches.Launch
 

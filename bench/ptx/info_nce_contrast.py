@@ -16,8 +16,9 @@ from _ptx import SECTOR, Run
 from _ptx_triton import Counts, Launch, Launches, on_sectors, options_of, up
 from ahead_of_time import triton_cache
 from contrastive_triton import CLIP, EVERYTHING, OWN
-from ptx import info_nce_triton as plain
 from simtile.kernels.info_nce import triton_configs as configs
+
+from ptx import info_nce_triton as plain
 
 FOUR = {"directions": EVERYTHING["directions"], "temperature": 0.3}
 # A temperature at which all candidates count.
@@ -40,19 +41,19 @@ class Call(NamedTuple):
 
 TINY = (*plain.TINY, "pair_scores", "block_scores", "own_block_scores")
 CALLS = (
-    Call("bf16, everything, statistics", FULL, (120, 384, 128), statistics=True),
+    Call("bf16, everything, statistics", FULL, (120, 256, 128), statistics=True),
     Call(
         "fp16, four directions",
         {**FOUR, "negatives_per_query": 1, "bank": 5, "false_negative_margin": 0.2},
-        (125, 384, 64),
+        (125, 256, 64),
         "float16",
         statistics=True,
     ),
-    Call("bf16, clip", {**BOTH, "bank": 6}, (250, 384, 64), statistics=True),
+    Call("bf16, clip", {**BOTH, "bank": 6}, (250, 256, 64), statistics=True),
     Call(
         "fp32 ieee, guide",
         {**BOTH, "guide": ("absolute", 0.1), "negatives_per_query": 1},
-        (64, 192, 64),
+        (64, 128, 64),
         "float32",
     ),
     Call(
@@ -72,7 +73,7 @@ CALLS = (
         close=4e-3,
         not_held=TINY,
     ),
-    Call("fp32 tf32x3, everything", FULL, (60, 256, 64), "float32", "tf32x3"),
+    Call("fp32 tf32x3, everything", FULL, (40, 128, 64), "float32", "tf32x3"),
     Call(
         "bf16, own negatives, statistics",
         {**OWN, "temperature": 0.3, "negatives_per_query": 5, "bank": 8},
@@ -88,7 +89,7 @@ CALLS = (
     Call(
         "bf16, two chunks",
         {**FOUR, "row_weights": True, "false_negative_margin": -0.3},
-        (300, 64, 64),
+        (270, 64, 64),
         chunk_bytes=1,
         statistics=True,
     ),

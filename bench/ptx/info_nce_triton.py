@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from _ptx import SECTOR, Run
-from _ptx_triton import Counts, Launch, Launches, options_of, row, up
-
 import info_nce_backends
 import info_nce_cases
 import tolerances
 import triton_launches
+from _ptx import SECTOR, Run
+from _ptx_triton import Counts, Launch, Launches, options_of, row, up
 from ahead_of_time import triton_cache
 from simtile.kernels.info_nce import triton_configs as configs
 
@@ -98,8 +97,9 @@ def expected(launch: Launch, dtype: str, precision: str) -> Counts:
         return Counts(programs * (operands + tile + vectors + sums), programs * operations)
     if launch.name == "coefficients":
         m, n = a["BM"], a["BN"]
-        # A factor of the tile, which lies a row of tiles from the next; the positive's; targets.
-        vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n
+        # A factor of the tile, which lies a row of tiles from the next; the positive's; targets; and
+        # by each warp the columns' factors.
+        vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n * launch.options["num_warps"]
         return Counts(programs * (2 * m * n * size + vectors), 0)
     if launch.name == "products":
         m, d, k = (a[name] for name in ("BM", "BD", "BK"))

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import triton_launches
 from _ptx import SECTOR, Run
 from _ptx_triton import Counts, Launch, Launches, options_of, up
-
-import triton_launches
 from ahead_of_time import triton_cache
 from info_nce_cases import as_tensor
 from maxsim_calls import Form
@@ -27,7 +26,6 @@ from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Options
 from simtile.ops import maxsim_triton
 from simtile.reference import maxsim_numpy as oracle
-
 
 
 class Call(NamedTuple):

@@ -108,7 +108,7 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
     x = on_sectors(interp, case.x) if case.layout == "contiguous" else case.x
     with (
         triton_cache(),
-        mock.patch.object(pairwise_triton, "family", lambda _: f"sm{arch}"),
+        mock.patch.object(pairwise_triton, "family", return_value=f"sm{arch}"),
         triton_launches.intercepted(pairwise_triton, launches),
     ):
         compared = list(results(call, x))

@@ -11,11 +11,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from _ptx import Run
-from _ptx_triton import Launches, row
-
 import test_quantize
 import triton_launches
+from _ptx import Run
+from _ptx_triton import Launches, row
 from ahead_of_time import triton_cache
 from info_nce_cases import as_tensor
 

@@ -90,7 +90,7 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
     launches = Launches(interp, arch, order)
     with (
         triton_cache(),
-        mock.patch.object(siglip_triton, "family", lambda _: f"sm{arch}"),
+        mock.patch.object(siglip_triton, "family", return_value=f"sm{arch}"),
         triton_launches.intercepted(siglip_triton, launches),
     ):
         result = triton_worker.siglip(
