@@ -65,6 +65,21 @@ def test_requirements(counts: ModuleType) -> None:
         assert bool(a_run(counts, requirements=False, **changes).broken()) == is_wrong
 
 
+def test_what_the_interpreter_refuses_is_a_failure(counts: ModuleType) -> None:
+    def runs(some: list[Any]) -> Iterator[Any]:
+        yield from some
+        raise RuntimeError("shared-memory race")
+
+    for some, where in (
+        ([], "stopped:\n"),
+        ([a_run(counts)], "stopped after 'one', sm_80, order 0:\n"),
+    ):
+        done, (failure,) = counts.collect(runs(some))
+        assert done == some
+        assert failure.startswith(where)
+        assert "shared-memory race" in failure
+
+
 def test_several_orders_on_both_architectures(counts: ModuleType) -> None:
     runs = [a_run(counts, arch=arch, order=order) for arch in (80, 120) for order in (0, 1, 7)]
     assert counts.incomplete(runs) == []

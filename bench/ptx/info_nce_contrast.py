@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 TINY = (*plain.TINY, "pair_scores", "block_scores", "own_block_scores")
 CALLS = (
-    Call("bf16, everything, statistics", FULL, (120, 256, 128), statistics=True),
+    Call("bf16, everything, statistics", FULL, (100, 256, 128), statistics=True),
     Call(
         "fp16, four directions",
         {**FOUR, "negatives_per_query": 1, "bank": 5, "false_negative_margin": 0.2},
@@ -49,7 +49,7 @@ CALLS = (
         "float16",
         statistics=True,
     ),
-    Call("bf16, clip", {**BOTH, "bank": 6}, (250, 256, 64), statistics=True),
+    Call("bf16, clip", {**BOTH, "bank": 6}, (200, 256, 64), statistics=True),
     Call(
         "fp32 ieee, guide",
         {**BOTH, "guide": ("absolute", 0.1), "negatives_per_query": 1},
@@ -59,7 +59,7 @@ CALLS = (
     Call(
         "fp32 tf32, hardness",
         {**FOUR, "hardness": "in_batch_negatives", "ids": True},
-        (120, 256, 64),
+        (90, 256, 64),
         "float32",
         "tf32",
     ),
@@ -76,8 +76,8 @@ CALLS = (
     Call("fp32 tf32x3, everything", FULL, (40, 128, 64), "float32", "tf32x3"),
     Call(
         "bf16, own negatives, statistics",
-        {**OWN, "temperature": 0.3, "negatives_per_query": 5, "bank": 8},
-        (120, 256, 128),
+        {**OWN, "temperature": 0.3, "negatives_per_query": 4, "bank": 8},
+        (100, 256, 128),
         statistics=True,
     ),
     Call(
@@ -93,7 +93,7 @@ CALLS = (
         chunk_bytes=1,
         statistics=True,
     ),
-    Call("bf16 odd", FULL, (111, 115, 33), statistics=True, not_held=plain.RAGGED),
+    Call("bf16 odd", FULL, (70, 115, 33), statistics=True, not_held=plain.RAGGED),
     Call(
         "fp16 odd, ties",
         {**FULL, "guide": ("absolute", 0.0), "false_negative_margin": 0.0},
