@@ -53,7 +53,7 @@ CALLS = (
     Call(
         "fp32 ieee, guide",
         {**BOTH, "guide": ("absolute", 0.1), "negatives_per_query": 1},
-        (64, 128, 64),
+        (64, 192, 64),
         "float32",
     ),
     Call(

@@ -97,9 +97,10 @@ def expected(launch: Launch, dtype: str, precision: str) -> Counts:
         return Counts(programs * (operands + tile + vectors + sums), programs * operations)
     if launch.name == "coefficients":
         m, n = a["BM"], a["BN"]
-        # A factor of the tile, which lies a row of tiles from the next; the positive's; targets; and
-        # by each warp the columns' factors.
-        vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n * launch.options["num_warps"]
+        # A factor of the tile, which lies a row of tiles from the next; the positive's; targets;
+        # and by each warp the columns' factors.
+        warps = launch.options["num_warps"]
+        vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n * warps
         return Counts(programs * (2 * m * n * size + vectors), 0)
     if launch.name == "products":
         m, d, k = (a[name] for name in ("BM", "BD", "BK"))
