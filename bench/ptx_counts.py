@@ -59,8 +59,8 @@ def collect(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
             done.append(run)
     except Exception:
         # an access out of bounds, a race, a deadlock, an unknown opcode, a compiler's error
-        after = f" after {done[-1].name!r}, sm_{done[-1].arch}, order {done[-1].order}" * bool(done)
-        return done, [f"stopped{after}:\n{traceback.format_exc()}"]
+        after = [f" after {run.name!r}, sm_{run.arch}, order {run.order}" for run in done[-1:]]
+        return done, [f"stopped{''.join(after)}:\n{traceback.format_exc()}"]
     return done, [*incomplete(done), *[what for run in done for what in run.broken()]]
 
 

@@ -2,6 +2,7 @@
 
 import ml_dtypes
 import numpy as np
+from contrastive_cases import Case
 from tolerances import CPU, check_rounding
 
 from simtile import _core
@@ -42,6 +43,17 @@ def rounded(case, dtype):
         if x is not None and (name in ("queries", "documents", "negatives") or "guide" in name):
             case.arrays[name] = x.astype(NUMPY[dtype]).astype(np.float64)
     return case
+
+
+def clear_case(drawn, dtype, queries=19, special=(), dimensions=12, guide_dimensions=5, close=None):
+    """A case without a similarity next to its threshold, and what it should give."""
+    close = CLOSE[dtype] if close is None else close
+    for seed in range(20):
+        case = Case(queries, dimensions, guide_dimensions, drawn, special, seed)
+        truth = run_oracle(rounded(case, dtype))
+        if truth.closest_call > close:
+            return case, truth
+    raise AssertionError("every seed has a similarity next to its threshold")
 
 
 def run_kernel(case, dtype, need=(True, True, True), threads=1, tally=None):
@@ -90,8 +102,8 @@ def run_oracle(case):
     return contrastive_numpy.info_nce_grad(*case.inputs, case.options, case["row_weights"])
 
 
-def check_case(case, dtype, result, truth=None, arithmetic=CPU):
-    truth = run_oracle(case) if truth is None else truth
+def compared(case, dtype, result, truth, arithmetic=CPU):
+    """What tolerances.py takes, for each output that is not None."""
     options = case.options
     rows = (
         ("losses", truth.losses, np.ones(case.queries)),
@@ -111,7 +123,13 @@ def check_case(case, dtype, result, truth=None, arithmetic=CPU):
     for ours, (name, value, scale) in zip(result, rows, strict=True):
         if ours is not None:
             scale = np.maximum(scale, smallest * largest.get(name, 0.0))
-            check_rounding(f"info_nce.{name}", ours, value, scale, dtype, condition, arithmetic)
+            yield f"info_nce.{name}", ours, value, scale, dtype, condition
+
+
+def check_case(case, dtype, result, truth=None, arithmetic=CPU):
+    truth = run_oracle(case) if truth is None else truth
+    for comparison in compared(case, dtype, result, truth, arithmetic):
+        check_rounding(*comparison, arithmetic)
 
 
 def largest_terms(case):

@@ -1,8 +1,35 @@
 """The Triton kernels of the contrastive family on a Case of contrastive_cases."""
 
+from contextlib import ExitStack, contextmanager
+
 from contrastive_kernel import NUMPY, contrast_of
 from triton_worker import Interpreter
 from triton_worker import info_nce as triton_info_nce
+
+from simtile._contrast import DIRECTIONS
+
+EVERYTHING = {
+    "directions": tuple(DIRECTIONS),
+    "negatives_per_query": 2,
+    "bank": 1,
+    "guide": ("relative", 0.3),
+    "false_negative_margin": -0.3,
+    "hardness": "all_negatives",
+    "row_weights": True,
+}
+OWN = {
+    "directions": ("query_to_doc", "query_to_query"),
+    "negatives_per_query": 3,
+    "negatives_scope": "own",
+    "bank": 1,
+    "targets": True,
+    "ids": True,
+    "guide": ("absolute", -0.2),
+    "false_negative_margin": 0.0,
+    "hardness": "hard_negatives",
+    "normalize": False,
+}
+CLIP = {"directions": ("query_to_doc", "doc_to_query"), "partition": "per_direction"}
 
 ALL = (True, True, True, True)
 interpreter = Interpreter()
@@ -33,6 +60,20 @@ def as_result(arrays):
     """As run_kernel of contrastive_kernel returns it."""
     *arrays, grad_temperature = arrays
     return *arrays, None if grad_temperature is None else float(grad_temperature)
+
+
+@contextmanager
+def intercepted(do):
+    """Within it, what a call of the family would launch is `do(launch)`; see triton_launches."""
+    import triton_launches
+
+    from simtile.ops import info_nce_triton, info_nce_triton_blocks, info_nce_triton_contrast
+
+    with ExitStack() as stack:
+        for host in (info_nce_triton, info_nce_triton_blocks, info_nce_triton_contrast):
+            for name in {"kernels", "plain_kernels"} & set(vars(host)):
+                stack.enter_context(triton_launches.intercepted(host, do, name))
+        yield
 
 
 def tally_of(case, dtype, need=ALL, device="cpu"):

@@ -179,3 +179,19 @@ def check_hardest(case, found):
 
 def check_gradient(name, case, grad, expected, scale, condition=1.0, arithmetic=CPU):
     check_rounding(name, grad, expected, scale, case.dtype, condition, arithmetic, case.dimensions)
+
+
+def uniformity_compared(case, value, grad):
+    """What tolerances.py takes of a value and its gradient."""
+    exact = oracle.uniformity(wide(case.x), case.t, case.normalize)
+    size = 1.0 + abs(exact.value) + exact.largest
+    yield "pairwise.uniformity", np.float64(value), exact.value, 1.0, case.dtype, size
+    # An exponent is rounded by a share of the squares that it comes from.
+    scale = np.maximum(exact.grad_scale, 1e-30)
+    condition = 1.0 + exact.largest
+    yield "pairwise.grad_uniformity", grad, exact.grad, scale, case.dtype, condition
+
+
+def check_uniformity(case, value, grad, arithmetic=CPU):
+    for comparison in uniformity_compared(case, value, grad):
+        check_rounding(*comparison, arithmetic, case.dimensions)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from contrastive_cases import Case, pairwise
-from contrastive_kernel import CLOSE, check_case, rounded, run_kernel, run_oracle
+from contrastive_kernel import CLOSE, check_case, clear_case, rounded, run_kernel, run_oracle
+from contrastive_tally import check_tally, means
 from contrastive_triton import tally_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_contrastive import KERNEL_LEVELS, has_no_ties, kernel_cases
-from tolerances import CPU, TRITON, TRITON_ON_GPU, allowed_error
+from tolerances import TRITON, TRITON_ON_GPU
 
 import simtile
 from simtile._statistics import Tally
@@ -42,31 +43,6 @@ CLIP = {
     "bank": 3,
     "ids": True,
 }
-FOUND = ("positive_similarity", "negative_similarity", "accuracy", "masked")
-
-
-def means(tally):
-    statistics = simtile.ContrastiveStatistics()
-    statistics.add(tally)
-    return [statistics.as_dict()[name] for name in FOUND]
-
-
-def check_tally(case, dtype, tally, truth, arithmetic=CPU):
-    expected = contrastive_numpy.statistics(*case.inputs, case.options)
-    found = dict(zip(FOUND, means(tally), strict=True))
-    scale = max(truth.logit_scale * case["temperature"], 1e-30)
-    allowed = allowed_error("info_nce.statistics", dtype, 1.0, arithmetic, case.dimensions) * scale
-    for name in FOUND[:2]:
-        value, exact = found[name], getattr(expected, name)
-        assert math.isnan(value) == math.isnan(exact), name
-        assert math.isnan(exact) or abs(value - exact) <= allowed, (name, value, exact, allowed)
-    np.testing.assert_allclose(found["masked"], expected.masked, rtol=1e-12)
-    least, most = (
-        contrastive_numpy.statistics(*case.inputs, case.options, head_start=step).accuracy
-        for step in (-2.0 * allowed, 2.0 * allowed)
-    )
-    assert least <= found["accuracy"] <= most
-    assert Tally(*tally).pairs == case.queries
 
 
 def check_kernel(case, dtype, truth, threads=1):
@@ -231,18 +207,9 @@ def test_what_is_no_statistics_is_refused(call):
         call(x, x, statistics=True)
 
 
-def clear(drawn, dtype, queries):
-    for seed in range(20):
-        case = rounded(Case(queries, 12, 5, drawn, (), seed), dtype)
-        truth = run_oracle(case)
-        if truth.closest_call > CLOSE[dtype]:
-            return case, truth
-    raise AssertionError("every seed has a similarity next to its threshold")
-
-
 @pytest.mark.parametrize("drawn", [EVERYTHING, OWN, CLIP], ids=["everything", "own", "clip"])
 def test_triton_is_the_oracle(drawn):
-    case, truth = clear(drawn, "float32", 7)
+    case, truth = clear_case(drawn, "float32", 7)
     result, tally = tally_of(case, "float32")
     check_case(case, "float32", result, truth, TRITON)
     check_tally(case, "float32", tally, truth, TRITON)
@@ -252,7 +219,7 @@ def test_triton_is_the_oracle(drawn):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("drawn", [EVERYTHING, OWN, CLIP], ids=["everything", "own", "clip"])
 def test_on_a_gpu(drawn, dtype):
-    case, truth = clear(drawn, dtype, 389)
+    case, truth = clear_case(drawn, dtype, 389)
     result, tally = tally_of(case, dtype, device="cuda")
     check_case(case, dtype, result, truth, TRITON_ON_GPU)
     check_tally(case, dtype, tally, truth, TRITON_ON_GPU)

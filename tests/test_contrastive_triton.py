@@ -5,56 +5,22 @@ In Triton's interpreter, in a process of its own, and, marked gpu, on a device.
 
 import hashlib
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import triton_launches
-from contrastive_cases import LEVELS, Case, pairwise
-from contrastive_kernel import CLOSE, check_case, rounded, run_oracle
-from contrastive_triton import run_interpreter, run_on_gpu
+from contrastive_cases import LEVELS, pairwise
+from contrastive_kernel import check_case, clear_case, run_oracle
+from contrastive_triton import CLIP, EVERYTHING, OWN, intercepted, run_interpreter, run_on_gpu
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce import triton_contrast
 from tolerances import PRECISIONS, TRITON, TRITON_ON_GPU
 
 from simtile._contrast import DIRECTIONS, SCOPES, Contrast
-from simtile.ops import info_nce_triton, info_nce_triton_blocks, info_nce_triton_contrast
+from simtile.ops import info_nce_triton_contrast
 
 TUPLES = pairwise({**LEVELS, "matryoshka": (None,), "bias": (0.0,)})
-EVERYTHING = {
-    "directions": tuple(DIRECTIONS),
-    "negatives_per_query": 2,
-    "bank": 1,
-    "guide": ("relative", 0.3),
-    "false_negative_margin": -0.3,
-    "hardness": "all_negatives",
-    "row_weights": True,
-}
-OWN = {
-    "directions": ("query_to_doc", "query_to_query"),
-    "negatives_per_query": 3,
-    "negatives_scope": "own",
-    "bank": 1,
-    "targets": True,
-    "ids": True,
-    "guide": ("absolute", -0.2),
-    "false_negative_margin": 0.0,
-    "hardness": "hard_negatives",
-    "normalize": False,
-}
-CLIP = {"directions": ("query_to_doc", "doc_to_query"), "partition": "per_direction"}
-
-
-def clear_case(drawn, dtype, queries=19, special=()):
-    """A case without a similarity next to its threshold, and what it should give."""
-    for seed in range(20):
-        case = rounded(Case(queries, 12, 5, drawn, special, seed), dtype)
-        truth = run_oracle(case)
-        if truth.closest_call > CLOSE[dtype]:
-            return case, truth
-    raise AssertionError("every seed has a similarity next to its threshold")
 
 
 def assert_same_bits(a, b):
@@ -169,11 +135,7 @@ def launches(dtype, record, n=70, m=75, *, guided, own=False, k=2, integers=True
     ids = {"query_ids": torch.arange(n), "document_ids": torch.arange(m)} if integers else {}
     if integers and own:
         ids["targets"] = torch.zeros(n, dtype=torch.int64)
-    with ExitStack() as stack:
-        for host in (info_nce_triton, info_nce_triton_blocks, info_nce_triton_contrast):
-            stack.enter_context(triton_launches.intercepted(host, record))
-            if host is not info_nce_triton:
-                stack.enter_context(triton_launches.intercepted(host, record, "plain_kernels"))
+    with intercepted(record):
         info_nce_triton_contrast.run(
             rows(n, 768),
             rows(m, 768),

@@ -9,9 +9,8 @@ import torch
 import triton_launches
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairwise_cases import Case, cases, check_gradient, check_hardest, wide
+from pairwise_cases import Case, cases, check_gradient, check_hardest, check_uniformity, wide
 from simtile.kernels.pairwise import triton_configs as configs
-from test_uniformity import check_case
 from tolerances import TRITON, TRITON_ON_GPU
 from triton_worker import Interpreter
 from triton_worker import pairwise as in_interpreter
@@ -81,7 +80,7 @@ def test_uniformity(run):
         if not case.normalize and case.special in ("huge", "tiny"):
             case = case._replace(special="")
         options = {"t": case.t, "normalize": case.normalize, "need_grad": True}
-        check_case(case, *run("uniformity", case.x, options), arithmetic)
+        check_uniformity(case, *run("uniformity", case.x, options), arithmetic)
 
     test()
 

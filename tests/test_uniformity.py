@@ -5,8 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pairwise_cases import DTYPES, NUMPY, Case, cases, check_gradient, run_uniformity, wide
-from tolerances import check_rounding
+from pairwise_cases import DTYPES, NUMPY, Case, cases, check_uniformity, run_uniformity, wide
 
 import simtile
 import simtile.ops.pairwise  # registers the operator, whichever test runs first
@@ -21,32 +20,6 @@ ORDINARY = st.sampled_from(["", "mixed", "equal", "zeros"])
 def in_range(special, normalize):
     """Squares of huge rows leave float32."""
     return normalize or special not in ("huge", "tiny")
-
-
-def check_case(case, value, grad, arithmetic=None):
-    exact = oracle.uniformity(wide(case.x), case.t, case.normalize)
-    options = {} if arithmetic is None else {"arithmetic": arithmetic}
-    check_rounding(
-        "pairwise.uniformity",
-        np.float64(value),
-        exact.value,
-        1.0,
-        case.dtype,
-        1.0 + abs(exact.value) + exact.largest,
-        dimensions=case.dimensions,
-        **options,
-    )
-    # An exponent is rounded by a share of the squares that it comes from.
-    condition = 1.0 + exact.largest
-    check_gradient(
-        "pairwise.grad_uniformity",
-        case,
-        grad,
-        exact.grad,
-        np.maximum(exact.grad_scale, 1e-30),
-        condition,
-        **options,
-    )
 
 
 @given(cases(st.integers(2, 9), st.sampled_from([1, 2, 5]), special=ORDINARY))
@@ -83,7 +56,7 @@ def test_gradient_of_the_lists_is_the_slope(normalize):
 def test_kernel_is_the_oracle(case):
     if not in_range(case.special, case.normalize):
         case = case._replace(special="")
-    check_case(case, *run_uniformity(case))
+    check_uniformity(case, *run_uniformity(case))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,7 +74,7 @@ def test_threads_and_repeats(dtype):
     assert runs[0][0] == runs[1][0]
     assert runs[0][1].tobytes() == runs[1][1].tobytes()
     for value, grad in runs:
-        check_case(case, value, grad)
+        check_uniformity(case, value, grad)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -132,6 +132,16 @@ def check_rounding(name, value, expected, scale, dtype, condition, arithmetic=CP
     assert error <= allowed, f"{name} ({dtype}): relative error {error:.3g}, allowed {allowed:.3g}"
 
 
+def errors(comparisons, arithmetic=CPU, dimensions=0):
+    """Of each comparison, which has the arguments of check_rounding, the largest error and what
+    rounding explains."""
+    for name, value, expected, scale, dtype, condition in comparisons:
+        yield (
+            largest_error(value, expected, scale, dtype),
+            allowed_error(name, dtype, condition, arithmetic, dimensions),
+        )
+
+
 def check_against_plain(name, value, plain, expected, scale, dtype, condition):
     """Fail if `value` is on average further from `expected` than twice the plain formula is."""
     accumulator = ACCUMULATOR.get(dtype, "float32")

@@ -191,9 +191,9 @@ def maxsim(inputs, candidates, options, grad_scores=None, *, device="cpu"):
     return [x.numpy(force=True) for x in results]
 
 
-def pairwise(name, x, options, labels=None, *, device="cpu", tiles=None):
+def pairwise(name, x, options, labels=None, *, device="cpu", small_tiles=True):
     """`ops.pairwise_triton`: hardest, batch_hard_triplet or uniformity; results are full of NaN (or
-    77) before. On the CPU tiles are small."""
+    77) before. In the interpreter tiles are small."""
     import torch
     from info_nce_cases import as_tensor
     from simtile.kernels.pairwise import triton_configs as configs
@@ -208,8 +208,8 @@ def pairwise(name, x, options, labels=None, *, device="cpu", tiles=None):
     given = [as_tensor(x, device)]
     if labels is not None:
         given.append(torch.from_numpy(labels).to(device))
-    if device == "cpu":
-        tiles = configs.Tile(16, 32, 32, 16, 1, 1)
+    small = device == "cpu" and small_tiles
+    tiles = configs.Tile(16, 32, 32, 16, 1, 1) if small else None
     torch.empty = poisoned
     try:
         results = getattr(pairwise_triton, name)(*given, **options, tiles=tiles)
@@ -218,9 +218,9 @@ def pairwise(name, x, options, labels=None, *, device="cpu", tiles=None):
     return [x.numpy(force=True) for x in results]
 
 
-def siglip(case, dtype, need, *, device="cpu", tiles=None, chunk_bytes=1):
+def siglip(case, dtype, need, *, device="cpu", small_tiles=True, chunk_bytes=1):
     """`ops.siglip_triton` on a case of siglip_cases, as its run_kernel does: results are full of
-    NaN before. On the CPU tiles are small, and a chunk has the rows of one."""
+    NaN before. In the interpreter tiles are small; a chunk has the rows of one."""
     import torch
     from info_nce_cases import as_tensor
     from siglip_cases import stored
@@ -234,8 +234,8 @@ def siglip(case, dtype, need, *, device="cpu", tiles=None, chunk_bytes=1):
     empty = torch.empty
     inputs = [as_tensor(stored(x, dtype), device) for x in case.inputs[:2]]
     numbers = [torch.tensor(case[name], dtype=torch.float64) for name in ("temperature", "bias")]
-    if device == "cpu":
-        tiles = configs.Tile(16, 32, 32, 1, 1)
+    small = device == "cpu" and small_tiles
+    tiles = configs.Tile(16, 32, 32, 1, 1) if small else None
     torch.empty = poisoned
     try:
         results = siglip_triton.run(

@@ -41,10 +41,10 @@ PTX: dict[tuple[str, str], str] = {
     ("info_nce", "cuda"): "info_nce_cuda",
     ("maxsim", "triton"): "maxsim_triton",
     ("maxsim", "cuda"): "maxsim_cuda",
-    ("pairwise", "triton"): "pairwise",
+    ("pairwise", "triton"): "pairwise_triton",
     ("pool", "triton"): "pool",
     ("quantize", "triton"): "quantize",
-    ("siglip", "triton"): "siglip",
+    ("siglip", "triton"): "siglip_triton",
     ("topk", "cuda"): "topk",
 }
 # What `simtile doctor` calls the operation of a kernel, by element type; other types: all of them.
@@ -61,8 +61,9 @@ CHECKS: dict[str, dict[str, str]] = {
 # Kernels that only some calls launch: of InfoNCE the rest of the family, of MaxSim a search for the
 # best documents or one of residuals, and those of the second loss over all pairs: their test, and
 # what `simtile doctor` calls them (residuals it does not check).
+FAMILY = r"(own_)?block_scores|pair_scores"
 SOME_CALLS = {
-    r"(own_)?block_scores|pair_scores": ("tests/test_contrastive_triton.py", "info_nce_family"),
+    FAMILY: ("tests/test_contrastive_triton.py", "info_nce_family"),
     r"maxsim_(choose|keep|order)|topk_\w+": ("tests/test_maxsim_cuda_topk.py", "maxsim_topk"),
     r"maxsim_centroids": ("tests/test_maxsim_cuda_residual.py", "maxsim_residual"),
     r"exponent_sums|potential_gradients": ("tests/test_pairwise_triton.py", "uniformity"),
@@ -96,7 +97,10 @@ def markdown(results: Path, tests: Path = ROOT) -> str:
                 if operation != "topk" and re.fullmatch(pattern, kernel):
                     test, names = own[0], {"": own[1]}
             tested = f"`{test}`" if (tests / test).is_file() else "no"
-            path = results / "ptx" / f"{PTX[operation, source]}.json"
+            executed_in = PTX[operation, source]
+            if (operation, source) == ("info_nce", "triton") and re.fullmatch(FAMILY, kernel):
+                executed_in = "info_nce_contrast"
+            path = results / "ptx" / f"{executed_in}.json"
             counts = json.loads(path.read_text()) if path.is_file() else {}
             rows.append(
                 [

@@ -52,10 +52,13 @@ def entry(name: str) -> Callable[[Json], str]:
 PTX_KERNELS = (
     "topk",
     "info_nce_triton",
+    "info_nce_contrast",
     "info_nce_cuda",
     "quantize",
     "maxsim_triton",
     "maxsim_cuda",
+    "pairwise_triton",
+    "siglip_triton",
 )
 
 # Regions of several files: what makes markdown of the results' folder

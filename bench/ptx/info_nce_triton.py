@@ -6,27 +6,22 @@ compiles for exactly that launch. A kernel's counts are those of all its launche
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
-
-import torch
-from _ptx import ROOT, SECTOR, Run, total
-
-sys.path.insert(0, str(ROOT / "tests"))
 
 import info_nce_backends
 import info_nce_cases
 import tolerances
 import triton_launches
+from _ptx import SECTOR, Run
+from _ptx_triton import Counts, Launch, Launches, options_of, row, up
 from ahead_of_time import triton_cache
 from simtile.kernels.info_nce import triton_configs as configs
 
 from simtile.ops import info_nce_triton
 
 Case = info_nce_cases.Case
-Launch = triton_launches.Launch
 
 
 class Call(NamedTuple):
@@ -76,53 +71,51 @@ CALLS = (
 )
 
 
-class Counts(NamedTuple):
-    """Bytes and matrix operations of one launch by the README's formulas."""
-
-    bytes: int
-    operations: int
+def on_units(dtype: str, precision: str) -> int:
+    """Products on the matrix units for one of the operands' type."""
+    return {"ieee": int(dtype != "float32"), "tf32": 1, "tf32x3": 3}[precision]
 
 
-def expected(launch: Launch, call: Call) -> Counts:
-    options = {launch.kernel.arg_names[i]: x for (i,), x in launch.constexprs.items()}
-    a = {**options, **launch.arguments}
-    size = 4 if call.case.dtype == "float32" else 2
-    # Products on the matrix units for one of the operands' type.
-    on_units = {"ieee": int(size == 2), "tf32": 1, "tf32x3": 3}[call.precision]
+def expected(launch: Launch, dtype: str, precision: str) -> Counts:
+    a = options_of(launch)
+    size = 4 if dtype == "float32" else 2
+    units = on_units(dtype, precision)
     programs = launch.grid[0]
     if launch.name == "prepare":
         # Twice the row: for its norm, and to scale it; then the operand and two factors.
         source, stored = a["rows"] * row(a["dim"] * size), row(a["operand_stride"] * size)
         return Counts(2 * source + programs * (stored + 2 * SECTOR), 0)
     if launch.name == "scores":
-        m, n = options["BM"], options["BN"]
-        inner = -(-a["dim"] // options["BK"]) * options["BK"]
-        operands, tile = (m + n) * inner * size, m * n * size * options["STORE"]
+        m, n = a["BM"], a["BN"]
+        inner = up(a["dim"], a["BK"])
+        operands, tile = (m + n) * inner * size, m * n * size * a["STORE"]
         # Factors; ids and targets; maxima, sums and weighted sums, which lie a row of tiles apart,
         # and the positives' logits.
         vectors = 4 * (m + n) + 8 * (m * a["has_targets"] + (m + n) * a["has_ids"])
         sums = 3 * SECTOR * m + 4 * m
-        operations = 2 * m * n * inner * on_units
+        operations = 2 * m * n * inner * units
         return Counts(programs * (operands + tile + vectors + sums), programs * operations)
     if launch.name == "coefficients":
-        m, n = options["BM"], options["BN"]
-        # A factor of the tile, which lies a row of tiles from the next; the positive's; targets.
-        vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n
+        m, n = a["BM"], a["BN"]
+        # A factor of the tile, which lies a row of tiles from the next; the positive's; targets;
+        # and by each warp the columns' factors.
+        warps = launch.options["num_warps"]
+        vectors = (SECTOR + 4 + 8 * a["has_targets"]) * m + 4 * n * warps
         return Counts(programs * (2 * m * n * size + vectors), 0)
     if launch.name == "products":
-        m, d, k = (options[name] for name in ("BM", "BD", "BK"))
+        m, d, k = (a[name] for name in ("BM", "BD", "BK"))
         across = -(-a["dim"] // d)
         passes = 2 if a["accumulate"] else 1
         moved = multiplied = 0
         for tiles, rows, inner, times in (
-            (a["query_tiles"], a["rows"], a["candidates"], 1),
+            (a["query_tiles"], a["rows"], a["candidates"], 1 + a["ADD_QUERIES"]),
             (programs - a["query_tiles"], a["out_rows"], a["rows"], passes),
         ):
-            inner = -(-inner // k) * k
+            inner = up(inner, k)
             moved += tiles * ((m + d) * inner * size + 4 * m)
             moved += 4 * rows * across * d * times * (tiles > 0)
             multiplied += tiles * 2 * m * d * inner
-        return Counts(moved, multiplied * on_units)
+        return Counts(moved, multiplied * units)
     if launch.name == "finish":
         # Twice operand and gradient: for their product, and for the result.
         return Counts(programs * (a["width"] * (2 * size + 12) + 2 * SECTOR), 0)
@@ -141,38 +134,8 @@ def expected(launch: Launch, call: Call) -> Counts:
     return Counts(programs * (negatives + stride * (size + 8) + across * 3 * SECTOR), 0)
 
 
-def row(size: int) -> int:
-    """Bytes of a row that begins anywhere in a sector, if it is no whole number of them."""
-    return size if size % SECTOR == 0 else -(-size // SECTOR) * SECTOR
-
-
-class Interpreted:
-    """The launches of one call in the interpreter."""
-
-    def __init__(self, interp: ModuleType, call: Call, arch: int, order: int):
-        self.interp, self.call, self.arch, self.order = interp, call, arch, order
-        self.counters: dict[str, list[Any]] = {}
-        self.expected: dict[str, list[Counts]] = {}
-
-    def __call__(self, launch: Launch) -> None:
-        compiled = launch.compile(self.arch)
-        arguments = [as_argument(x, launch.signature[name]) for name, x in launch.arguments.items()]
-        self.interp.launch_triton(compiled, launch.grid, arguments, self.order)
-        self.counters.setdefault(launch.name, []).append(self.interp.stats())
-        self.expected.setdefault(launch.name, []).append(expected(launch, self.call))
-
-
-def as_argument(x: Any, kind: str) -> Any:
-    if not isinstance(x, torch.Tensor):
-        return {"i32": "i", "i64": "q"}[kind], x
-    bits = {2: torch.uint16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    # All of its memory: kernels step over rows that a view leaves out.
-    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-    return whole[x.storage_offset() :].view(bits).numpy()
-
-
 def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
-    launches = Interpreted(interp, call, arch, order)
+    launches = Launches(interp, arch, order)
     chunk_bytes = info_nce_triton.CHUNK_BYTES
     try:
         if call.chunk_bytes is not None:
@@ -189,8 +152,8 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
     compared = list(info_nce_cases.errors(call.case, result, arithmetic))
     ok = all(error <= allowed for error, allowed in compared)
     worst = max(error for error, _ in compared)
-    for kernel, counters in launches.counters.items():
-        counts = launches.expected[kernel]
+    dtype, precision = call.case.dtype, call.precision
+    for kernel, counters, counts in launches.by_kernel(lambda x: expected(x, dtype, precision)):
         yield Run(
             name=call.name,
             kernel=kernel,
@@ -204,9 +167,9 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
             order=order,
             ok=ok,
             error=float(worst),
-            counters=total(counters),
-            expected_global_bytes=sum(x.bytes for x in counts),
-            expected_flops=sum(x.operations for x in counts),
+            counters=counters,
+            expected_global_bytes=counts.bytes,
+            expected_flops=counts.operations,
             requirements=kernel not in call.not_held,
         )
 

@@ -6,18 +6,15 @@ compiles for exactly that launch. Scores and gradients are held to the NumPy ora
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _ptx import ROOT, SECTOR, Run
-
-sys.path.insert(0, str(ROOT / "tests"))
-
 import triton_launches
+from _ptx import SECTOR, Run
+from _ptx_triton import Counts, Launch, Launches, options_of, up
 from ahead_of_time import triton_cache
 from info_nce_cases import as_tensor
 from maxsim_calls import Form
@@ -29,8 +26,6 @@ from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Options
 from simtile.ops import maxsim_triton
 from simtile.reference import maxsim_numpy as oracle
-
-Launch = triton_launches.Launch
 
 
 class Call(NamedTuple):
@@ -59,21 +54,9 @@ CALLS = (
 )
 
 
-class Counts(NamedTuple):
-    """Bytes and matrix operations of one launch by the README's formulas."""
-
-    bytes: int
-    operations: int
-
-
-def up(x: int, step: int) -> int:
-    return -(-x // step) * step
-
-
 def expected(launch: Launch, size: int, ends: list[int]) -> Counts:
     """`size` bytes of an element; `ends` of the documents."""
-    options = {launch.kernel.arg_names[i]: x for (i,), x in launch.constexprs.items()}
-    a = {**options, **launch.arguments}
+    a = options_of(launch)
     warps, programs = launch.options["num_warps"], int(np.prod(launch.grid))
     units = int(size == 2)
     factors = 4 * a.get("normalize", 0)
@@ -133,29 +116,6 @@ def expected(launch: Launch, size: int, ends: list[int]) -> Counts:
         products = a["BJ"] * a["BQ"] * (up(dim, a["BK"]) + a["BO"] * (1 + a["SPLIT"]))
         operations += a["tiles"] * across * steps * 2 * products
     return Counts(moved, operations * units)
-
-
-def as_argument(x: Any, kind: str) -> Any:
-    if not isinstance(x, torch.Tensor):
-        return {"i32": "i", "i64": "q", "fp32": "f"}[kind], x
-    bits = {1: torch.uint8, 2: torch.uint16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    # All of its memory: kernels step over rows that a view leaves out.
-    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-    return whole[x.storage_offset() :].view(bits).numpy()
-
-
-class Launches:
-    """The launches of a call in the interpreter, counted one by one."""
-
-    def __init__(self, interp: ModuleType, arch: int, order: int):
-        self.interp, self.arch, self.order = interp, arch, order
-        self.done: list[tuple[Launch, dict[str, int]]] = []
-
-    def __call__(self, launch: Launch) -> None:
-        compiled = launch.compile(self.arch)
-        arguments = [as_argument(x, launch.signature[name]) for name, x in launch.arguments.items()]
-        self.interp.launch_triton(compiled, launch.grid, arguments, self.order)
-        self.done.append((launch, dict(self.interp.stats())))
 
 
 def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:

@@ -6,19 +6,15 @@ compiles for exactly that launch. The result is held to the NumPy oracle, bit fo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from _ptx import ROOT, SECTOR, Run
-
-sys.path.insert(0, str(ROOT / "tests"))
-
 import test_quantize
 import triton_launches
+from _ptx import Run
+from _ptx_triton import Launches, row
 from ahead_of_time import triton_cache
 from info_nce_cases import as_tensor
 
@@ -47,11 +43,6 @@ CALLS = (
 )
 
 
-def row(size: int) -> int:
-    """Bytes of a row that begins anywhere in a sector, if it is no whole number of them."""
-    return size if size % SECTOR == 0 else -(-size // SECTOR) * SECTOR
-
-
 def expected_bytes(name: str, call: Call, kind: str, programs: int, found: int) -> int:
     """What a launch reads and writes by the README's formulas; `found` rows of ends are written."""
     size = {"float32": 4, "float64": 8}.get(call.dtype, 2)
@@ -63,29 +54,6 @@ def expected_bytes(name: str, call: Call, kind: str, programs: int, found: int) 
     if name == "by_vector":  # twice the row: its largest magnitude, then its codes
         return 2 * x + codes + 5 * call.rows
     return x + codes
-
-
-def as_argument(x: Any, kind: str) -> Any:
-    if not isinstance(x, torch.Tensor):
-        return {"i32": "i", "i64": "q"}[kind], x
-    bits = {1: torch.uint8, 2: torch.uint16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    # All of its memory: kernels step over rows that a view leaves out.
-    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-    return whole[x.storage_offset() :].view(bits).numpy()
-
-
-class Launches:
-    """The launches of a call in the interpreter, counted one by one."""
-
-    def __init__(self, interp: ModuleType, arch: int, order: int):
-        self.interp, self.arch, self.order = interp, arch, order
-        self.done: list[tuple[str, tuple[int, ...], dict[str, int]]] = []
-
-    def __call__(self, launch: triton_launches.Launch) -> None:
-        compiled = launch.compile(self.arch)
-        arguments = [as_argument(x, launch.signature[name]) for name, x in launch.arguments.items()]
-        self.interp.launch_triton(compiled, launch.grid, arguments, self.order)
-        self.done.append((launch.name, launch.grid, dict(self.interp.stats())))
 
 
 def equal(found: Any, expected: Any) -> bool:
@@ -112,7 +80,8 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
             if kind not in PER_DIMENSION:
                 right = right and equal(found.scale, scale)
             kinds.append((kind, right))
-    for (name, grid, counters), (kind, ok) in zip(launches.done, kinds, strict=True):
+    for (launch, counters), (kind, ok) in zip(launches.done, kinds, strict=True):
+        name, grid = launch.name, launch.grid
         found_rows = grid[1] * 16 if name == "ends" else 0
         yield Run(
             name=f"{call.name}, {kind}" if name != "ends" else call.name,

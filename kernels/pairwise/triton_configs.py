@@ -33,7 +33,10 @@ HALF = Tile(64, 64, 64, 128, 4, 3)
 GFX_FLOAT32 = Tile(64, 64, 16, 32, 4, 1)
 GFX_HALF = Tile(64, 64, 64, 64, 4, 1)
 GFX_HARDEST = Tile(16, 32, 32, 16, 4, 1)
-GATHER = 128  # columns of a program that gathers
+# Columns of a program that gathers, of one warp: 4 to a thread, and the numbers that belong to a
+# row, which every warp reads, are read once.
+GATHER = 128
+GATHER_WARPS = 1
 
 
 def tile(kernel: str, dtype: str, family: str) -> Tile:
@@ -119,6 +122,6 @@ def variants(family: str) -> Iterator[Variant]:
                 kernels.gather_chosen,
                 dtype,
                 {"COSINE": cosine, "BLOCK": GATHER},
-                4,
+                GATHER_WARPS,
                 1,
             )

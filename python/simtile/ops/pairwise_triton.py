@@ -189,7 +189,7 @@ def gather(
             dim,
             COSINE=is_cosine,
             BLOCK=configs.GATHER,
-            num_warps=4,
+            num_warps=configs.GATHER_WARPS,
         )
     return (_through_unit(x, grad, norm) if normalize else grad).float()
 
