@@ -1,5 +1,6 @@
 """simtile.integrations.mteb by the protocol of mteb's backends, and in mteb where that is."""
 
+import doctest
 import enum
 import importlib.util
 from types import SimpleNamespace
@@ -94,6 +95,13 @@ def test_compressed():
     assert overlaps["float32"] == 1
     assert overlaps["int8"] > 0.98
     assert overlaps["binary", "int8"] > 0.95 > 0.8 > overlaps["binary"]
+
+
+def test_example():
+    module = importlib.import_module("simtile.integrations.mteb")
+    done = doctest.testmod(module, globs={"np": np, **vars(module)})
+    assert done.attempted > 0
+    assert done.failed == 0
 
 
 def test_wrong_inputs():
