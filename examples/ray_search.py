@@ -195,8 +195,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     documents = rng.standard_normal((arguments.documents, arguments.dim), np.float32)
     queries = documents[:100] + 0.5 * rng.standard_normal((100, arguments.dim), np.float32)
-    # On this machine alone; on a cluster, ray.init(address="auto").
-    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    # A cluster of this machine alone; elsewhere ray.init(address="auto").
+    ray.init(include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         files = write_shards(documents, arguments.shards, Path(folder), arguments.dtype)
         search = ShardedSearch(files)

@@ -38,7 +38,7 @@ def cluster(example):
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address="127.0.0.2",  # 127.0.0.1 would be replaced by the address of the network
     )
     yield ray
     ray.shutdown()
@@ -66,7 +66,7 @@ def test_shards_on_actors(example, cluster, tmp_path):
     files = example.write_shards(documents, 3, tmp_path, "int8")
     (whole,) = example.write_shards(documents, 1, tmp_path, "int8")
     expected = simtile.FlatIndex.load(whole).search(queries, K)
-    search = example.ShardedSearch(files, timeout=120)
+    search = example.ShardedSearch(files, timeout=300)
     assert len(search) == DOCUMENTS
     assert len({os.getpid(), *search.pids}) == 4
     check(search.search(queries, K), expected)
