@@ -36,6 +36,11 @@ class Range(NamedTuple):
     highest: int
 
 
+def range_of(index: simtile.FlatIndex) -> Range:
+    ids = index.ids
+    return Range(len(ids), int(ids.min()), int(ids.max()))
+
+
 class LostShards(RuntimeError):
     """Shards that could not be searched, nor loaded again: a result would lack their documents."""
 
@@ -49,8 +54,7 @@ class Shard:
 
     def describe(self) -> tuple[Range, int]:
         """What it holds, and its process."""
-        ids = self.index.ids
-        return Range(len(ids), int(ids.min()), int(ids.max())), os.getpid()
+        return range_of(self.index), os.getpid()
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self.index.search(queries, k, threads=self.threads)
@@ -67,7 +71,7 @@ class ShardedSearch:
     reloads : int
         How often a shard that is lost is loaded from its file during one search.
     timeout : float
-        Seconds for one search, or one load, of a shard.
+        Seconds for one search, or for the start of one actor.
     threads : int
         Of each shard, and as many of Ray's CPUs.
     """
@@ -77,20 +81,17 @@ class ShardedSearch:
     ) -> None:
         self.files = [str(Path(file).resolve()) for file in files]
         self.reloads, self.timeout, self.threads = reloads, timeout, threads
+        self.ranges = [range_of(simtile.FlatIndex.load(file)) for file in self.files]
+        for i, j in pairwise(sorted(range(len(files)), key=lambda i: self.ranges[i].lowest)):
+            if self.ranges[i].highest >= self.ranges[j].lowest:
+                raise ValueError(f"ids overlap: {self.files[i]} and {self.files[j]}")
         # Several may share a CPU: what they do is limited by `threads`.
         self._remote = ray.remote(num_cpus=0, max_restarts=0)(Shard)
         self._actors: list[Any] = [self._start(file) for file in self.files]
-        self.ranges: list[Range] = []
-        self.pids: list[int] = []
-        for file, actor in zip(self.files, self._actors, strict=True):
-            found, pid = ray.get(actor.describe.remote(), timeout=timeout)
-            self.ranges.append(found)
-            self.pids.append(pid)
-            print(f"{Path(file).name}: {found.count} documents in process {pid}")
-        order = sorted(range(len(files)), key=lambda i: self.ranges[i].lowest)
-        for i, j in pairwise(order):
-            if self.ranges[i].highest >= self.ranges[j].lowest:
-                raise ValueError(f"ids overlap: {self.files[i]} and {self.files[j]}")
+        self.pids = [0] * len(files)
+        for i, file in enumerate(self.files):
+            self._check(i)
+            print(f"{Path(file).name}: {self.ranges[i].count} documents in process {self.pids[i]}")
 
     def __len__(self) -> int:
         return sum(found.count for found in self.ranges)
@@ -136,11 +137,18 @@ class ShardedSearch:
         print(f"{name}: lost ({type(reason).__name__}), loaded again from its file")
         ray.kill(self._actors[i])
         self._actors[i] = self._start(self.files[i])
+        self._check(i)
+
+    def _check(self, i: int) -> None:
+        """Ask a new actor what it holds; one that does not hold the shard is not kept."""
         try:
             found, self.pids[i] = ray.get(self._actors[i].describe.remote(), timeout=self.timeout)
         except (RayActorError, GetTimeoutError) as error:
+            ray.kill(self._actors[i])
             raise self._lost({i: error}) from error
         if found != self.ranges[i]:
+            ray.kill(self._actors[i])
+            name = Path(self.files[i]).name
             raise LostShards(f"{name}: holds {found} now, {self.ranges[i]} before")
 
     def _lost(self, reasons: dict[int, Exception]) -> LostShards:
@@ -187,8 +195,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     documents = rng.standard_normal((arguments.documents, arguments.dim), np.float32)
     queries = documents[:100] + 0.5 * rng.standard_normal((100, arguments.dim), np.float32)
-    # On this machine alone; on a cluster, ray.init(address="auto").
-    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    # A cluster of this machine alone; elsewhere ray.init(address="auto").
+    ray.init(include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         files = write_shards(documents, arguments.shards, Path(folder), arguments.dtype)
         search = ShardedSearch(files)

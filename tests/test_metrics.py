@@ -238,7 +238,7 @@ def test_plots(tmp_path):
     figure = metrics.plot_quality(ROWS)
     (axes,) = figure.axes
     np.testing.assert_allclose(axes.collections[0].get_offsets(), [[1536, 1], [436.25, 0.9935]])
-    assert [text.get_text() for text in axes.texts] == ["float32", "binary → int8"]
+    assert [text.get_text() for text in axes.texts] == ["binary → int8", "float32"]
     figure.savefig(tmp_path / "bytes.png")
     widths = [row._replace(name=str(w), width=w) for row, w in zip(ROWS, (384, 96), strict=True)]
     figure = metrics.plot_quality(widths, against="width", measure="ndcg@10")

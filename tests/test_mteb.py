@@ -1,5 +1,6 @@
 """simtile.integrations.mteb by the protocol of mteb's backends, and in mteb where that is."""
 
+import doctest
 import enum
 import importlib.util
 from types import SimpleNamespace
@@ -96,6 +97,13 @@ def test_compressed():
     assert overlaps["binary", "int8"] > 0.95 > 0.8 > overlaps["binary"]
 
 
+def test_example():
+    module = importlib.import_module("simtile.integrations.mteb")
+    done = doctest.testmod(module, globs={"np": np, **vars(module)})
+    assert done.attempted > 0
+    assert done.failed == 0
+
+
 def test_wrong_inputs():
     for model in (model_of(ScoringFunction.MAX_SIM), model_of(None), object()):
         with pytest.raises(ValueError, match="model: found the similarity"):
@@ -122,9 +130,9 @@ def test_wrong_inputs():
     importlib.util.find_spec("mteb") is None,
     reason="mteb is not installed (it is no development requirement: 0.2 GB with what it needs)",
 )
-@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize("rerank", [False, True])
-def test_in_mteb(similarity, rerank, monkeypatch):
+def test_in_mteb(metric, rerank, monkeypatch):
     """SearchEncoderWrapper finds with this backend what it finds without one."""
     import datasets
     from mteb.models import SearchEncoderWrapper, search_wrappers
@@ -140,8 +148,8 @@ def test_in_mteb(similarity, rerank, monkeypatch):
     }
 
     class Encoder:
-        mteb_model_meta = SimpleNamespace(similarity_fn_name=ScoringFunction(similarity))
-        similarity = staticmethod(SimilarityFunction.to_similarity_fn(similarity))
+        mteb_model_meta = SimpleNamespace(similarity_fn_name=ScoringFunction(metric))
+        similarity = staticmethod(SimilarityFunction.to_similarity_fn(metric))
 
         def encode(self, rows, **_):
             return np.stack([vectors[name] for name in rows["id"]])

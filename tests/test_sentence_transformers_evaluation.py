@@ -1,5 +1,6 @@
 """simtile.integrations.sentence_transformers_evaluation beside sentence-transformers' own."""
 
+import doctest
 import json
 import logging
 import os
@@ -123,6 +124,14 @@ def test_equal_metrics(seed, chunk, width, ties):
     )
     assert own(model) == theirs(model)
     assert own.primary_metric == theirs.primary_metric
+
+
+def test_example():
+    texts = {"a question": [1, 0], "its answer": [2, 1], "something else": [0, 1]}
+    model = Embedder({text: np.array(row, np.float32) for text, row in texts.items()})
+    done = doctest.testmod(ours, globs={**vars(ours), "model": model})
+    assert done.attempted > 0
+    assert done.failed == 0
 
 
 def test_the_similarity_of_the_model():

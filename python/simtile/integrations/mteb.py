@@ -56,6 +56,17 @@ class SimtileSearchIndex:
     Notes
     -----
     Scores of Euclidean distance are the distances with a minus, as mteb has them.
+
+    Examples
+    --------
+    What mteb does with it, for a stand-in of its model:
+
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(mteb_model_meta=SimpleNamespace(similarity_fn_name="dot"))
+    >>> index = SimtileSearchIndex(model)
+    >>> index.add_documents(np.eye(3, dtype=np.float32), ["a", "b", "c"])
+    >>> index.search(np.array([[0.5, 2.0, 1.0]], np.float32), 2)
+    ([[2.0, 1.0]], [[1, 2]])
     """
 
     def __init__(

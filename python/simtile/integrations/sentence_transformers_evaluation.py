@@ -55,8 +55,14 @@ class InformationRetrievalEvaluator(original.InformationRetrievalEvaluator):
 
     Examples
     --------
-    >>> evaluator = InformationRetrievalEvaluator(queries, corpus, relevant_docs, name="mine")
-    >>> evaluator(model)["mine_cosine_ndcg@10"]
+    >>> evaluator = InformationRetrievalEvaluator(
+    ...     queries={"q": "a question"},
+    ...     corpus={"a": "its answer", "b": "something else"},
+    ...     relevant_docs={"q": {"a"}},
+    ...     name="mine",
+    ... )
+    >>> evaluator(model)["mine_cosine_accuracy@1"]
+    1.0
     """
 
     def compute_all_metrics(

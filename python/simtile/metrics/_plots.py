@@ -67,11 +67,18 @@ def plot_quality(
         axes.set_xticks(places, [str(place) for place in places])
     else:
         axes.scatter(places, heights, color=BLUE, zorder=3)
-        for row, x, y in zip(rows, places, heights, strict=True):
+        # Names go up and down in turn: of two points side by side both can be read.
+        for turn, i in enumerate(sorted(range(len(rows)), key=places.__getitem__)):
             axes.annotate(
-                row.name, (x, y), xytext=(0, 7), textcoords="offset points", ha="center",
-                fontsize=8.5, color=INK,
-            )  # fmt: skip
+                rows[i].name,
+                (places[i], heights[i]),
+                xytext=(0, 7 if turn % 2 == 0 else -7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if turn % 2 == 0 else "top",
+                fontsize=8.5,
+                color=INK,
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("bytes a document" if against == "bytes" else "dimensions", color=FAINT)
