@@ -166,20 +166,32 @@ def operator_inputs(how="mean", form="padded"):
     return tokens, weights, offsets, mask
 
 
+QUICK_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
 @pytest.mark.parametrize(("how", "form"), [("mean", "padded"), ("max", "offsets")])
-def test_operators(how, form):
+@pytest.mark.parametrize(
+    "checks",
+    [QUICK_CHECKS, pytest.param(("test_aot_dispatch_dynamic",), marks=pytest.mark.deep)],
+    ids=["quick", "traced"],
+)
+def test_operators(how, form, checks):
     inputs = operator_inputs(how, form)
     operators = torch.ops.simtile
-    torch.library.opcheck(operators.pool.default, (*inputs, how, 3, True, True, "cpu", 1))
+
+    def opcheck(operator, arguments):
+        torch.library.opcheck(operator, arguments, test_utils=checks)
+
+    opcheck(operators.pool.default, (*inputs, how, 3, True, True, "cpu", 1))
     tokens, _, offsets, mask = (None if x is None else x.detach() for x in inputs)
     some = (tokens, None, offsets, mask, how, 3, True, False, "cpu", 1)
-    torch.library.opcheck(operators.pool.default, some)
+    opcheck(operators.pool.default, some)
     grad, shape = torch.randn(2, 3), list(tokens.shape)
     positions = torch.zeros(2, 3, dtype=torch.int32) if how == "max" else None
     shares = None if how == "max" else torch.rand(mask.shape)
     spread = (grad, offsets, shares, positions, shape, torch.bfloat16, "cpu", 1)
-    torch.library.opcheck(operators.pool_spread.default, spread)
-    torch.library.opcheck(operators.pool_dots.default, (tokens, offsets, mask, grad, "cpu", 1))
+    opcheck(operators.pool_spread.default, spread)
+    opcheck(operators.pool_dots.default, (tokens, offsets, mask, grad, "cpu", 1))
 
 
 @pytest.mark.parametrize(

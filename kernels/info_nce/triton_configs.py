@@ -109,10 +109,10 @@ def config(family: str, dtype: str, precision: str) -> Config:
 PAIR_STAGES = 1
 
 
-def block_tile(tile: Tile, guided: bool, dtype: str) -> Tile:
+def block_tile(tile: Tile, guided: bool, dtype: str, precision: str) -> Tile:
     """The tile of block_scores. With a guide it holds a second tile's sums: of 64 columns of each,
-    of float32 32; sm120 spills with more."""
-    widest = 32 if dtype == "float32" else 64
+    in float32's "ieee" and "tf32x3" 32; sm120 spills with more, gfx942 in "tf32" with fewer."""
+    widest = 32 if dtype == "float32" and precision != "tf32" else 64
     return tile._replace(columns=min(tile.columns, widest)) if guided else tile
 
 
@@ -374,7 +374,7 @@ def block_variants(
     tiles: Config, dtype: str, precision: str, of: str, expects: str
 ) -> Iterator[Variant]:
     for guided in (False, True):
-        tile = block_tile(tiles.scores, guided, dtype)
+        tile = block_tile(tiles.scores, guided, dtype, precision)
         name = f"{of}, guide" if guided else of
         for by_guide in (False, True)[: 1 + guided]:
             options = {**pair_options(tile, dtype, precision), "GUIDE": by_guide, "EMULATE": False}

@@ -81,7 +81,7 @@ class Problem {
     std::uniform_real_distribution<double> magnitude(0.05, 2);
     uint8_t* const mask = static_cast<uint8_t*>(mask_.data());
     for (int64_t t = 0; t < total_; t++) {
-      mask[t] = random() % 4 != 0 && t / c.length != 1;  // the second row has nothing
+      mask[t] = random() % 4 != 0 && t / c.length != 1 ? 200 : 0;  // the second row has nothing
       const double weight = static_cast<float>(magnitude(random));
       static_cast<T*>(weights_.data())[t] = mask[t] ? static_cast<T>(weight) : static_cast<T>(NAN);
       w_.push_back(weight);

@@ -61,7 +61,7 @@ def run(
         setting = Setting(
             call,
             guide_call,
-            configs.block_tile(call.tiles.scores, bool(guide), call.name),
+            configs.block_tile(call.tiles.scores, bool(guide), call.name, call.precision),
             contrast,
             plain._on_device(temperature, device),
             queries.shape[0],
