@@ -96,7 +96,7 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
         result = triton_worker.siglip(
             case, call.dtype, call.need, small_tiles=False, chunk_bytes=call.chunk_bytes
         )
-    comparisons = siglip_cases.compared(case, call.dtype, result)
+    comparisons = siglip_cases.compared(case, call.dtype, result, tolerances.TRITON)
     compared = list(tolerances.errors(comparisons, tolerances.TRITON, case.dimensions))
     ok = all(error <= allowed for error, allowed in compared)
     size = 4 if call.dtype == "float32" else 2
