@@ -124,7 +124,7 @@ def plot_geometry(rows: Sequence[Geometry], *, axes: Sequence[Any] | None = None
         bars = each.bar(range(len(rows)), values, width=0.55, color=BLUE)
         each.bar_label(bars, [f"{value:.3f}" for value in values], padding=2, fontsize=9, color=INK)
         each.set_xticks(range(len(rows)), [row.name for row in rows])
-        each.set_title(name, color=INK)
+        each.set_title(name, loc="center", color=INK)
         each.margins(y=0.15)
         each.axhline(0, color=FAINT, linewidth=0.8)
     return figure
