@@ -70,7 +70,7 @@ def encode(
 
 
 def train_adapter(
-    queries: Floats, documents: Floats, steps: int = 120, learning_rate: float = 2e-4
+    queries: Floats, documents: Floats, steps: int = 120, learning_rate: float = 1e-3
 ) -> tuple[Floats, list[float]]:
     """One matrix W for both sides, by InfoNCE over all pairs: the encoder stays as it is.
 
