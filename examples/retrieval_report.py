@@ -70,7 +70,7 @@ def geometry_plot(sets: dict[str, tuple[Floats, Floats]], pairs: int = 150) -> F
         np.atleast_1d(figure.subplots(1, len(sets))), sets.items(), strict=True
     ):
         points = np.concatenate([x[:pairs] for x in both])
-        # Not centred: that all texts point in one direction is what there is to see.
+        # The two directions in which they are spread most.
         _, _, directions = np.linalg.svd(points - points.mean(0), full_matrices=False)
         q, d = np.split(points @ directions[:2].T, 2)
         axes.plot(*np.stack([q, d]).transpose(2, 0, 1), color=FAINT, linewidth=0.4, alpha=0.5)
