@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from search_cases import KINDS, METRICS, Case
+from search_cases import FLOATS, KINDS, METRICS, Case
 from topk_backends import THREADS, every_backend, threads
 from topk_cases import check
 
@@ -24,6 +24,27 @@ def test_topk_is_the_oracle(backend, kind):
         check(backend.call(lambda core: case.topk(core, threads)), case.topk(oracle))
 
     backend.search(test, threads, kinds=(kind,))
+
+
+@every_backend(without=("reference",))
+def test_many_queries_are_the_oracle(backend):
+    """So many that floats are screened in small integers where that is faster."""
+
+    def test(case, threads):
+        check(backend.call(lambda core: case.topk(core, threads)), case.topk(oracle))
+        threshold = float(np.nan_to_num(np.median(case.topk(oracle)[0])))
+        ours = backend.call(lambda core: case.range_search(core, threshold, threads))
+        theirs = case.range_search(oracle, threshold)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        check(ours[1:], theirs[1:])
+
+    sizes = {
+        "queries": (48, 65),
+        "documents": (111, 700),
+        "dims": (32, 33, 111, 384),
+        "ks": (1, 10, 60),
+    }
+    backend.search(test, threads, kinds=FLOATS, candidates=None, **sizes)
 
 
 @every_backend()

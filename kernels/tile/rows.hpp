@@ -120,6 +120,22 @@ SIMTILE_INLINE float widen_row(const Source* row, int64_t count, float* out) {
   return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
+// The dot product of a row and a packed query, which has zeros up to a whole vector.
+template <typename Source>
+SIMTILE_INLINE float dot_row(const Source* row, const float* query, int64_t count) {
+  Vector<float> sum[4] = {};
+  int64_t at = 0;
+  for (; at + 4 * kLanes <= count; at += 4 * kLanes)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+      sum[i] = fused(sum[i], load_floats(row + at + i * kLanes), load<float>(query + at + i * kLanes));
+  for (; at < count; at += kLanes) {
+    const Vector<float> x = at + kLanes <= count ? load_floats(row + at) : load_first_floats(row + at, count - at);
+    sum[0] = fused(sum[0], x, load<float>(query + at));
+  }
+  return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
 // Dot products of `rows` rows, stride bytes apart, with `queries` packed ones, and the rows' squared norms, in one reading of the rows. The
 // rows `ahead` bytes further are on their way. Queries have zeros up to a whole vector.
 template <int rows, int queries, typename Source>

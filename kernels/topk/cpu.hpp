@@ -29,10 +29,39 @@ constexpr TopkVariant topk_variant(void (*norms)(const TopkNormArgs&, const Exec
           &score_rows<Screen>,     norms};
 }
 
-typedef FloatScreenOf<float, float> Float32Screen;
-typedef FloatScreenOf<double, double> Float64Screen;
-typedef FloatScreenOf<f16, float> Float16Screen;
-typedef FloatScreenOf<bf16, float> Bfloat16Screen;
+// Floats, whose tiles depend on the problem. Scores of candidates need none.
+template <class Screens>
+struct FloatVariant {
+  static int64_t workspace(const TopkArgs& args, int threads) {
+    return screens(args) ? topk_workspace<typename Screens::Many>(args, threads)
+                         : topk_workspace<typename Screens::Few>(args, threads);
+  }
+  static void run(const TopkArgs& args, const Executor& executor, void* workspace) {
+    if (screens(args))
+      topk<typename Screens::Many>(args, executor, workspace);
+    else
+      topk<typename Screens::Few>(args, executor, workspace);
+  }
+  static int64_t range_workspace(const TopkRangeArgs& args, int threads) {
+    return Screens::many(args.problem) ? range_bytes<typename Screens::Many>(args, threads)
+                                       : range_bytes<typename Screens::Few>(args, threads);
+  }
+  static void range(const TopkRangeArgs& args, const Executor& executor, void* workspace) {
+    if (Screens::many(args.problem))
+      range_all<typename Screens::Many>(args, executor, workspace);
+    else
+      range_all<typename Screens::Few>(args, executor, workspace);
+  }
+  static bool screens(const TopkArgs& args) { return !args.candidates && Screens::many(args.problem); }
+};
+
+template <typename Document, typename Query>
+constexpr TopkVariant float_variant() {
+  typedef FloatVariant<FloatScreens<Document, Query>> Variant;
+  typedef typename FloatScreens<Document, Query>::Few Screen;
+  return {&Variant::workspace, &Variant::run, &Variant::range_workspace, &Variant::range, &score_bytes<Screen>,
+          &score_rows<Screen>, nullptr};
+}
 
 template <TopkKind kind>
 constexpr TopkVariant code_variant() {
@@ -40,10 +69,10 @@ constexpr TopkVariant code_variant() {
 }
 
 constexpr TopkKernel topk_kernel = {{
-    topk_variant<Float32Screen>(),
-    topk_variant<Float64Screen>(),
-    topk_variant<Float16Screen>(),
-    topk_variant<Bfloat16Screen>(),
+    float_variant<float, float>(),
+    float_variant<double, double>(),
+    float_variant<f16, float>(),
+    float_variant<bf16, float>(),
     code_variant<TopkKind::int8>(),
     code_variant<TopkKind::uint8>(),
     code_variant<TopkKind::int4>(),

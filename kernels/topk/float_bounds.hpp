@@ -5,6 +5,7 @@
 // where n is the computed norm of d and r that of its rounding. A pair can only pass when
 //     dot, l2   p >= bar + slope * squared - slack * n - norm * r        (slope is 0 for dot; squared is n^2, lowered by its error)
 //     cosine    p >= bar * n - slack * n - norm * r
+// and from a product that passes, bounds of the score itself follow (`estimate`).
 // Bounds are those of recursive summation (N. Higham: Accuracy and Stability of Numerical Algorithms, 2nd ed., SIAM 2002, section 3.1) and,
 // for rounding, Cauchy and Schwarz's with the norms of what was really rounded off.
 #pragma once
@@ -29,6 +30,12 @@ constexpr double kNoPair = -1;    // all scores are NaN
 // What is known of a document. NaN, which lets all pairs pass, where sums of squares may have left the range of floats.
 struct Length {
   float norm, squared, rounded;
+};
+
+// No score is worse than the one that `order` stands for, nor better than it by more than `width`.
+struct Estimate {
+  uint32_t order;
+  float width;
 };
 
 class FloatBounds {
@@ -70,9 +77,24 @@ class FloatBounds {
     return static_cast<float>((product_error_ * (query.norm + rounded) + rounded * (1 + norm_error_)) *
                               (1 + power(-6)));
   }
-  // What multiplies the norm of a document's rounding.
-  float norm(const QueryTerms& query) const {
-    return query.scale > 0 ? static_cast<float>(query.norm * (1 + norm_error_) * (1 + power(-20))) : 0;
+  // What multiplies the norm of a document's rounding: that of the rounded query.
+  float norm(const QueryTerms& query, double rounded) const {
+    return query.scale > 0 ? static_cast<float>((query.norm + rounded) * (1 + norm_error_) * (1 + power(-20))) : 0;
+  }
+
+  // What the product p proves, which cannot be further from the exact one than `error`. The query's scale is known and the length is.
+  Estimate estimate(const QueryTerms& query, double p, double error, const Length& length) const {
+    const double low = p - error, high = p + error;
+    if (metric_ == TopkMetric::cosine) {
+      const double norms = query.norm * length.norm;
+      return between(low / norms, high / norms, norm_error_, true);
+    }
+    if (metric_ == TopkMetric::dot) return between(low / query.scale, high / query.scale, 0, true);
+    const double norm = query.norm / query.scale, squared = norm * norm;
+    const double definition = (squared + length.squared) * (power(-40) + dimensions_ * power(-50));
+    const double longest = length.squared / squared_factor_ * (1 + norm_error_ + power(-20));
+    return between(squared + longest - 2 * low / query.scale + definition,
+                   squared + length.squared - 2 * high / query.scale - definition, 0, false);
   }
 
   // From ||d||^2, and that of its rounding.
@@ -110,6 +132,17 @@ class FloatBounds {
   }
 
  private:
+  // Scores between both, either of which may be off by its relative error, and by that of the score's own rounding.
+  static Estimate between(double worst, double best, double relative, bool descending) {
+    const double away = descending ? 1 : -1;
+    relative += power(-20);
+    worst -= away * ((worst < 0 ? -worst : worst) * relative + power(-140));
+    best += away * ((best < 0 ? -best : best) * relative + power(-140));
+    const float rounded = static_cast<float>(worst);
+    const double width = away * (best - static_cast<double>(rounded)) * (1 + power(-20));
+    return {order_of(rounded, descending), static_cast<float>(width)};
+  }
+
   static double gamma(int64_t roundings) {
     const double x = static_cast<double>(roundings) * power(-24);
     return x < 0.5 ? x / (1 - x) : __builtin_inf();

@@ -26,13 +26,12 @@ struct Float32Tiles {
 
   static int64_t roundings(int64_t dimensions) { return least<int64_t>(dimensions, kDepth) + dimensions / kDepth + 3; }
 
-  static int64_t stored(int64_t dimensions) { return dimensions; }  // of a query
   // [vector of queries][dimension][lane]
   static int64_t query_bytes(int64_t dimensions) { return dimensions * static_cast<int64_t>(sizeof(float)); }
-  // Returns what is stored.
-  SIMTILE_INLINE static float put(void* packed, int64_t dimensions, int64_t query, int64_t i, float x) {
-    static_cast<float*>(packed)[query / kLanes * kLanes * dimensions + i * kLanes + query % kLanes] = x;
-    return x;
+  template <class Element>
+  SIMTILE_INLINE static void pack(void* packed, int64_t dimensions, int64_t query, Element element) {
+    float* column = static_cast<float*>(packed) + query / kLanes * kLanes * dimensions + query % kLanes;
+    for (int64_t i = 0; i < dimensions; i++) column[i * kLanes] = element(i);
   }
 
   static int64_t row_bytes(int64_t dimensions) {
@@ -77,14 +76,20 @@ struct RoundedTiles {
   static int64_t stored(int64_t dimensions) { return depth_tiles(dimensions) * kTileDepth; }
   // [strip of 16 queries][tile][pair of dimensions][query][2]
   static int64_t query_bytes(int64_t dimensions) { return stored(dimensions) * 2; }
-  SIMTILE_INLINE static float put(void* packed, int64_t dimensions, int64_t query, int64_t i, float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, 4);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const int64_t tile = query / 16 * depth_tiles(dimensions) + i / kTileDepth;
-    static_cast<uint16_t*>(packed)[(tile * 16 + i % kTileDepth / 2) * 32 + query % 16 * 2 + i % 2] =
-        static_cast<uint16_t>(bits);
-    return widen(bf16{static_cast<uint16_t>(bits)});
+  // Returns the squared norm of what rounding takes away.
+  static double pack(void* packed, int64_t dimensions, int64_t query, const float* row) {
+    uint16_t* strip = static_cast<uint16_t*>(packed) + query / 16 * depth_tiles(dimensions) * 512 + query % 16 * 2;
+    double squared = 0;
+    for (int64_t i = 0; i < stored(dimensions); i++) {
+      const float x = i < dimensions ? row[i] : 0;
+      uint32_t bits;
+      __builtin_memcpy(&bits, &x, 4);
+      const bf16 half{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+      strip[i / 2 * 32 + i % 2] = half.bits;
+      const double error = static_cast<double>(x) - widen(half);
+      squared += error * error;
+    }
+    return squared;
   }
 
   // An odd number of lines: rows of a tile in different sets of L1.

@@ -134,7 +134,9 @@ void sort_keys(Key* keys, int64_t count) {
 // The best keys that one worker has seen for one query: at most `capacity`, of which the best k are what counts.
 struct Reservoir {
   int64_t count;
-  Key worst;  // at least k of its keys are not above: a larger key is not among the best k
+  Key worst;        // at least k of its keys are not above: a larger key is not among the best k
+  int64_t certain;  // so many keys, the first, are those of the definition; the others are estimates, see estimates.hpp
+  float width;      // no score is better than its estimate by more
 };
 
 // How many keys a reservoir holds: twice k, so that making room costs a few comparisons a key; no more than there are documents.
@@ -142,37 +144,42 @@ SIMTILE_INLINE int64_t reservoir_capacity(int64_t k, int64_t documents) {
   return least<int64_t>(2 * k + 32, most<int64_t>(documents, 1));
 }
 
+// A key that at least k of `count` are not above, from a sample: above the k-th by about a standard deviation of what samples give. Costs
+// one pass over the keys instead of a selection's several. kNoKey: not found.
+SIMTILE_INLINE Key sampled_bar(const Key* keys, int64_t count, int64_t k) {
+  constexpr int64_t kSample = 64, kMargin = 4;
+  const int64_t at = kSample * k / count + kMargin;
+  if (count <= 2 * kSample || at >= kSample) return kNoKey;
+  Key sample[kSample];
+  for (int64_t i = 0; i < kSample; i++) sample[i] = keys[i * count / kSample];
+  sort_keys(sample, kSample);
+  const Key bar = sample[at];
+  int64_t within = 0;
+  for (int64_t i = 0; i < count; i++) within += keys[i] <= bar;
+  return within >= k && within < count ? bar : kNoKey;
+}
+
 // Makes room: at least k of the smallest keys stay, in the first places, and `worst` follows. 0 < k < count.
 SIMTILE_INLINE void shrink(Reservoir& reservoir, Key* keys, int64_t k) {
-  // With more keys than this a bar from a sample, above the k-th key by about a standard deviation of what samples give, costs
-  // one pass over them instead of a selection's several, at the price of some keys that could have gone.
-  constexpr int64_t kSample = 64, kMargin = 4;
+  // With a bar from a sample, some keys stay that could have gone.
   const int64_t count = reservoir.count;
-  if (count > 2 * kSample) {
-    Key sample[kSample];
-    for (int64_t i = 0; i < kSample; i++) sample[i] = keys[i * count / kSample];
-    sort_keys(sample, kSample);
-    const int64_t at = kSample * k / count + kMargin;
-    if (at < kSample) {
-      const Key bar = sample[at];
-      int64_t within = 0;
-      for (int64_t i = 0; i < count; i++) within += keys[i] <= bar;
-      if (within >= k && within < count) {
-        int64_t kept = 0;
-        for (int64_t i = 0; i < count; i++) {
-          const Key key = keys[i];
-          keys[kept] = key;
-          kept += key <= bar;
-        }
-        reservoir = {within, bar};
-        return;
-      }
+  const Key bar = sampled_bar(keys, count, k);
+  if (bar != kNoKey) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i++) {
+      const Key key = keys[i];
+      keys[kept] = key;
+      kept += key <= bar;
     }
+    reservoir.count = kept;
+    reservoir.worst = bar;
+    return;
   }
   keep_smallest(keys, count, k);
   Key worst = 0;
   for (int64_t i = 0; i < k; i++) worst = most<Key>(worst, keys[i]);
-  reservoir = {k, worst};
+  reservoir.count = k;
+  reservoir.worst = worst;
 }
 
 // Takes a key smaller than `worst`. Whether `worst` has changed.

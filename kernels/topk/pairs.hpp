@@ -116,6 +116,7 @@ struct Range {
       if (is_allowed(search.args.filter, query, document))
         exact(query, document, search.screen.order(search.operands, query, document));
     }
+    void estimate(int64_t query, int64_t document, uint32_t, float) { check(query, document); }
   };
 
   static void scan_task(void* context, int64_t task, int worker) {

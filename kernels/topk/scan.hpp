@@ -12,13 +12,16 @@
 //     Bar bar(const void* operands, int64_t query, uint32_t order) const;  // passed by all pairs whose order is <= `order`
 //     int64_t panel_documents() const;             // scanned at a time; a multiple of 64
 //     int64_t panel_bytes() const;                 // scratch memory for them
-//     template <class Found>                       // calls found.check(query, document) or found.exact(query, document, order)
+//     static constexpr bool kEstimates;            // whether `estimate` is called, and never `exact`
+//     template <class Found>                       // calls found.check(query, document), found.exact(query, document, order), or
+//                                                  // found.estimate(query, document, order, width): no worse, and better by at most that
 //     void scan(const void* operands, int64_t begin, int64_t end, void* panel, const Bar* bars, Found& found) const;
 //   };
 //
 // bars[query] may get tighter inside of any call of `found`.
 #pragma once
 
+#include "topk/estimates.hpp"
 #include "topk/scores.hpp"
 
 namespace simtile {
@@ -29,6 +32,7 @@ namespace {
 template <class Scores>
 struct EveryPair : Scores {
   typedef uint32_t Bar;
+  static constexpr bool kEstimates = false;
   static constexpr int64_t kQueryGroup = 16;
 
   explicit EveryPair(const TopkProblem& problem) : Scores(problem) {}
@@ -170,15 +174,101 @@ struct Topk {
       if (key < reservoirs[query].worst) keep(query, key);
     }
     void check(int64_t query, int64_t document) {
-      if (is_allowed(search.filter, query, document))
-        exact(query, document, search.screen.order(search.operands, query, document));
+      if (!is_allowed(search.filter, query, document)) return;
+      const uint32_t order = search.screen.order(search.operands, query, document);
+      if (!Screen::kEstimates)
+        exact(query, document, order);
+      else if (order != kNoOrder && order <= reservoirs[query].worst >> 32)
+        estimate(query, document, order, 0);
+    }
+    void estimate(int64_t query, int64_t document, uint32_t order, float width) {
+      if (!is_allowed(search.filter, query, document)) return;
+      Reservoir& reservoir = reservoirs[query];
+      Key* keys = keys_of(query);
+      keys[reservoir.count++] = static_cast<Key>(order) << 32 | static_cast<uint32_t>(document);
+      if (!(width <= reservoir.width)) reservoir.width = width >= 0 ? width : __builtin_inff();
+      if (reservoir.count < search.capacity || search.capacity <= search.k) return;
+      search.make_room(query, reservoir, keys);
+      follow(query);
     }
     void keep(int64_t query, Key key) {
-      Key* keys = search.keys + (query * search.workers + worker) * search.capacity;
-      if (take(reservoirs[query], keys, search.capacity, search.k, key))
-        bars[query] = search.screen.bar(search.operands, query, static_cast<uint32_t>(reservoirs[query].worst >> 32));
+      if (take(reservoirs[query], keys_of(query), search.capacity, search.k, key)) follow(query);
+    }
+
+   private:
+    Key* keys_of(int64_t query) const { return search.keys + (query * search.workers + worker) * search.capacity; }
+    void follow(int64_t query) {
+      bars[query] = search.screen.bar(search.operands, query, static_cast<uint32_t>(reservoirs[query].worst >> 32));
     }
   };
+
+  // keys[begin, end) by the definition.
+  void compute(int64_t query, Key* keys, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; i++) {
+      if (i + 4 < end) prefetch(document_row(problem, static_cast<uint32_t>(keys[i + 4])));
+      const int64_t document = static_cast<uint32_t>(keys[i]);
+      const uint32_t order = screen.order(operands, query, document);
+      keys[i] = order == kNoOrder ? kNoKey : make_key(filter, order, document);
+    }
+  }
+
+  // Of estimates: what is certainly not among the best k goes; if that is little, the best k by the definition stay. k < count.
+  void make_room(int64_t query, Reservoir& reservoir, Key* keys) const {
+    const uint32_t bar = bar_of(keys, reservoir.count, k);
+    if (bar != kNoOrder) {
+      reservoir.worst = least<Key>(reservoir.worst, static_cast<Key>(bar) << 32 | 0xffffffffu);
+      const uint32_t cut = worse_by(bar, reservoir.width, is_descending(problem.metric));
+      reservoir.count = keep_within(keys, reservoir.count, cut, reservoir.certain);
+      if (reservoir.count <= capacity - most<int64_t>(capacity / 4, 1)) return;
+    }
+    compute(query, keys, reservoir.certain, reservoir.count);
+    if (reservoir.count > k) {
+      keep_smallest(keys, reservoir.count, k);
+      reservoir.count = k;
+    }
+    int64_t found = 0;
+    Key worst = 0;
+    for (int64_t i = 0; i < reservoir.count; i++) {
+      worst = most<Key>(worst, keys[i]);
+      keys[found] = keys[i];
+      found += keys[i] != kNoKey;
+    }
+    reservoir.count = reservoir.certain = found;
+    if (found == k) reservoir.worst = least<Key>(reservoir.worst, worst);
+  }
+
+  // Of the finds of all workers, [worker][capacity], what may be among the best k, by the definition, in front. Returns how many.
+  int64_t merge_estimates(int64_t query, Key* all) const {
+    int64_t count = 0, certain = 0;
+    float width = 0;
+    uint32_t bar = kNoOrder - 1;
+    for (int worker = 0; worker < workers; worker++) {
+      const Reservoir& reservoir = reservoirs[worker * problem.queries + query];
+      width = most<float>(width, reservoir.width);
+      bar = least<uint32_t>(bar, static_cast<uint32_t>(reservoir.worst >> 32));
+      for (int64_t i = 0; i < reservoir.count; i++) {
+        const Key key = all[worker * capacity + i];
+        all[count] = key;
+        if (i < reservoir.certain) {
+          all[count] = all[certain];
+          all[certain++] = key;
+        }
+        count++;
+      }
+    }
+    Key* estimates = all + certain;
+    if (count - certain > k) {
+      keep_smallest(estimates, count - certain, k);
+      uint32_t worst = 0;
+      for (int64_t i = 0; i < k; i++) worst = most<uint32_t>(worst, static_cast<uint32_t>(estimates[i] >> 32));
+      bar = least<uint32_t>(bar, worst);
+    }
+    int64_t none = 0;
+    const uint32_t cut = worse_by(bar, width, is_descending(problem.metric));
+    count = certain + keep_within(estimates, count - certain, cut, none);
+    compute(query, all, certain, count);
+    return count;
+  }
 
   static void scan_task(void* context, int64_t task, int worker) {
     Topk& self = *static_cast<Topk*>(context);
@@ -194,7 +284,8 @@ struct Topk {
     Topk& self = *static_cast<Topk*>(context);
     Key* all = self.keys + query * self.workers * self.capacity;
     int64_t count = 0;
-    for (int worker = 0; worker < self.workers; worker++) {
+    if (Screen::kEstimates) count = self.merge_estimates(query, all);
+    for (int worker = 0; worker < self.workers && !Screen::kEstimates; worker++) {
       const Key* keys = all + worker * self.capacity;
       const int64_t found = self.reservoirs[worker * self.problem.queries + query].count;
       for (int64_t i = 0; i < found; i++) all[count++] = keys[i];
@@ -204,6 +295,7 @@ struct Topk {
       count = self.k;
     }
     sort_keys(all, count);
+    while (count > 0 && all[count - 1] == kNoKey) count--;
     write_best(self.problem, all, count, self.k, self.args.scores, self.args.ids, self.first_query + query);
   }
 
@@ -281,7 +373,7 @@ void topk_pass(const TopkArgs& args, int64_t first, int64_t queries, const Execu
   prepare_queries(screen, operands, executor);
   for (int worker = 0; worker < threads; worker++)
     for (int64_t q = 0; q < queries; q++) {
-      search.reservoirs[worker * queries + q] = {0, kNoKey};
+      search.reservoirs[worker * queries + q] = {0, kNoKey, 0, 0};
       search.bars[worker * search.bar_pitch + q] = screen.bar(operands, q, kNoOrder - 1);
     }
   executor.run((part.documents + search.task_documents - 1) / search.task_documents, &Topk<Screen>::scan_task, &search);

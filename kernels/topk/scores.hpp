@@ -28,6 +28,8 @@ struct PackedScores {
 
   explicit PackedScores(const TopkProblem& p) : problem(p), row_bytes((p.dimensions + 7) / 8) {}
 
+  static constexpr bool kEstimates = false;
+
   int64_t score_bytes() const { return 0; }
   void prepare_scores(void*, int64_t, int64_t) const {}
 

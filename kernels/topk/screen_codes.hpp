@@ -25,6 +25,7 @@ struct CodeScreen : CodeBars<kind> {
   using Bars::weighted;
 
   static constexpr int64_t kQueryGroup = 16;
+  static constexpr bool kEstimates = false;
 #if defined(__AMX_INT8__)
   static constexpr int64_t kGroup = kTileQueries;
   static constexpr int64_t kBlock = kTileDocuments;

@@ -1,7 +1,9 @@
-// Floats: products in float32 leave few pairs to the definition in double. README.md has the bounds' story, float_bounds.hpp the bounds.
+// Floats: products in float32 say how good a score is within a few units of its last places, which leaves hardly more than k pairs of a
+// query to the definition in double. Products of rounded rows are cheaper and say less: what they let through is multiplied in float32.
+// README.md has the bounds' story, float_bounds.hpp the bounds.
 #pragma once
 
-#include "topk/float_tiles.hpp"
+#include "topk/coded_tiles.hpp"
 #include "topk/scan.hpp"
 
 namespace simtile {
@@ -13,6 +15,7 @@ struct FloatScreen : FloatScores<Document, Query> {
   typedef FloatScores<Document, Query> Scores;
   using Scores::problem;
   typedef float Bar;
+  static constexpr bool kEstimates = true;
 
   static constexpr int64_t kQueryGroup = 16;
   static_assert(kQueryGroup % kLanes == 0, "a group is whole vectors");
@@ -27,6 +30,7 @@ struct FloatScreen : FloatScores<Document, Query> {
   const int64_t panel;   // documents
   const bool cosine;
   const FloatBounds bounds;
+  const FloatBounds fine_bounds;  // of products of unrounded rows
 
   explicit FloatScreen(const TopkProblem& p)
       : Scores(p),
@@ -35,7 +39,8 @@ struct FloatScreen : FloatScores<Document, Query> {
         panel(panel_of(p.dimensions)),
         cosine(p.metric == TopkMetric::cosine),
         bounds(p.metric, p.dimensions, few() ? row_roundings() : Tiles::roundings(p.dimensions), row_roundings(),
-               sizeof(Document) == sizeof(double)) {}
+               sizeof(Document) == sizeof(double)),
+        fine_bounds(p.metric, p.dimensions, row_roundings(), row_roundings(), sizeof(Document) == sizeof(double)) {}
 
   bool few() const { return problem.queries <= kFewQueries; }
   int64_t row_pitch() const { return (dimensions + kLanes - 1) / kLanes * kLanes; }
@@ -46,18 +51,24 @@ struct FloatScreen : FloatScores<Document, Query> {
     float* slope;
     float* slack;
     float* norm;
-    void* packed;  // as Tiles has them; for few queries float [query][row_pitch]
+    float* fine_slack;
+    float* rows;   // [query][row_pitch], scaled; for few queries and for rounded tiles
+    void* packed;  // as Tiles has them, for many
   };
+  // Queries whose rows are kept; others need one of a group at a time.
+  int64_t kept_rows() const { return few() || Tiles::kRounded ? padded : 0; }
   int64_t terms_bytes() const { return align_up(padded * static_cast<int64_t>(sizeof(QueryTerms))); }
   Operands operands_at(const void* operands) const {
     char* at = static_cast<char*>(const_cast<void*>(operands)) + Scores::score_bytes();
     float* floats = reinterpret_cast<float*>(at + terms_bytes());
-    return {reinterpret_cast<QueryTerms*>(at), floats, floats + padded, floats + 2 * padded, floats + 3 * padded};
+    float* rows = floats + 4 * padded;
+    return {reinterpret_cast<QueryTerms*>(at), floats, floats + padded, floats + 2 * padded, floats + 3 * padded, rows,
+            rows + kept_rows() * row_pitch()};
   }
   int64_t operand_bytes() const {
-    return Scores::score_bytes() + terms_bytes() + 3 * padded * static_cast<int64_t>(sizeof(float)) +
-           (few() ? problem.queries * row_pitch() * static_cast<int64_t>(sizeof(float))
-                  : padded * Tiles::query_bytes(dimensions));
+    return Scores::score_bytes() + terms_bytes() +
+           (4 * padded + kept_rows() * row_pitch()) * static_cast<int64_t>(sizeof(float)) +
+           (few() ? 0 : padded * Tiles::query_bytes(dimensions));
   }
 
   void prepare(void* operands, int64_t begin, int64_t end) const {
@@ -67,8 +78,10 @@ struct FloatScreen : FloatScores<Document, Query> {
     for (int64_t q = begin; q < begin + kQueryGroup; q++) {
       o.terms[q] = q < end ? bounds.terms(norms[q]) : QueryTerms{0, kNoPair};
       o.slope[q] = bounds.slope(o.terms[q]);
-      o.norm[q] = bounds.norm(o.terms[q]);
-      o.slack[q] = bounds.slack(o.terms[q], few() ? pack_row(o, q, end) : pack(o, q));
+      const double rounded = pack(o, q);
+      o.norm[q] = bounds.norm(o.terms[q], rounded);
+      o.slack[q] = bounds.slack(o.terms[q], rounded);
+      o.fine_slack[q] = fine_bounds.slack(o.terms[q], 0);
     }
   }
 
@@ -95,6 +108,7 @@ struct FloatScreen : FloatScores<Document, Query> {
     Panel p;
     p.begin = begin;
     p.count = end - begin;
+    p.hits = 0;
     char* copies = static_cast<char*>(scratch);
     p.scores = reinterpret_cast<float*>(copies + panel * Tiles::row_bytes(dimensions));
     p.lengths = reinterpret_cast<Length*>(p.scores + panel * Tiles::kVectors * kLanes);
@@ -129,6 +143,7 @@ struct FloatScreen : FloatScores<Document, Query> {
     float* scores;  // [document][vectors * kLanes]
     Ahead ahead;
     int64_t ahead_lines;  // with each tile
+    int64_t hits;         // pairs of the last queries that were not excluded
   };
 
   // Rows of a panel stay in L2 while all queries pass: up to 256 KiB, and few enough for their scores to stay in L1.
@@ -149,6 +164,15 @@ struct FloatScreen : FloatScores<Document, Query> {
     p.ahead_lines = bytes / 64 / (query_tiles * document_tiles * ((dimensions - 1) / Tiles::kDepth + 1)) + 1;
   }
 
+  // Where pairs are multiplied exactly, they will be for the next queries as well: their rows, which all panels need again.
+  void look_ahead(const Operands& o, Panel& p, int64_t query) const {
+    const int64_t queries = p.hits > 0 ? least<int64_t>(Tiles::kVectors * kLanes, padded - query) : 0;
+    const char* next = reinterpret_cast<const char*>(o.rows + query * row_pitch());
+    p.ahead = {next, next + most<int64_t>(queries, 0) * row_pitch() * static_cast<int64_t>(sizeof(float))};
+    p.ahead_lines = (p.ahead.end - p.ahead.at) / 64 / ((p.count + Tiles::kRows - 1) / Tiles::kRows) + 1;
+    p.hits = 0;
+  }
+
   SIMTILE_INLINE Length length(int64_t document, float squared, float rounded) const {
     return __builtin_expect(squared == 0, 0) && is_zero(document) ? bounds.nothing() : bounds.length(squared, rounded);
   }
@@ -163,21 +187,18 @@ struct FloatScreen : FloatScores<Document, Query> {
     if (scale <= 0 || i >= dimensions) return 0;
     return static_cast<float>(reinterpret_cast<const Query*>(query_row(problem, query))[i] * scale);
   }
-  double pack_row(const Operands& o, int64_t query, int64_t end) const {
-    float* row = static_cast<float*>(o.packed) + query * row_pitch();
-    for (int64_t i = 0; i < row_pitch() && query < end; i++) row[i] = element(query, o.terms[query].scale, i);
-    return 0;
-  }
   // The norm of what rounding takes away.
   double pack(const Operands& o, int64_t query) const {
-    double squared = 0;
-    const int64_t stored = Tiles::stored(dimensions);
-    for (int64_t i = 0; i < stored; i++) {
-      const float x = element(query, o.terms[query].scale, i);
-      const double error = static_cast<double>(x) - Tiles::put(o.packed, dimensions, query, i, x);
-      squared += error * error;
-    }
-    return __builtin_sqrt(squared);
+    if constexpr (!Tiles::kRounded)
+      if (!few()) {
+        Tiles::pack(o.packed, dimensions, query, [&](int64_t i) { return element(query, o.terms[query].scale, i); });
+        return 0;
+      }
+    float* row = o.rows + query * row_pitch();
+    for (int64_t i = 0; i < row_pitch(); i++) row[i] = element(query, o.terms[query].scale, i);
+    if constexpr (Tiles::kRounded)
+      if (!few()) return __builtin_sqrt(Tiles::pack(o.packed, dimensions, query, row));
+    return 0;
   }
 
   SIMTILE_INLINE Vector<float> least_product(const float* bars, const Operands& o, int64_t query,
@@ -192,10 +213,11 @@ struct FloatScreen : FloatScores<Document, Query> {
 
   template <int vectors, class Found>
   void scan_queries(const Operands& o, Panel& p, int64_t query, const Bar* bars, Found& found) const {
+    if (Tiles::kRounded) look_ahead(o, p, query + vectors * kLanes);
     for (int64_t k = 0; k < dimensions; k += Tiles::kDepth)
       for (int64_t d = 0; d < p.count; d += Tiles::kRows) {
         const int64_t rows = least<int64_t>(Tiles::kRows, p.count - d);
-        if (!Tiles::kRounded) p.ahead.lines(p.ahead_lines);
+        p.ahead.lines(p.ahead_lines);
         Tiles::template multiply<vectors>(p.rows, d, rows, o.packed, query, dimensions, k,
                                           p.scores + d * vectors * kLanes);
         if (k + Tiles::kDepth >= dimensions) compare<vectors>(o, p, d, rows, query, bars, found);
@@ -203,8 +225,8 @@ struct FloatScreen : FloatScores<Document, Query> {
   }
 
   template <int vectors, class Found>
-  SIMTILE_INLINE void compare(const Operands& o, const Panel& p, int64_t first, int64_t rows, int64_t query,
-                              const Bar* bars, Found& found) const {
+  SIMTILE_INLINE void compare(const Operands& o, Panel& p, int64_t first, int64_t rows, int64_t query, const Bar* bars,
+                              Found& found) const {
     for (int v = 0; v < vectors; v++, query += kLanes) {
       const int64_t present = problem.queries - query;
       if (present <= 0) return;
@@ -212,9 +234,40 @@ struct FloatScreen : FloatScores<Document, Query> {
       for (int64_t i = first; i < first + rows; i++) {
         const Vector<float> product = load<float>(p.scores + (i * vectors + v) * kLanes);
         uint32_t hits = not_less(product, least_product(bars, o, query, p.lengths[i])) & mask;
-        for (; __builtin_expect(hits != 0, 0); hits &= hits - 1) found.check(query + __builtin_ctz(hits), p.begin + i);
+        for (; __builtin_expect(hits != 0, 0); hits &= hits - 1) {
+          const int64_t lane = __builtin_ctz(hits), q = query + lane;
+          p.hits++;
+          if (Tiles::kRounded)
+            multiply_exactly(o, q, p.begin + i, p.lengths[i], bars, found);
+          else
+            passed(o, q, p.begin + i, product[lane], o.slack[q], p.lengths[i], found);
+        }
       }
     }
+  }
+
+  // A pair that the rounded rows' product does not exclude.
+  template <class Found>
+  void multiply_exactly(const Operands& o, int64_t query, int64_t document, const Length& length, const Bar* bars,
+                        Found& found) const {
+    const Document* row = reinterpret_cast<const Document*>(document_row(problem, document));
+    const float product = dot_row(row, o.rows + query * row_pitch(), dimensions);
+    if (product < least_product(bars[query], o.slope[query], o.fine_slack[query], length)) return;
+    passed(o, query, document, product, o.fine_slack[query], length, found);
+  }
+
+  SIMTILE_INLINE float least_product(float bar, float slope, float slack, const Length& length) const {
+    return (cosine ? bar * length.norm : bar + slope * length.squared) - slack * length.norm;
+  }
+
+  template <class Found>
+  SIMTILE_INLINE void passed(const Operands& o, int64_t query, int64_t document, float product, float slack,
+                             const Length& length, Found& found) const {
+    const QueryTerms& terms = o.terms[query];
+    // Where nothing is known, or a cosine is 0 by definition.
+    if (!(terms.norm > 0 && length.norm > 0 && terms.scale > 0)) return found.check(query, document);
+    const Estimate estimate = fine_bounds.estimate(terms, product, static_cast<double>(slack) * length.norm, length);
+    found.estimate(query, document, estimate.order, estimate.width);
   }
 
   template <int rows, class Found>
@@ -229,26 +282,36 @@ struct FloatScreen : FloatScores<Document, Query> {
                                      Found& found) const {
     float products[rows][queries], squares[rows];
     dot_rows<rows, queries, Document>(document_row(problem, document), problem.documents_stride,
-                                      static_cast<const float*>(o.packed) + query * row_pitch(), row_pitch(),
-                                      dimensions, rows * problem.documents_stride, products, squares);
+                                      o.rows + query * row_pitch(), row_pitch(), dimensions,
+                                      rows * problem.documents_stride, products, squares);
     for (int i = 0; i < rows; i++) {
       const Length length = this->length(document + i, squares[i], 0);
       for (int j = 0; j < queries; j++) {
         const int64_t q = query + j;
-        const float base = cosine ? bars[q] * length.norm : bars[q] + o.slope[q] * length.squared;
-        if (!(products[i][j] < base - o.slack[q] * length.norm)) found.check(q, document + i);
+        if (!(products[i][j] < least_product(bars[q], o.slope[q], o.slack[q], length)))
+          passed(o, q, document + i, products[i][j], o.slack[q], length, found);
       }
     }
   }
 };
 
+// Which tiles are the fastest for a problem: `Screens::Many` if it suits.
+template <typename Document, typename Query>
+struct FloatScreens {
 #if defined(__AMX_BF16__)
-template <typename Document, typename Query>
-using FloatScreenOf = FloatScreen<Document, Query, RoundedTiles<Document>>;
+  typedef FloatScreen<Document, Query, RoundedTiles<Document>> Few;
+  typedef Few Many;
+  static bool many(const TopkProblem&) { return false; }
+#elif defined(__AVX2__)
+  typedef FloatScreen<Document, Query, Float32Tiles<Document>> Few;
+  typedef FloatScreen<Document, Query, CodedTiles<Document>> Many;
+  static bool many(const TopkProblem& problem) { return CodedTiles<Document>::suit(problem); }
 #else
-template <typename Document, typename Query>
-using FloatScreenOf = FloatScreen<Document, Query, Float32Tiles<Document>>;
+  typedef FloatScreen<Document, Query, Float32Tiles<Document>> Few;
+  typedef Few Many;
+  static bool many(const TopkProblem&) { return false; }
 #endif
+};
 
 }  // namespace
 }  // namespace SIMTILE_ISA

@@ -387,6 +387,8 @@ int main() {
       {17, 97, 200, 7, 0, true, false, true, true},  {37, 129, 515, 5, 0, true, true, true, false},
       {6, 64, 16, 2, 0, false, false, false, true},  {4, 41, 1030, 6, 0, true, true, false, false},
       {12, 33, 32, 3, 0, true, false, true, false},  {25, 300, 96, 33, 5, true, true, true, false},
+      // Enough queries that floats are screened in small integers.
+      {50, 700, 33, 10, 0, true, true, true, false}, {97, 401, 111, 3, 3, false, true, false, false},
   };
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);
