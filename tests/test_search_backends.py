@@ -4,6 +4,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -45,6 +46,31 @@ def test_many_queries_are_the_oracle(backend):
         "ks": (1, 10, 60),
     }
     backend.search(test, threads, kinds=FLOATS, candidates=None, **sizes)
+
+
+@every_backend(without=("reference",))
+@pytest.mark.parametrize("rounded", ["documents", "queries"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_what_rounding_takes_away_is_found(backend, kind, rounded):
+    """Vectors whose elements are all rounded in one direction, so that a product of the rounded
+    ones is as far off as it can be: among the best only if the bound has room for that."""
+    spiky = np.full(64, 0.0075)  # under half of a step of 1 / 64, and of most other steps
+    spiky[0] = 1
+    flat = np.ones(64)
+    almost = np.zeros((300, 64))  # rounded to themselves
+    almost[:, 1] = 1.25
+    documents = np.concatenate([almost, [spiky if rounded == "documents" else flat]])
+    query = flat if rounded == "documents" else spiky
+    if rounded == "queries":
+        documents[:-1] = 0
+        documents[:-1, 0] = 1.25
+    case = Case(kind, "dot", 50, len(documents), 64, k=3)
+    case["queries"] = np.tile(query, (50, 1)).astype(np.float32)
+    stored = documents.astype(ml_dtypes.bfloat16 if kind == "bfloat16" else np.float32)
+    case["documents"] = stored.view(np.uint16) if kind == "bfloat16" else stored
+    theirs = case.topk(oracle)
+    assert (theirs[1][:, 0] == 300).all()
+    check(backend.call(lambda core: case.topk(core)), theirs)
 
 
 @every_backend()
