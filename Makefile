@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOP := $(PYTHON) tools/develop.py
 
-.PHONY: demo demo-train test test-deep nightly mutants lint format stubs gpu-report bench clean
+.PHONY: demo demo-train test test-deep nightly mutants lint format stubs gpu-report bench docs clean
 
 # Needs no torch.
 demo:
@@ -60,6 +60,12 @@ bench:
 	@$(BIN)/python bench/contrastive.py
 	@$(BIN)/python bench/topk.py
 	@$(BIN)/python bench/maxsim.py
+
+# The site, into build/site; needs neither a compiler nor torch.
+docs:
+	@$(DEVELOP) docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 clean:
 	rm -rf build .venv

@@ -1,6 +1,6 @@
 """Install simtile from this checkout into .venv, with what one of the make targets needs.
 
-usage: python3 tools/develop.py demo|train|test|bench
+usage: python3 tools/develop.py demo|train|test|bench|docs
 
 A second run finds what is up to date and does nothing. Everything pip and the compiler say goes to
 build/install.log. An installed torch is kept, whatever its version.
@@ -30,6 +30,7 @@ EXTRAS = {
     "train": ["demo", "train"],
     "test": ["demo", "dev"],
     "bench": ["demo", "bench"],
+    "docs": ["docs"],
 }
 TORCH = {"train": ["torch"], "test": ["torch", "triton"], "bench": ["torch"]}
 # The CUDA module for one architecture: its PTX runs on newer ones as well, and six take six times
@@ -149,10 +150,11 @@ def install_packages(target: str) -> None:
         say("Large downloads, once:")
         for name in torch:
             say(f"  {name}: {SIZES[name]}")
-    requirements = ["scikit-build-core", "pybind11"]
-    requirements += [] if cmake_is_new_enough() else ["cmake"]
-    requirements += [] if shutil.which("ninja") else ["ninja"]
-    requirements += requirements_of(EXTRAS[target]) + torch
+    requirements = requirements_of(EXTRAS[target]) + torch
+    if target != "docs":
+        requirements += ["scikit-build-core", "pybind11"]
+        requirements += [] if cmake_is_new_enough() else ["cmake"]
+        requirements += [] if shutil.which("ninja") else ["ninja"]
     if installed_version("torch") is not None:
         requirements = [r for r in requirements if not re.match(r"torch\b", r)]
     say(f"Installing {len(requirements)} packages and what they need")
@@ -216,12 +218,16 @@ def build() -> None:
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in EXTRAS:
         fail(f"usage: python3 tools/develop.py {'|'.join(EXTRAS)}")
-    check_machine()
+    # The documentation is made from sources: nothing is compiled or imported for it.
+    compiled = sys.argv[1] != "docs"
+    if compiled:
+        check_machine()
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     make_venv()
     install_packages(sys.argv[1])
-    build()
+    if compiled:
+        build()
 
 
 if __name__ == "__main__":
