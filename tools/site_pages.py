@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the repository's Markdown under its own paths, so that links hold in both places.
+"""A hook of mkdocs: the repository's Markdown under its own paths, so that links hold there too.
 
 What a page links to and the site does not have (a test, a source file) stays as text. A link to
 what is nowhere is left alone, and mkdocs, which is strict here, fails on it.
