@@ -1,4 +1,4 @@
-"""What has been done with each GPU kernel, from what is stored: a table for the README.
+"""What has been done with each GPU kernel, from what is stored: a table for docs/gpu.md.
 
 Compiled: bench/results/gpu_report.json. PTX: bench/results/ptx. Run on a GPU: the reports that
 `simtile doctor --output FILE` wrote on machines with one, kept in bench/results/doctor.
@@ -70,7 +70,7 @@ SOME_CALLS = {
 }
 
 NOTES = """“no” has not been done, “–” cannot be. A test file is run by `make test`. Within budget
-([all figures](docs/gpu-report.md)): no spills, fits the shared memory of a block, and multiplies
+([all figures](gpu-report.md)): no spills, fits the shared memory of a block, and multiplies
 with the instructions meant. PTX: executed by an interpreter on a CPU, compared with the reference.
 """
 
