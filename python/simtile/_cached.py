@@ -80,8 +80,13 @@ class CachedLoss(torch.nn.Module):
 
     Examples
     --------
-    >>> loss_fn = simtile.nn.CachedLoss(model, simtile.nn.InfoNCE(0.05), mini_batch_size=64)
-    >>> loss_fn(queries, documents).backward()
+    >>> import torch, simtile
+    >>> encoder = torch.nn.Linear(8, 4)
+    >>> queries, documents = torch.randn(100, 8), torch.randn(100, 8)
+    >>> loss_fn = simtile.nn.CachedLoss(encoder, simtile.nn.InfoNCE(0.05), mini_batch_size=16)
+    >>> loss_fn(queries, documents).backward()  # all 100 are each other's negatives
+    >>> encoder.weight.grad.shape
+    torch.Size([4, 8])
     """
 
     def __init__(

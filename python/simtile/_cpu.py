@@ -27,6 +27,13 @@ def cpu_info() -> dict[str, Any]:
         not a number of threads.
     RuntimeError
         This machine cannot run the level that ``SIMTILE_ISA`` names.
+
+    Examples
+    --------
+    >>> import simtile
+    >>> found = simtile.cpu_info()
+    >>> found["level"] in found["detected"], found["threads"] >= 1
+    (True, True)
     """
     return dict(_core.cpu_info())
 
@@ -46,6 +53,14 @@ def set_num_threads(n: int | None) -> None:
     ------
     TypeError, ValueError
         ``n`` is not such a number.
+
+    Examples
+    --------
+    >>> import simtile
+    >>> simtile.set_num_threads(2)
+    >>> simtile.cpu_info()["threads"], simtile.cpu_info()["threads_source"]
+    (2, 'set_num_threads')
+    >>> simtile.set_num_threads(None)
     """
     if n is not None and (isinstance(n, bool) or not isinstance(n, int)):
         raise TypeError(f"n: expected an int or None, found {type(n).__name__}")

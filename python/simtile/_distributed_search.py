@@ -98,7 +98,7 @@ def search(
 
     Examples
     --------
-    >>> import tempfile, torch.distributed as dist
+    >>> import numpy as np, simtile, tempfile, torch.distributed as dist
     >>> store = f"file://{tempfile.mkdtemp()}/store"
     >>> dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     >>> shard = np.eye(3, dtype=np.float32)  # of this rank

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from simtile import _tensors
 
+__all__ = ["BatchAudit", "DistinctIdsBatchSampler", "audit_batch"]
+
 SHOWN = 10  # ids of an audit that its text names
 
 
@@ -30,6 +32,13 @@ class BatchAudit:
         Of the batch.
     groups : dict
         For every id that occurs more than once its rows, ascending.
+
+    Examples
+    --------
+    >>> import simtile
+    >>> audit = simtile.batches.BatchAudit(3, {"returns": [0, 1]})
+    >>> len(audit), audit.affected
+    (1, 2)
     """
 
     rows: int

@@ -90,9 +90,13 @@ class CascadeIndex(DocumentIndex):
 
     Examples
     --------
-    >>> index = simtile.CascadeIndex(768, ("binary", "int8"))
-    >>> index.add(embeddings)
-    >>> scores, ids = index.search(queries, 10)
+    >>> import numpy as np, simtile
+    >>> embeddings = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    >>> index = simtile.CascadeIndex(64, ("binary", "int8"))
+    >>> _ = index.add(embeddings)  # the ids that they were given
+    >>> scores, ids = index.search(embeddings[:3], 10)
+    >>> ids[:, 0]
+    array([0, 1, 2])
     """
 
     FILE_KIND = "CascadeIndex"

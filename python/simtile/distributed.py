@@ -26,6 +26,8 @@ from simtile._distributed_search import search as search
 from simtile._ring import Layout, Options, numbered_ids, ring_losses
 from simtile.ops._tensors import as_integers, check_devices, check_floats, check_one_number
 
+__all__ = ["info_nce", "search"]
+
 MODES = ("all_gather", "ring")
 GRADIENTS = ("averaged", "summed")
 # Since torch 2.13 by new names.
@@ -103,8 +105,14 @@ def info_nce(
 
     Examples
     --------
+    >>> import tempfile, torch, simtile
+    >>> store = f"file://{tempfile.mkdtemp()}/store"
+    >>> torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    >>> model = torch.nn.Linear(8, 4)
+    >>> queries, documents = torch.randn(6, 8), torch.randn(6, 8)  # of this rank
     >>> loss = simtile.distributed.info_nce(model(queries), model(documents), mode="ring")
     >>> loss.backward()
+    >>> torch.distributed.destroy_process_group()
     """
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError(

@@ -78,11 +78,17 @@ class FlatIndex(DocumentIndex):
 
     Examples
     --------
-    >>> index = simtile.FlatIndex(384, "int8")
-    >>> index.add(embeddings)
-    >>> scores, ids = index.search(queries, 10)
+    >>> import numpy as np, simtile
+    >>> embeddings = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
+    >>> index = simtile.FlatIndex(32, "int8")
+    >>> _ = index.add(embeddings, ids=np.arange(1000, 1200))
+    >>> scores, ids = index.search(embeddings[:2], 3)
+    >>> ids[:, 0]
+    array([1000, 1001])
     >>> index.save("documents.simtile")
-    >>> index = simtile.FlatIndex.load("documents.simtile")
+    >>> simtile.FlatIndex.load("documents.simtile").search(embeddings[:2], 3, allow=[1007])[1]
+    array([[1007,   -1,   -1],
+           [1007,   -1,   -1]])
     """
 
     FILE_KIND = "FlatIndex"

@@ -185,8 +185,22 @@ def info_nce(
 
     Examples
     --------
-    >>> loss = simtile.info_nce(query_embeddings, document_embeddings, temperature=0.05)
+    >>> import torch, simtile
+    >>> queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> documents = torch.tensor([[2.0, 0.1], [0.1, 2.0]])  # document i answers query i
+    >>> loss = simtile.info_nce(queries, documents, temperature=0.5)
+    >>> round(loss.item(), 4)
+    0.1397
     >>> loss.backward()
+    >>> queries.grad.shape
+    torch.Size([2, 2])
+
+    With hard negatives, K for each query, and both directions:
+
+    >>> negatives = torch.tensor([[[1.0, 1.0]], [[1.0, -1.0]]])
+    >>> loss = simtile.info_nce(
+    ...     queries, documents, negatives, directions=("query_to_doc", "doc_to_query")
+    ... )
     """
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
     contrast = check_contrast(
@@ -303,7 +317,11 @@ matryoshka_dims, matryoshka_weights, statistics, precision, threads
 
     Examples
     --------
-    >>> loss, grad_queries, grad_documents = simtile.info_nce_grad(queries, documents)
+    >>> import numpy as np, simtile
+    >>> x = np.eye(3, dtype=np.float32)
+    >>> loss, grad_queries, grad_documents = simtile.info_nce_grad(x, x, temperature=1.0)
+    >>> round(float(loss), 4), grad_queries.shape
+    (0.5514, (3, 3))
     """
     if bias is not None:
         _pairwise.check_number("bias", bias)

@@ -117,8 +117,19 @@ def maxsim(
 
     Examples
     --------
-    >>> scores = simtile.maxsim(query_tokens, [tokens_of_one, tokens_of_another])
-    >>> scores = simtile.maxsim(queries, documents, query_mask, document_mask, normalize=True)
+    >>> import numpy as np, simtile
+    >>> query = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)  # two tokens
+    >>> near = np.array([[1.0, 0.0], [0.0, 0.5], [0.2, 0.2]], np.float32)
+    >>> far = np.array([[0.1, 0.3]], np.float32)
+    >>> simtile.maxsim(query[None], [near, far])  # 1.0 + 0.5, 0.1 + 0.3
+    array([[1.5, 0.4]], dtype=float32)
+
+    A padded batch with a mask:
+
+    >>> documents = np.stack([near, near])
+    >>> mask = np.array([[True, True, True], [False, True, True]])
+    >>> simtile.maxsim(query[None], documents, document_mask=mask)  # 0.2 + 0.5 without the first
+    array([[1.5, 0.7]], dtype=float32)
     """
     options = _maxsim_call.read_options(
         normalize, length_normalize, empty_score, zero_rows, temperature
@@ -171,7 +182,11 @@ return_argmax, return_token_scores, backend, threads
 
     Examples
     --------
-    >>> scores = simtile.maxsim_pairwise(queries, their_documents)
+    >>> import numpy as np, simtile
+    >>> queries = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
+    >>> documents = np.array([[[0.5, 0.0], [0.25, 0.0]], [[1.0, 2.0], [0.0, 3.0]]], np.float32)
+    >>> simtile.maxsim_pairwise(queries, documents)
+    array([0.5, 3. ], dtype=float32)
     """
     options = _maxsim_call.read_options(
         normalize, length_normalize, empty_score, zero_rows, temperature
@@ -267,9 +282,16 @@ return_token_scores, backend, threads
 
     Examples
     --------
-    >>> offsets = numpy.cumsum([0, *(len(x) for x in documents)])
-    >>> scores, ids = simtile.maxsim_packed(queries, numpy.concatenate(documents), offsets, k=10)
-    >>> scores = simtile.maxsim_packed(queries, tokens, offsets, ids=candidates)  # rerank
+    >>> import numpy as np, simtile
+    >>> documents = [np.full((length, 2), length, np.float32) for length in (1, 3, 2)]
+    >>> tokens, offsets = np.concatenate(documents), np.cumsum([0, *map(len, documents)])
+    >>> queries = np.ones((1, 4, 2), np.float32)
+    >>> simtile.maxsim_packed(queries, tokens, offsets)  # 4 query tokens, each 2 · length
+    array([[ 8., 24., 16.]], dtype=float32)
+    >>> simtile.maxsim_packed(queries, tokens, offsets, k=2)
+    (array([[24., 16.]], dtype=float32), array([[1, 2]]))
+    >>> simtile.maxsim_packed(queries, tokens, offsets, ids=[[2, 0]])  # rerank candidates
+    array([[16.,  8.]], dtype=float32)
     """
     options = _maxsim_call.read_options(
         normalize, length_normalize, empty_score, zero_rows, temperature

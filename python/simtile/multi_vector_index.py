@@ -83,11 +83,19 @@ class MultiVectorIndex(TokenDocuments):
 
     Examples
     --------
-    >>> index = simtile.MultiVectorIndex(128, "bfloat16")
-    >>> index.add(list_of_token_matrices)
-    >>> scores, ids = index.search(query_tokens, 10)
-    >>> index.save("documents.simtile")
-    >>> index = simtile.MultiVectorIndex.load("documents.simtile")
+    >>> import numpy as np, simtile
+    >>> rng = np.random.default_rng(0)
+    >>> documents = [rng.standard_normal((length, 16)).astype(np.float32) for length in (5, 9, 7)]
+    >>> index = simtile.MultiVectorIndex(16, "bfloat16")
+    >>> index.add(documents, ids=[10, 20, 30])
+    array([10, 20, 30])
+    >>> scores, ids = index.search(documents[1][None, :4], 2)  # four tokens of the second document
+    >>> int(ids[0, 0])
+    20
+    >>> index.save("tokens.simtile")
+    >>> loaded = simtile.MultiVectorIndex.load("tokens.simtile")
+    >>> loaded.score(documents[1][None, :4], ids=[[20]]).shape  # candidates of each query
+    (1, 1)
     """
 
     FILE_KIND = "MultiVectorIndex"

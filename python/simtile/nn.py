@@ -16,6 +16,8 @@ from simtile.info_nce import info_nce
 from simtile.ops._backends import check_available
 from simtile.siglip import siglip_loss
 
+__all__ = ["CLIPLoss", "CachedLoss", "InfoNCE", "SigLIPLoss"]
+
 # Arguments of info_nce that belong to a batch; all others can be given to the module.
 _PER_BATCH = ("queries", "documents", "negatives", "targets", "query_ids", "document_ids")
 _OPTIONS = set(inspect.signature(info_nce).parameters) - {*_PER_BATCH, "temperature"}
@@ -43,8 +45,12 @@ class InfoNCE(torch.nn.Module):
 
     Examples
     --------
-    >>> loss_fn = simtile.nn.InfoNCE(temperature=0.05)
-    >>> loss = loss_fn(query_embeddings, document_embeddings)
+    >>> import torch, simtile
+    >>> loss_fn = simtile.nn.InfoNCE(temperature=0.05, learnable_temperature=True)
+    >>> loss = loss_fn(torch.randn(8, 16), torch.randn(8, 16))
+    >>> loss.backward()
+    >>> [name for name, _ in loss_fn.named_parameters()]
+    ['log_temperature']
     """
 
     log_temperature: torch.nn.Parameter | None
@@ -142,8 +148,10 @@ class CLIPLoss(InfoNCE):
 
     Examples
     --------
-    >>> loss_fn = simtile.nn.CLIPLoss()
-    >>> loss = loss_fn(image_embeddings, text_embeddings)
+    >>> import torch, simtile
+    >>> images, texts = torch.eye(4), torch.eye(4)
+    >>> round(simtile.nn.CLIPLoss(temperature=0.5)(images, texts).item(), 4)
+    0.3408
     """
 
     def __init__(
@@ -194,8 +202,11 @@ class SigLIPLoss(torch.nn.Module):
 
     Examples
     --------
+    >>> import torch, simtile
     >>> loss_fn = simtile.nn.SigLIPLoss()
-    >>> loss = loss_fn(image_embeddings, text_embeddings)
+    >>> loss_fn(torch.eye(4), torch.eye(4)).backward()
+    >>> sorted(name for name, _ in loss_fn.named_parameters())
+    ['bias', 'log_temperature']
     """
 
     log_temperature: Tensor

@@ -111,8 +111,14 @@ def quantize(
 
     Examples
     --------
-    >>> documents = simtile.quantize(embeddings, "int8")
-    >>> later = simtile.quantize(more_embeddings, "int8", ranges=documents.ranges)
+    >>> import numpy as np, simtile
+    >>> x = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    >>> documents = simtile.quantize(x, "int8")
+    >>> documents, documents.nbytes  # with a step and an offset for each dimension
+    (Quantized('int8' [200, 16]), 3328)
+    >>> later = simtile.quantize(x[:5], "int8", ranges=documents.ranges)
+    >>> bool((later.codes == documents.codes[:5]).all())
+    True
     """
     _inputs.check_choice("kind", kind, KINDS)
     thread_count = _inputs.check_threads(threads)

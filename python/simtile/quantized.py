@@ -89,6 +89,13 @@ class Quantized:
     Two meanings of int8 are kept apart. "int8" and "uint8" are calibrated for each dimension and
     are the bytes that sentence-transformers makes; "int8_vector" is symmetric, with one scale for
     each vector.
+
+    Examples
+    --------
+    >>> import numpy as np, simtile
+    >>> bits = np.packbits(np.array([[1, 0, 0, 1, 1, 0, 1, 0]], bool), axis=-1)  # from elsewhere
+    >>> simtile.Quantized(bits, None, None, 8, "binary").dequantize()
+    array([[ 1., -1., -1.,  1.,  1., -1.,  1., -1.]], dtype=float32)
     """
 
     codes: Any

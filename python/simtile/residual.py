@@ -50,14 +50,22 @@ class ResidualCodec:
 
     Examples
     --------
-    >>> codec = simtile.ResidualCodec.train(tokens, bits=2)
+    >>> import numpy as np, simtile
+    >>> rng = np.random.default_rng(0)
+    >>> tokens = rng.standard_normal((400, 16)).astype(np.float32)
+    >>> tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+    >>> codec = simtile.ResidualCodec.train(tokens, bits=2, centroids=8)
     >>> stored = codec.encode(tokens)
-    >>> scores = simtile.maxsim_packed(queries, stored, offsets)
+    >>> offsets = np.arange(0, 401, 20)  # 20 documents of 20 tokens
+    >>> simtile.maxsim_packed(tokens[None, :20], stored, offsets, k=1)[1]
+    array([[0]])
 
-    One of colbert-ai's indexes:
+    Parts of one of colbert-ai's indexes are given as they are:
 
-    >>> codec = simtile.ResidualCodec(centroids, bucket_weights, bucket_cutoffs, bits=2)
-    >>> stored = simtile.ResidualTokens(codec, codes, residuals)
+    >>> same = simtile.ResidualCodec(
+    ...     codec.centroids, codec.bucket_weights, codec.bucket_cutoffs, bits=2
+    ... )
+    >>> stored = simtile.ResidualTokens(same, stored.centroid_ids, stored.residuals)
     """
 
     def __init__(self, centroids: Any, bucket_weights: Any, bucket_cutoffs: Any, bits: int) -> None:
@@ -202,6 +210,16 @@ class ResidualTokens:
     codec, centroid_ids, residuals, inverse_norms
         As given; arrays, or tensors of the GPU that the residuals are on, whose ids are looked at
         once. `to` moves them.
+
+    Examples
+    --------
+    >>> import numpy as np, simtile
+    >>> codec = simtile.ResidualCodec(
+    ...     np.eye(8, dtype=np.float32), np.array([-0.1, 0.1]), np.array([0.0]), bits=1
+    ... )
+    >>> stored = codec.encode(np.eye(8, dtype=np.float32)[:3])
+    >>> stored.centroid_ids, stored.residuals.shape
+    (array([0, 1, 2], dtype=int32), (3, 1))
     """
 
     centroid_ids: Any

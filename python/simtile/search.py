@@ -103,9 +103,18 @@ def topk(
 
     Examples
     --------
-    >>> scores, ids = simtile.topk(query_embeddings, embeddings, 10)
-    >>> codes = simtile.quantize(embeddings, "int8")  # a quarter of the bytes
-    >>> scores, ids = simtile.topk(query_embeddings, codes, 10, allow=public)
+    >>> import numpy as np, simtile
+    >>> documents = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], np.float32)
+    >>> simtile.topk(np.array([[2.0, 0.0]], np.float32), documents, 2)
+    (array([[1. , 0.8]], dtype=float32), array([[0, 1]]))
+
+    Codes of a quarter of the bytes, and only documents that are allowed:
+
+    >>> codes = simtile.quantize(documents, "int8_vector")
+    >>> public = np.array([False, True, True])
+    >>> scores, ids = simtile.topk(np.array([[2.0, 0.0]], np.float32), codes, 1, allow=public)
+    >>> ids
+    array([[1]])
     """
     k = _search_call.check_k(k)
     thread_count = _inputs.check_threads(threads)
@@ -153,8 +162,11 @@ def range_search(
 
     Examples
     --------
-    >>> offsets, scores, ids = simtile.range_search(embeddings, embeddings, 0.95)
-    >>> duplicates_of_first = ids[offsets[0] : offsets[1]]
+    >>> import numpy as np, simtile
+    >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]], np.float32)
+    >>> offsets, scores, ids = simtile.range_search(x, x, 0.95)
+    >>> ids[offsets[0] : offsets[1]]  # what is nearly the first row: itself and the last one
+    array([0, 2])
     """
     limit = _search_call.check_threshold(threshold)
     thread_count = _inputs.check_threads(threads)
@@ -200,9 +212,15 @@ def merge_topk(
 
     Examples
     --------
-    >>> parts = [simtile.topk(queries, shard, 10) for shard in shards]
-    >>> parts = [(s, np.where(i < 0, -1, i + first)) for (s, i), first in zip(parts, firsts)]
-    >>> scores, ids = simtile.merge_topk(parts)
+    >>> import numpy as np, simtile
+    >>> documents = np.array([[1, 0], [3, 0], [2, 0], [4, 0]], np.float32)
+    >>> query = np.array([[1, 0]], np.float32)
+    >>> parts = []
+    >>> for first in (0, 2):  # of two machines, or files
+    ...     scores, ids = simtile.topk(query, documents[first : first + 2], 2, metric="dot")
+    ...     parts.append((scores, ids + first))
+    >>> simtile.merge_topk(parts)
+    (array([[4., 3.]], dtype=float32), array([[3, 1]]))
     """
     if isinstance(results, tuple) or not isinstance(results, Sequence) or len(results) == 0:
         raise TypeError(

@@ -63,7 +63,13 @@ def triplet_loss(
 
     Examples
     --------
-    >>> loss = simtile.triplet_loss(anchor, positive, negative, margin=0.5, metric="cosine")
+    >>> import torch, simtile
+    >>> anchor = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    >>> positive, negative = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]])
+    >>> loss = simtile.triplet_loss(anchor, positive, negative, margin=1.0, metric="cosine")
+    >>> round(loss.item(), 4)
+    0.2929
+    >>> loss.backward()
     """
     _inputs.check_choice("metric", metric, METRICS)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
@@ -164,7 +170,12 @@ def batch_hard_triplet_loss(
 
     Examples
     --------
-    >>> loss = simtile.batch_hard_triplet_loss(embeddings, labels, margin=0.3, metric="cosine")
+    >>> import torch, simtile
+    >>> embeddings = torch.tensor([[0.0, 1], [0, 2], [5, 1], [5, 3]], requires_grad=True)
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> loss = simtile.batch_hard_triplet_loss(embeddings, labels, margin=5.0)
+    >>> round(loss.item(), 4)
+    1.4505
     >>> loss.backward()
     """
     _inputs.check_choice("metric", metric, _pairwise.BATCH_HARD_METRICS)

@@ -37,6 +37,13 @@ def alignment(x: Any, y: Any, alpha: float = 2, normalize: bool = True) -> Any:
     ------
     ValueError, TypeError
         An argument has a wrong type, shape, element type or value; there are no rows.
+
+    Examples
+    --------
+    >>> import numpy as np, simtile
+    >>> x = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(float(simtile.alignment(x, [[1.0, 0.0], [1.0, 0.0]])), 4)  # distances 0 and √2
+    1.0
     """
     alpha = _pairwise.check_number("alpha", alpha, positive=True)
     if is_tensor(x):
@@ -90,6 +97,12 @@ def uniformity(
         An argument has a wrong type, shape, element type or value; there are fewer than two rows.
     RuntimeError
         The named backend is not available; the gradient is differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np, simtile
+    >>> round(float(simtile.uniformity(np.array([[1.0, 0.0], [-1.0, 0.0]]))), 4)
+    -8.0
     """
     t = _pairwise.check_number("t", t, positive=True)
     thread_count = _inputs.check_threads(threads)
@@ -126,6 +139,12 @@ def anisotropy(x: Any) -> Any:
     ------
     ValueError, TypeError
         x has a wrong type, shape or element type; there are fewer than two rows.
+
+    Examples
+    --------
+    >>> import numpy as np, simtile
+    >>> round(float(simtile.anisotropy(np.array([[1.0, 0.0], [1.0, 1.0]]))), 4)  # cos 45°
+    0.7071
     """
     if is_tensor(x):
         from simtile.ops.triplet import anisotropy_tensors

@@ -117,7 +117,11 @@ def xtr_scores(
 
     Examples
     --------
-    >>> scores = simtile.xtr_scores(queries, documents, query_mask, document_mask, top_k=128)
+    >>> import numpy as np, simtile
+    >>> query = np.array([[[1.0, 0.0], [0.0, 1.0]]], np.float32)
+    >>> documents = np.array([[[0.9, 0.0], [0.0, 0.1]], [[0.8, 0.0], [0.0, 0.7]]], np.float32)
+    >>> simtile.xtr_scores(query, documents, top_k=1)  # of the first document one token is found
+    array([[0.9, 0.7]], dtype=float32)
     """
     _inputs.check_choice("divisor", divisor, ("found", "positive"))
     _inputs.check_choice("zero_rows", zero_rows, ("score", "pad"))

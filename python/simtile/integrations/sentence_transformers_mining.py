@@ -93,8 +93,6 @@ def mine_hard_negatives(
         "random" draws from Python's ``random``, as the original.
     threads : int, optional
         Of the search; see :func:`simtile.set_num_threads` for the default.
-    others
-        As in the original.
 
     Returns
     -------
@@ -110,6 +108,8 @@ def mine_hard_negatives(
 
     Notes
     -----
+    All other arguments are as in the original.
+
     Equal scores are ordered by the text's first occurrence, where the original leaves their order
     open. With ``use_faiss`` the original measures by the dot product whatever the model's
     similarity function.

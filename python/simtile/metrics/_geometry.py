@@ -10,7 +10,14 @@ from simtile.uniformity import alignment, anisotropy, uniformity
 
 
 class Geometry(NamedTuple):
-    """Of one set of pairs: all three are less for better embeddings."""
+    """Of one set of pairs: all three are less for better embeddings.
+
+    Examples
+    --------
+    >>> import simtile
+    >>> simtile.metrics.Geometry("before", alignment=1.0, uniformity=-0.1, anisotropy=0.9).name
+    'before'
+    """
 
     name: str
     alignment: float  # mean squared distance of positives
@@ -41,6 +48,7 @@ def geometry(sets: Mapping[str, tuple[Any, Any]], *, threads: int | None = None)
 
     Examples
     --------
+    >>> import numpy as np, simtile
     >>> rng = np.random.default_rng(0)
     >>> x = rng.standard_normal((100, 16)).astype(np.float32)
     >>> narrow = x + 5  # as of a model that was not tuned: all texts in one direction

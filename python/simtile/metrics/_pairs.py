@@ -15,7 +15,14 @@ Array = npt.NDArray[Any]
 
 
 class Correlation(NamedTuple):
-    """Of ranks (Spearman's rho) and of values (Pearson's r)."""
+    """Of ranks (Spearman's rho) and of values (Pearson's r).
+
+    Examples
+    --------
+    >>> import simtile
+    >>> simtile.metrics.Correlation(spearman=1.0, pearson=0.9).pearson
+    0.9
+    """
 
     spearman: float
     pearson: float
@@ -43,6 +50,7 @@ def correlation(scores: Any, gold: Any) -> Correlation:
 
     Examples
     --------
+    >>> import simtile
     >>> found = simtile.metrics.correlation([0.1, 0.4, 0.8], [1, 2, 5])
     >>> round(found.spearman, 6), round(found.pearson, 4)
     (1.0, 0.9803)
@@ -81,6 +89,7 @@ def similarity_correlation(
 
     Examples
     --------
+    >>> import numpy as np, simtile
     >>> x = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     >>> y = np.array([[1.0, 0.1], [1.0, 1.0], [0.0, 1.0]])
     >>> round(simtile.metrics.similarity_correlation(x, y, [5.0, 3.5, 0.5]).spearman, 6)

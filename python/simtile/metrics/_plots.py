@@ -47,6 +47,7 @@ def plot_quality(
 
     Examples
     --------
+    >>> import simtile
     >>> rows = [simtile.metrics.Quality("int8", 64, 64.0, 0.99, {"ndcg@10": 0.7})]
     >>> figure = simtile.metrics.plot_quality(rows, measure="ndcg@10")
     >>> figure.axes[0].get_xlabel()
@@ -111,6 +112,7 @@ def plot_geometry(rows: Sequence[Geometry], *, axes: Sequence[Any] | None = None
 
     Examples
     --------
+    >>> import simtile
     >>> rows = [simtile.metrics.Geometry("before", 1.0, -0.1, 0.9)]
     >>> [axes.get_title() for axes in simtile.metrics.plot_geometry(rows).axes]
     ['alignment', 'uniformity', 'anisotropy']

@@ -21,7 +21,15 @@ KINDS = ("float32", "int8", "int4", "binary", ("binary", "int8"))
 
 
 class Quality(NamedTuple):
-    """What a search of one form of the documents found."""
+    """What a search of one form of the documents found.
+
+    Examples
+    --------
+    >>> import simtile
+    >>> row = simtile.metrics.Quality("int8", 64, 64.0, 0.99, {"ndcg@10": 0.7})
+    >>> row.overlap, row.measures["ndcg@10"]
+    (0.99, 0.7)
+    """
 
     name: str
     width: int  # dimensions
@@ -50,6 +58,7 @@ def overlap(exact: Any, found: Any) -> float:
 
     Examples
     --------
+    >>> import numpy as np, simtile
     >>> simtile.metrics.overlap(np.array([[4, 2, 7], [1, 3, -1]]), np.array([[2, 4, 5], [3, 9, 8]]))
     0.6
     """
@@ -111,6 +120,7 @@ def quality_by_bytes(
 
     Examples
     --------
+    >>> import numpy as np, simtile
     >>> rng = np.random.default_rng(0)
     >>> documents = rng.standard_normal((500, 64)).astype(np.float32)
     >>> queries = documents[:20] + 0.3 * rng.standard_normal((20, 64)).astype(np.float32)
@@ -157,6 +167,7 @@ def quality_by_width(
 
     Examples
     --------
+    >>> import numpy as np, simtile
     >>> rng = np.random.default_rng(0)
     >>> documents = rng.standard_normal((500, 64)).astype(np.float32) / np.arange(1, 65)
     >>> rows = simtile.metrics.quality_by_width(documents[:20], documents, (4, 16, 64))

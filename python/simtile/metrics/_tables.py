@@ -29,6 +29,7 @@ def markdown(rows: Sequence[Any]) -> str:
 
     Examples
     --------
+    >>> import simtile
     >>> row = simtile.metrics.Geometry("before", 1.0, -0.12345, 0.9)
     >>> print(simtile.metrics.markdown([row]), end="")
     | name   | alignment | uniformity | anisotropy |
@@ -60,6 +61,7 @@ def rich_table(rows: Sequence[Any], title: str | None = None) -> Any:
 
     Examples
     --------
+    >>> import simtile
     >>> row = simtile.metrics.Geometry("before", 1.0, -0.12345, 0.9)
     >>> simtile.metrics.rich_table([row]).row_count
     1
