@@ -64,6 +64,13 @@ def index_of(dtype, metric, rows):
     return made
 
 
+def cascade_of(rows):
+    """Its last stage sees every document, so that shards can give what one index does."""
+    made = simtile.CascadeIndex(DIM, ("binary", "float32"), oversample=(DOCUMENTS // K + 1,))
+    made.add(documents()[rows], ids=np.arange(DOCUMENTS)[rows] * 3 + 5)
+    return made
+
+
 def jobs(rank, ranks):
     """Name and what the call returns; the test computes the same in one process."""
     search = simtile.distributed.search
@@ -81,6 +88,7 @@ def jobs(rank, ranks):
     yield "quantized queries", search(simtile.quantize(q, "int8_vector"), shard, K)
     for dtype, metric in (("float32", "l2"), ("int8", "cosine"), ("binary", "hamming")):
         yield f"index {dtype}", search(q, index_of(dtype, metric, mine), K)
+    yield "cascade", search(q, cascade_of(mine), K)
     yield "more than there are", search(q[:2], shard, DOCUMENTS + 3)
     yield "allow mask", search(q, shard, K, allow=allowed()[mine])
     yield "allow ids", search(q, shard, K, allow=np.flatnonzero(allowed()[mine]))

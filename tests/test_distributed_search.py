@@ -79,6 +79,8 @@ def expected(name):
         dtype = name.split()[1]
         metric = {"float32": "l2", "int8": "cosine", "binary": "hamming"}[dtype]
         return worker.index_of(dtype, metric, slice(None)).search(q, K)
+    if name == "cascade":
+        return worker.cascade_of(slice(None)).search(q, K)
     if name == "more than there are":
         return simtile.topk(q[:2], x, worker.DOCUMENTS + 3)
     if name.startswith("allow"):

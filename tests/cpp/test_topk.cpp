@@ -380,15 +380,23 @@ void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, cons
 
 int main() {
   const Case cases[] = {
-      {1, 1, 1, 1, 0, true, false, false, false},    {2, 7, 3, 3, 0, true, true, false, false},
-      {1, 70, 7, 5, 0, true, true, true, false},     {3, 200, 64, 10, 0, false, true, true, false},
-      {1, 130, 65, 4, 0, true, false, true, true},   {5, 100, 63, 200, 1, true, true, false, false},
-      {9, 333, 111, 10, 0, true, true, true, false}, {13, 65, 129, 3, 3, false, true, false, false},
-      {17, 97, 200, 7, 0, true, false, true, true},  {37, 129, 515, 5, 0, true, true, true, false},
-      {6, 64, 16, 2, 0, false, false, false, true},  {4, 41, 1030, 6, 0, true, true, false, false},
-      {12, 33, 32, 3, 0, true, false, true, false},  {25, 300, 96, 33, 5, true, true, true, false},
+      {1, 1, 1, 1, 0, true, false, false, false},
+      {2, 7, 3, 3, 0, true, true, false, false},
+      {1, 70, 7, 5, 0, true, true, true, false},
+      {3, 200, 64, 10, 0, false, true, true, false},
+      {1, 130, 65, 4, 0, true, false, true, true},
+      {5, 100, 63, 200, 1, true, true, false, false},
+      {9, 333, 111, 10, 0, true, true, true, false},
+      {13, 65, 129, 3, 3, false, true, false, false},
+      {17, 97, 200, 7, 0, true, false, true, true},
+      {37, 129, 515, 5, 0, true, true, true, false},
+      {6, 64, 16, 2, 0, false, false, false, true},
+      {4, 41, 1030, 6, 0, true, true, false, false},
+      {12, 33, 32, 3, 0, true, false, true, false},
+      {25, 300, 96, 33, 5, true, true, true, false},
       // Enough queries that floats are screened in small integers.
-      {50, 700, 33, 10, 0, true, true, true, false}, {97, 401, 111, 3, 3, false, true, false, false},
+      {50, 700, 33, 10, 0, true, true, true, false},
+      {97, 401, 111, 3, 3, false, true, false, false},
   };
   for (const KernelTable* level : simtile::detected_levels()) {
     std::printf("%s\n", level->level);

@@ -53,7 +53,9 @@ def load_tokens(pairs: int, folder: Path = DATA) -> Tokens:
             if digest != manifest["sha256"][name]:
                 raise ValueError(f"{name} has another SHA-256 than the manifest says")
         documents = MultiVectorIndex.load(folder / DOCUMENTS_FILE)
-        with np.load(io.BytesIO((folder / QUERIES_FILE).read_bytes())) as archive:
+        with np.load(
+            io.BytesIO((folder / QUERIES_FILE).read_bytes()), allow_pickle=False
+        ) as archive:
             codes, scales = archive["codes"], archive["scales"]
             lengths, rows = archive["lengths"], archive["rows"]
         if len(documents) != pairs or rows.min(initial=0) < 0 or rows.max(initial=0) >= pairs:

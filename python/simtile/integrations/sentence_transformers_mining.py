@@ -268,7 +268,7 @@ class Encoder:
     def _load(self, file: Path) -> Array:
         if self._verbose:
             print(f"[Cache] {file}")
-        return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
+        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
     def _encode(
         self, name: str, texts: list[str], prompt_name: str | None, prompt: str | None, pool: Any
