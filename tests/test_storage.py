@@ -218,3 +218,15 @@ def test_an_id_twice_in_a_file_is_found():
     storage = Storage.of_file(columns, 3, np.array([4, 1, 4]), False, 0)
     with pytest.raises(ValueError, match="the index has the id 4 twice"):
         storage.snapshot.find(np.array([1]))
+
+
+def test_numbers_that_do_not_suffice_change_nothing():
+    """A file may say that almost all of them are used up."""
+    storage = Storage.of_file(columns_of([5]), 1, None, True, 2**63 - 3)
+    with pytest.raises(ValueError, match="next id is 9223372036854775805"):
+        storage.add(columns_of([6, 7, 8]), None)
+    assert rows_in_order(storage.snapshot) == [(0, 5)]
+    assert storage.add(columns_of([6, 7]), None).tolist() == [2**63 - 3, 2**63 - 2]
+    with pytest.raises(ValueError, match="largest int64"):
+        storage.add(columns_of([8]), None)
+    assert len(storage.snapshot) == 3

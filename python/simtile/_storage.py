@@ -63,7 +63,8 @@ class Storage:
         Raises
         ------
         ValueError
-            An id is there already or given twice, or some ids are numbered here and some given.
+            An id is there already or given twice, or some ids are numbered here and some given,
+            or the numbers do not suffice.
         """
         length = len(next(iter(columns.values())))
         with self.lock:
@@ -80,6 +81,11 @@ class Storage:
                 return np.empty(0, np.int64)
             numbers: Numbers
             if ids is None:
+                if state.next_id + length >= 2**63:  # a file may say any next id
+                    raise ValueError(
+                        f"ids: found None, but the next id is {state.next_id}, and {length} more "
+                        "would pass the largest int64; make a new index"
+                    )
                 numbers = range(state.next_id, state.next_id + length)
             else:
                 check_once(ids)
