@@ -53,12 +53,12 @@ struct CodedTiles {
   SIMTILE_INLINE static float copy(const Document* row, int64_t dimensions, int64_t ahead, void* out, float& rounded) {
     uint8_t* codes = static_cast<uint8_t*>(out);
     const int64_t stored = groups(dimensions) * kCodeGroup;
-    typedef uint8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+    typedef uint8_t Codes __attribute__((vector_size(kLanes), aligned(1), may_alias));
     // Vectors are longer than the groups: the last one may reach past them, into the step, which is written afterwards.
     const CodedRow coded = code_row(row, dimensions, ahead, kDocumentCodes,
                                     [&](int64_t at, Vector<float> x) __attribute__((always_inline)) {
-                                      const CodedSums whole = __builtin_convertvector(x, CodedSums) + kDocumentCodes;
-                                      *reinterpret_cast<Bytes*>(codes + at) = __builtin_convertvector(whole, Bytes);
+                                      const Ints whole = __builtin_convertvector(x, Ints) + kDocumentCodes;
+                                      *reinterpret_cast<Codes*>(codes + at) = __builtin_convertvector(whole, Codes);
                                     });
     for (int64_t i = (dimensions + kLanes - 1) / kLanes * kLanes; i < stored; i++) codes[i] = kDocumentCodes;
     __builtin_memcpy(codes + stored, &coded.step, sizeof(float));
@@ -72,7 +72,7 @@ struct CodedTiles {
     const uint8_t* a = static_cast<const uint8_t*>(rows.data) + first * rows.stride;
     const int64_t groups = CodedTiles::groups(dimensions), block_bytes = kLanes * query_bytes(dimensions);
     const char* b = static_cast<const char*>(packed) + query / kLanes * block_bytes;
-    CodedSums sums[kRows * vectors];
+    Ints sums[kRows * vectors];
     if (count == kRows)
       multiply_coded_rows<kRows, vectors>(a, rows.stride, b, block_bytes, groups, sums);
     else

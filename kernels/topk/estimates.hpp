@@ -22,16 +22,10 @@ SIMTILE_INLINE uint32_t worse_by(uint32_t order, float width, bool descending) {
 // An order that at least k keys are within, a little above the k-th; keys stay where they are. 0 < k < count. kNoOrder: not found.
 SIMTILE_INLINE uint32_t bar_of(const Key* keys, int64_t count, int64_t k) {
   constexpr int64_t kFew = 128;
+  if (count > kFew) return static_cast<uint32_t>(sampled_bar(keys, count, k) >> 32);
   Key few[kFew];
-  if (count > kFew) {
-    const Key bar = sampled_bar(keys, count, k);
-    return static_cast<uint32_t>(bar >> 32);
-  }
   for (int64_t i = 0; i < count; i++) few[i] = keys[i];
-  keep_smallest(few, count, k);
-  Key worst = 0;
-  for (int64_t i = 0; i < k; i++) worst = most<Key>(worst, few[i]);
-  return static_cast<uint32_t>(worst >> 32);
+  return static_cast<uint32_t>(keep_best(few, count, k) >> 32);
 }
 
 // Removes the keys above `cut`; those that are certain stay in front. Returns how many are left.

@@ -98,6 +98,14 @@ void keep_smallest(Key* keys, int64_t count, int64_t k) {
   if (end - begin == 2 && keys[begin + 1] < keys[begin]) swap_keys(keys[begin], keys[begin + 1]);
 }
 
+// The same; returns the largest of the k.
+SIMTILE_INLINE Key keep_best(Key* keys, int64_t count, int64_t k) {
+  keep_smallest(keys, count, k);
+  Key worst = 0;
+  for (int64_t i = 0; i < k; i++) worst = most<Key>(worst, keys[i]);
+  return worst;
+}
+
 // Quicksort that turns to heap sort where its pivots are bad.
 void sort_keys(Key* keys, int64_t count) {
   struct Part {
@@ -175,11 +183,8 @@ SIMTILE_INLINE void shrink(Reservoir& reservoir, Key* keys, int64_t k) {
     reservoir.worst = bar;
     return;
   }
-  keep_smallest(keys, count, k);
-  Key worst = 0;
-  for (int64_t i = 0; i < k; i++) worst = most<Key>(worst, keys[i]);
+  reservoir.worst = keep_best(keys, count, k);
   reservoir.count = k;
-  reservoir.worst = worst;
 }
 
 // Takes a key smaller than `worst`. Whether `worst` has changed.

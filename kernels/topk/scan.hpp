@@ -257,12 +257,8 @@ struct Topk {
       }
     }
     Key* estimates = all + certain;
-    if (count - certain > k) {
-      keep_smallest(estimates, count - certain, k);
-      uint32_t worst = 0;
-      for (int64_t i = 0; i < k; i++) worst = most<uint32_t>(worst, static_cast<uint32_t>(estimates[i] >> 32));
-      bar = least<uint32_t>(bar, worst);
-    }
+    if (count - certain > k)
+      bar = least<uint32_t>(bar, static_cast<uint32_t>(keep_best(estimates, count - certain, k) >> 32));
     int64_t none = 0;
     const uint32_t cut = worse_by(bar, width, is_descending(problem.metric));
     count = certain + keep_within(estimates, count - certain, cut, none);
