@@ -135,13 +135,12 @@ thread_sanitizer() {
   done | in_pairs
 }
 
-# make test has run the highest. Slow tests try other sizes, not other code.
+# make test has run the highest.
 every_level() {
   local level failed=0
   for level in "${levels[@]:0:${#levels[@]}-1}"; do
     echo "SIMTILE_ISA=$level"
-    SIMTILE_ISA=$level HYPOTHESIS_PROFILE=few "$python" -m pytest -q -n 2 -m "not gpu and not slow and not deep" "${kernel_tests[@]}" ||
-      failed=1
+    SIMTILE_ISA=$level HYPOTHESIS_PROFILE=few "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" || failed=1
   done
   return "$failed"
 }
