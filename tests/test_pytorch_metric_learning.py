@@ -1,10 +1,12 @@
 """simtile.integrations.pytorch_metric_learning beside pytorch-metric-learning itself."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from contrastive_cases import option_tuples, pairwise
-from drop_ins import check_equal, rows
+from drop_ins import check_equal, results, rows
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, losses, reducers, regularizers
@@ -74,7 +76,20 @@ def check(drawn, n, m, d, seed):
         found = value["loss"]["losses"]  # 0 without a pair
         return found if isinstance(found, torch.Tensor) else embeddings.sum() * 0.0
 
+    # Its reducer places pairs in a square of the embeddings, in which more references do not lie.
+    if drawn["reducer"] == "per anchor" and drawn["reference"] == "others" and m > n:
+        try:
+            results(loss, losses, inputs)
+        except IndexError as error:
+            with pytest.raises(IndexError, match=re.escape(str(error))):
+                results(loss, ours, inputs)
+            return
     check_equal(loss, losses, ours, inputs)
+
+
+def test_more_references_than_the_reducer_has_room_for():
+    drawn = {**COVERING[0], "labels": "two views", "reference": "others", "reducer": "per anchor"}
+    check(drawn, 1, 9, 2, 0)
 
 
 @pytest.mark.parametrize("number", range(len(COVERING)))
