@@ -279,8 +279,8 @@ def child(target, folder, seed, first, last, seconds):
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
     number, end = first, time.monotonic() + seconds
     while number < last and time.monotonic() < end:
-        new = number - len(corpus)
-        raw = damaged(files, seed, new) if new >= 0 else corpus[number].read_bytes()
+        # Those that were kept have numbers below 0.
+        raw = damaged(files, seed, number) if number >= 0 else corpus[number].read_bytes()
         (folder / "number").write_text(str(number))
         current.write_bytes(raw)
         signal.setitimer(signal.ITIMER_PROF, MOST_WORK)
@@ -305,15 +305,15 @@ def run_child(target, folder, *rest):
 
 def fuzz(target, seconds, seed=0, files=2**40, keep=CORPUS):
     """How many files were used, and of each failure what was printed."""
-    end, number, failures = time.monotonic() + seconds, 0, []
-    last = len(kept_files(target)) + files
-    while number < last and (left := end - time.monotonic()) > 0:
+    end, failures = time.monotonic() + seconds, []
+    first = number = -len(kept_files(target))
+    while number < files and (left := end - time.monotonic()) > 0:
         with tempfile.TemporaryDirectory() as name:
             current = Path(name) / "current"
-            numbers = "--seed", seed, "--first", number, "--last", last, "--seconds", left
+            numbers = "--seed", seed, "--first", number, "--last", files, "--seconds", left
             ran = run_child(target, name, *numbers)
             if ran.returncode == 0:
-                return int(ran.stdout), failures
+                return int(ran.stdout) - first, failures
             if not current.exists() or not current.with_name("number").exists():
                 raise RuntimeError(f"{target}: not of a damaged file: {ran.stderr}")
             number = int(current.with_name("number").read_text())
@@ -323,7 +323,7 @@ def fuzz(target, seconds, seed=0, files=2**40, keep=CORPUS):
             shutil.copy(current, kept)
             failures.append(f"{kept} ({number} of seed {seed}): {ran.returncode}\n{ran.stderr}")
             number += 1
-    return number, failures
+    return number - first, failures
 
 
 def main():
