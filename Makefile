@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOP := $(PYTHON) tools/develop.py
 
-.PHONY: demo demo-train test test-deep nightly mutants lint format stubs gpu-report bench docs clean
+.PHONY: demo demo-train test test-deep nightly mutants fuzz lint format stubs gpu-report bench docs clean
 
 # Needs no torch.
 demo:
@@ -34,6 +34,13 @@ nightly:
 mutants:
 	@$(DEVELOP) test
 	@SIMTILE_MUTANTS=all $(BIN)/python -m pytest -n 2 -m "not gpu" -k "test_mutant_is_caught or test_every_pair_of_options" $(PYTEST_ARGS)
+
+# Damaged index files, for FUZZ_SECONDS each kind; what fails is kept in tests/fuzz_corpus.
+FUZZ_SECONDS ?= 600
+fuzz:
+	@$(DEVELOP) test
+	@for kind in FlatIndex CascadeIndex MultiVectorIndex; do \
+	  $(BIN)/python tests/fuzz_files.py $$kind --seconds $(FUZZ_SECONDS) --seed $$(date +%s) || failed=1; done; test -z "$$failed"
 
 lint:
 	@$(DEVELOP) test
