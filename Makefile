@@ -71,8 +71,7 @@ bench:
 # The site, into build/site; needs neither a compiler nor torch.
 docs:
 	@$(DEVELOP) docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf build .venv
