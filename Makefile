@@ -62,11 +62,7 @@ gpu-report:
 # On an otherwise idle machine.
 bench:
 	@$(DEVELOP) bench
-	@$(BIN)/python bench/peak.py
-	@$(BIN)/python bench/info_nce.py
-	@$(BIN)/python bench/contrastive.py
-	@$(BIN)/python bench/topk.py
-	@$(BIN)/python bench/maxsim.py
+	@$(BIN)/simtile bench
 
 # The site, into build/site; needs neither a compiler nor torch.
 docs:

@@ -246,7 +246,7 @@ def parser(description: str, entries: Mapping[str, Entry]) -> argparse.ArgumentP
         help=f"only this entry, may be repeated: {', '.join(entries)}",
     )
     parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=simtile.cpu_info()["threads"])
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     return parser
 

@@ -47,9 +47,10 @@ def main() -> None:
             for kind, by_threads in peaks.items()
         },
     }
-    path = _common.write_results("peak", results, arguments.output)
     console.print(Markdown(tables.peak(results)))
-    console.print(f"stored in {path}")
+    if not arguments.quick or arguments.output:
+        path = _common.write_results("peak", results, arguments.output)
+        console.print(f"stored in {path}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import simtile
+from simtile.bench import runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _info()
         if options.command == "doctor":
             return _doctor(options)
+        if options.command == "bench":
+            return _bench(options)
         if options.corpus is not None and not options.train:
             parser.error("argument --corpus: its texts must be embedded, which needs --train")
         return _demo(options)
@@ -66,6 +69,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="store the report as JSON, to attach to a bug report; it names the processor, GPU, "
         "versions, and environment variables that decide how kernels run, paths in them included",
+    )
+    bench = commands.add_parser(
+        "bench",
+        help="time everything beside its peers, or compare two stored runs",
+        description="Run the benchmarks of a checkout one after the other, on an otherwise idle "
+        "machine: each checks its results first, then times simtile in turn with its peers, and "
+        "stores JSON under bench/results/. Exits with status 1 if one of them fails.",
+    )
+    bench.add_argument(
+        "--only",
+        action="append",
+        choices=list(runner.MINUTES),
+        metavar="OP",
+        help=f"only this one, may be repeated: {', '.join(runner.MINUTES)}",
+    )
+    bench.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    bench.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the results of this run"
+    )
+    bench.add_argument(
+        "--threads", type=_threads, metavar="N", help="threads to use (default: see simtile info)"
     )
     demo = commands.add_parser(
         "demo", help="train on real text, compare one large step with plain NumPy, and search"
@@ -122,6 +146,15 @@ def _doctor(options: argparse.Namespace) -> int:
             doctor.Options(options.quick, options.all_levels, options.threads, options.output)
         )
     except OutputError as error:
+        return _fail(str(error))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    try:
+        return runner.run(
+            runner.Options(options.only or (), options.quick, options.output, options.threads)
+        )
+    except runner.NoCheckout as error:
         return _fail(str(error))
 
 

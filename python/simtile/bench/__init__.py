@@ -1,0 +1,1 @@
+"""`simtile bench`: the benchmarks of a checkout run one after the other, stored runs compared."""
