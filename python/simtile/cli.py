@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import simtile
-from simtile.bench import runner
+from simtile.bench import compare, runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "doctor":
             return _doctor(options)
         if options.command == "bench":
-            return _bench(options)
+            return _bench(options, parser)
         if options.corpus is not None and not options.train:
             parser.error("argument --corpus: its texts must be embedded, which needs --train")
         return _demo(options)
@@ -75,7 +75,15 @@ def _parser() -> argparse.ArgumentParser:
         help="time everything beside its peers, or compare two stored runs",
         description="Run the benchmarks of a checkout one after the other, on an otherwise idle "
         "machine: each checks its results first, then times simtile in turn with its peers, and "
-        "stores JSON under bench/results/. Exits with status 1 if one of them fails.",
+        "stores JSON under bench/results/. Exits with status 1 if one of them fails, or if "
+        "--compare finds a regression.",
+    )
+    bench.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="run nothing: ratios of the times in B, a file or folder of results, to those in A",
     )
     bench.add_argument(
         "--only",
@@ -149,12 +157,16 @@ def _doctor(options: argparse.Namespace) -> int:
         return _fail(str(error))
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _bench(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.compare and (options.only or options.quick or options.output or options.threads):
+        parser.error("argument --compare: runs nothing, so no other option goes with it")
     try:
+        if options.compare:
+            return compare.run(*options.compare)
         return runner.run(
             runner.Options(options.only or (), options.quick, options.output, options.threads)
         )
-    except runner.NoCheckout as error:
+    except (runner.NoCheckout, compare.CannotCompare) as error:
         return _fail(str(error))
 
 
