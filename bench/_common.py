@@ -215,8 +215,11 @@ def machine() -> Json:
 
 
 def machine_name(facts: Json) -> str:
-    """A folder's name for the machine: the CPU's name and how many CPUs there are."""
-    cpu = re.sub(r"\((r|tm)\)", "", str(facts["cpu"]).lower())
+    """A folder's name for the machine: the CPU, its ISA level, how many CPUs there are.
+
+    Virtual machines tell little of the CPU: one name covers generations of different levels.
+    """
+    cpu = re.sub(r"\((r|tm)\)", "", f"{facts['cpu']} {facts['level']}".lower())
     return "-".join(re.findall(r"[a-z0-9]+", cpu)) + f"-{facts['cpus']}cpu"
 
 

@@ -163,8 +163,9 @@ def test_the_machine_is_described(common: ModuleType) -> None:
     assert facts["cpu"]
     assert facts["level"] in facts["levels"]
     assert facts["versions"]["numpy"] == np.__version__
-    name = common.machine_name({"cpu": "Intel(R) Xeon(R) Processor", "cpus": 2})
-    assert name == "intel-xeon-processor-2cpu"
+    facts = {"cpu": "Intel(R) Xeon(R) Processor", "level": "avx512_amx", "cpus": 2}
+    name = common.machine_name(facts)
+    assert name == "intel-xeon-processor-avx512-amx-2cpu"
 
 
 @pytest.mark.parametrize(
