@@ -15,7 +15,9 @@ struct Tile {
   static constexpr int kColumns = kColumnVectors * Simd<T>::kLanes;
   static constexpr int kRows = kVectorRegisters == 32 ? 12 : kVectorBytes == 32 ? 6 : 4;
   // The depth of one pass: a B panel of kDepth * kColumns elements is at most 24 KiB, half of a 48 KiB or three quarters of a 32 KiB L1.
-  static constexpr int64_t kDepth = 24576 / (kColumns * static_cast<int64_t>(sizeof(T)));
+  // Narrow vectors would have longer passes, and those round more.
+  static constexpr int64_t kPanel = 24576 / (kColumns * static_cast<int64_t>(sizeof(T)));
+  static constexpr int64_t kDepth = kPanel < 384 ? kPanel : 384;
 };
 
 // A step along K, of one value: what lies in A and in B's panel, and how their product is added.
