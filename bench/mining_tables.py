@@ -13,11 +13,8 @@ def markdown(results: Json) -> str:
     """A row for each contender, then the machine."""
     entry = results["entries"]["mining"]
     queries, documents, dim = results["shape"]
-    header = [
-        f"{queries:,} queries, {documents:,} documents of {dim} dimensions, {results['threads']} threads",
-        "time",
-        "memory",
-    ]
+    sizes = f"{queries:,} queries, {documents:,} documents of {dim} dimensions"
+    header = [f"{sizes}, {results['threads']} threads", "time", "memory"]
     beside = entry["times"][entry["beside"]]["median"]
     rows = []
     for who, samples in entry["times"].items():

@@ -12,7 +12,7 @@ from info_nce_cases import Case, as_tensor, cases, check_case
 
 from simtile import _gpu
 from simtile._contrast import SCOPES, Contrast
-from simtile.ops import info_nce, info_nce_cuda
+from simtile.ops import info_nce_cuda, info_nce_run
 
 STREAM = 77
 
@@ -206,7 +206,7 @@ def test_a_tensor_of_the_cpu_is_refused(cuda):
 @pytest.fixture
 def available(monkeypatch):
     """The operator finds the backend, whose kernel is the one for the CPU."""
-    monkeypatch.setattr(info_nce, "check_available", lambda backend: None)
+    monkeypatch.setattr(info_nce_run, "check_available", lambda backend: None)
 
 
 @pytest.mark.usefixtures("available")
@@ -225,7 +225,7 @@ def test_the_operator_calls_it():
 
 
 def run_operator(case, need_grad):
-    return info_nce._run(
+    return info_nce_run.run_tensors(
         *map(floats, case.inputs),
         case.temperature,
         integers(case["targets"]),

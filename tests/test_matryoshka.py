@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from info_nce_backends import cpu_level
 
 import simtile
-import simtile.ops.info_nce
+import simtile.ops.info_nce_run
 from simtile import _core
 from simtile._contrast import Contrast
-from simtile.info_nce import run
+from simtile._info_nce_run import run
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # What the kernel takes with all widths at once.
@@ -283,7 +283,7 @@ def test_what_is_refused(options, message):
 
 def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
     # Its kernels are those of one width; here the CPU's stand in for them.
-    operator = simtile.ops.info_nce
+    operator = simtile.ops.info_nce_run
     widths = []
 
     def on_cpu(*arguments):
@@ -291,7 +291,7 @@ def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
         assert guide == []
         widths.append(inputs[0].shape[1])
         rest = (normalize, contrast.numbers(), dtype, need, "cpu", precision, 1, weight, rows)
-        found = operator._run(*inputs, None, None, None, *rest, False)
+        found = operator.run_tensors(*inputs, None, None, None, *rest, False)
         return found._replace(losses=torch.from_numpy(found.losses))
 
     monkeypatch.setattr(operator, "_run_on_gpu", on_cpu)
@@ -302,7 +302,7 @@ def test_a_gpu_adds_up_a_run_for_each_width(monkeypatch):
     results = []
     for backend in ("triton", "cpu"):
         options = (True, contrast, torch.float32, [True] * 4, backend, "ieee", 1, 0.5, None, False)
-        losses, grads, _ = operator._run(*inputs, *options)
+        losses, grads, _ = operator.run_tensors(*inputs, *options)
         results.append([torch.as_tensor(losses), *grads])
     assert widths == [2, 5]
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

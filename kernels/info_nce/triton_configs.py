@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from simtile.kernels.info_nce import triton as kernels
 from simtile.kernels.info_nce import triton_contrast as family_kernels
+from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 # Operands are padded with zeros to whole tiles: every side of a tile below divides these.
 ROW_PADDING = 256
@@ -187,21 +188,6 @@ def product_options(tile: Tile, dtype: str, precision: str, dim: int) -> dict[st
     }
 
 
-class Variant(NamedTuple):
-    """A kernel as it is compiled ahead of time for one family."""
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    dtype: str
-    expects: str | None  # "mma": a matrix instruction; "fma": float32 on no matrix unit; or None
-    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
-
-
-_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 # Arguments that are not float32 pointers or int32: operands have the element type of the case.
 _OPERANDS = {
     "x",
@@ -269,23 +255,13 @@ def _variant(
     expects: str | None = None,
 ) -> Variant:
     kinds = {
-        **dict.fromkeys(_OPERANDS, _POINTERS[dtype]),
+        **dict.fromkeys(_OPERANDS, POINTERS[dtype]),
         **dict.fromkeys(_FLOATS, "*fp32"),
         **dict.fromkeys(_INTEGERS, "*i64"),
         **dict.fromkeys(_NUMBERS, "fp32"),
         "exponentials": "*fp32" if dtype == "float32" else "*fp16",
     }
-    names = [parameter.name for parameter in kernel.params]
-    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    # What a launch looks at: addresses, and the few sizes that are compiled for. At D = 768 16
-    # divides all of them.
-    divisible = tuple(
-        p.name
-        for p in kernel.params
-        if signature[p.name] not in ("constexpr", "fp32")
-        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
-    )
-    return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
+    return variant(name, kernel, dtype, kinds, constexprs, warps, stages, expects)
 
 
 def variants(family: str, dim: int = 768) -> Iterator[Variant]:

@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from simtile.kernels.info_nce.triton_configs import (
-    DTYPES,
-    FAMILIES,
-    Variant,
-    operand_stride,
-    row_block,
-)
+from simtile.kernels.info_nce.triton_configs import DTYPES, FAMILIES, operand_stride, row_block
 from simtile.kernels.maxsim import triton as kernels
+from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 __all__ = ["DTYPES", "FAMILIES", "Config", "Tile", "config", "operand_stride", "row_block"]
 
@@ -137,7 +132,6 @@ def gradient_dims(dim: int) -> int:
     return min(GRADIENT_DIMS, operand_stride(dim))
 
 
-_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _KINDS = {
     "mask": "*u8",
     "there": "*u8",
@@ -171,19 +165,9 @@ def _variant(
     stages: int = 1,
     expects: str | None = None,
 ) -> Variant:
-    element = _POINTERS[dtype]
+    element = POINTERS[dtype]
     kinds = {**_KINDS, **dict.fromkeys(("x", "operand", "queries", "documents"), element)}
-    names = [parameter.name for parameter in kernel.params]
-    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    # What a launch looks at: addresses, strides and the dimensions, all of which 16 divides when it
-    # divides D.
-    divisible = tuple(
-        p.name
-        for p in kernel.params
-        if signature[p.name] not in ("constexpr", "fp32")
-        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
-    )
-    return Variant(name, kernel, signature, constexprs, warps, stages, dtype, expects, divisible)
+    return variant(name, kernel, dtype, kinds, constexprs, warps, stages, expects)
 
 
 def variants(family: str, dim: int = 128) -> Iterator[Variant]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from simtile.kernels.pairwise import triton as kernels
+from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,21 +50,6 @@ def tile(kernel: str, dtype: str, family: str) -> Tile:
     return GFX_FLOAT32 if dtype == "float32" else GFX_HALF
 
 
-class Variant(NamedTuple):
-    """A kernel as it is compiled ahead of time for one family."""
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    dtype: str
-    expects: str | None
-    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
-
-
-_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _KINDS = {
     **dict.fromkeys(("factor", "half", "square", "maxima", "totals", "grad"), "*fp32"),
     **dict.fromkeys(("labels", "chosen_by", "starts"), "*i64"),
@@ -79,31 +65,13 @@ _GATHER_KINDS = {
 def _variant(
     name: str, kernel: Any, dtype: str, constexprs: dict[str, Any], warps: int, stages: int
 ) -> Variant:
-    kinds = {**_KINDS, "x": _POINTERS[dtype]}
+    kinds = {**_KINDS, "x": POINTERS[dtype]}
     if kernel is kernels.gather_chosen:
         kinds |= _GATHER_KINDS
-    names = [parameter.name for parameter in kernel.params]
-    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    divisible = tuple(
-        p.name
-        for p in kernel.params
-        if signature[p.name] != "constexpr"
-        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
-    )
     expects = None
     if kernel is not kernels.gather_chosen:
         expects = "fma" if dtype == "float32" else "mma"
-    return Variant(
-        f"{name}[{dtype}]",
-        kernel,
-        signature,
-        constexprs,
-        warps,
-        stages,
-        dtype,
-        expects,
-        divisible,
-    )
+    return variant(f"{name}[{dtype}]", kernel, dtype, kinds, constexprs, warps, stages, expects)
 
 
 def variants(family: str) -> Iterator[Variant]:

@@ -6,9 +6,10 @@ Nothing here imports torch or needs a driver.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from simtile.kernels.pool import triton as kernels
+from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 DTYPES = ("float32", "bfloat16", "float16")
 HOW = {"mean": 0, "max": 1, "cls": 2, "last": 3}
@@ -41,21 +42,6 @@ def warps(columns: int) -> int:
     return min(max(columns // 128, 1), 16)
 
 
-class Variant(NamedTuple):
-    """A kernel as it is compiled ahead of time for one family."""
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    dtype: str
-    expects: str | None
-    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
-
-
-_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _KINDS = {
     "offsets": "*i64",
     "mask": "*u8",
@@ -65,29 +51,11 @@ _KINDS = {
 
 
 def _variant(name: str, kernel: Any, dtype: str, columns: int, **constexprs: Any) -> Variant:
-    element = _POINTERS[dtype]
+    element = POINTERS[dtype]
     kinds = {**_KINDS, "tokens": element, "vectors": element, "out": element}
     if kernel is kernels.dots:
         kinds |= {"vectors": "*fp32", "out": "*fp32"}
-    names = [parameter.name for parameter in kernel.params]
-    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    divisible = tuple(
-        p.name
-        for p in kernel.params
-        if signature[p.name] != "constexpr"
-        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
-    )
-    return Variant(
-        f"{name}[{dtype}]",
-        kernel,
-        signature,
-        constexprs,
-        warps(columns),
-        1,
-        dtype,
-        None,
-        divisible,
-    )
+    return variant(f"{name}[{dtype}]", kernel, dtype, kinds, constexprs, warps(columns))
 
 
 def pooled_options(how: str, dim: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from simtile.kernels.quantize import triton as kernels
+from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 DTYPES = tuple(ITEMSIZE)
@@ -54,21 +55,6 @@ def code_options(kind: str, dim: int, item: int) -> dict[str, Any]:
     return options
 
 
-class Variant(NamedTuple):
-    """A kernel as it is compiled ahead of time for one family."""
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    dtype: str
-    expects: str | None
-    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
-
-
-_POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
 _KINDS = {
     "starts": "*fp32",
     "steps": "*fp32",
@@ -82,20 +68,10 @@ def _variant(name: str, kernel: Any, dtype: str, constexprs: dict[str, Any]) -> 
     found = "*fp64" if dtype == "float64" else "*fp32"
     kinds = {
         **_KINDS,
-        "x": _POINTERS[dtype],
+        "x": POINTERS[dtype],
         **dict.fromkeys(("smallest", "largest"), found),
     }
-    names = [parameter.name for parameter in kernel.params]
-    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    divisible = tuple(
-        p.name
-        for p in kernel.params
-        if signature[p.name] != "constexpr"
-        and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
-    )
-    return Variant(
-        f"{name}[{dtype}]", kernel, signature, constexprs, WARPS, 1, dtype, None, divisible
-    )
+    return variant(f"{name}[{dtype}]", kernel, dtype, kinds, constexprs, WARPS)
 
 
 def variants(family: str, dim: int = 768) -> Iterator[Variant]:

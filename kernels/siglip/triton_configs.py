@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from simtile.kernels.siglip import triton as kernels
+from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -54,21 +55,6 @@ def scale(dtype: str) -> float:
     return 4096.0 if dtype == "float16" else 1.0
 
 
-class Variant(NamedTuple):
-    """A kernel as it is compiled ahead of time for one family."""
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    dtype: str
-    expects: str | None
-    divisible: tuple[str, ...]  # arguments that are multiples of 16, as launches find them
-
-
-_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _FLOATS = (
     *("q_factor", "d_factor", "factor", "scalars"),
     *("losses", "sums", "weighted", "kept", "out"),
@@ -79,26 +65,11 @@ def _variant(name: str, dtype: str, family: str, **constexprs: Any) -> Variant:
     kernel = getattr(kernels, name)
     m, n, k, warps, stages = tile(name, dtype, family)
     constexprs |= {"BM": m, "BN": n, "BK": k, "PRECISION": "ieee", "EMULATE": False}
-    kinds = dict.fromkeys(_FLOATS, "*fp32") | dict.fromkeys("qdx", _POINTERS[dtype])
-    names = [parameter.name for parameter in kernel.params]
-    signature = {n: "constexpr" if n in constexprs else kinds.get(n, "i32") for n in names}
-    divisible = tuple(
-        p.name
-        for p in kernel.params
-        if signature[p.name] != "constexpr" and not p.do_not_specialize
-    )
+    kinds = dict.fromkeys(_FLOATS, "*fp32") | dict.fromkeys("qdx", POINTERS[dtype])
     marks = " turned" * constexprs.get("TURNED", False) + " loss" * (not constexprs.get("KEEP", 1))
     expects = "fma" if dtype == "float32" else "mma"
-    return Variant(
-        f"{name}{marks}[{dtype}]",
-        kernel,
-        signature,
-        constexprs,
-        warps,
-        stages,
-        dtype,
-        expects,
-        divisible,
+    return variant(
+        f"{name}{marks}[{dtype}]", kernel, dtype, kinds, constexprs, warps, stages, expects
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _core, _inputs, _pairwise
+from simtile._info_nce_run import reduce_losses
 from simtile._tensors import is_tensor
-from simtile.info_nce import reduce_losses
 
 Array = npt.NDArray[Any]
 

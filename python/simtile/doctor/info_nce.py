@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile._contrast import SCOPES, Contrast
+from simtile._info_nce_run import run
 from simtile.doctor import limits
 from simtile.doctor.results import Comparison
-from simtile.info_nce import run
 from simtile.reference import info_nce_numpy
 
 Array = npt.NDArray[Any]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from simtile import _inputs, _pairwise
+from simtile._info_nce_run import reduce_losses
 from simtile._tensors import as_array
-from simtile.info_nce import reduce_losses
 from simtile.ops._backends import check_available, choose
 from simtile.ops._tensors import DTYPE_NAMES, check_devices, check_floats, check_one_number
 from simtile.siglip import check_shapes, run
