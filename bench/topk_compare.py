@@ -8,6 +8,7 @@ import numpy as np
 from _common import GateFailed, Json, Run, Samples, interleave, share_of_peak
 from topk_contenders import SIMTILE, Array, Corpus, Int8
 
+import simtile
 from simtile import _core
 from simtile.reference import topk_numpy
 
@@ -19,9 +20,13 @@ UNITS = {
     "uint8": ("dot_int8", "matrix_int8"),
     "int4": ("dot_int8", "matrix_int8"),
     "bits": ("dot_int8", "matrix_int8"),
-    "float32": ("fma_f32", "matrix_bf16"),
-    "bfloat16": ("fma_f32", "matrix_bf16"),
+    "float32": ("fma_f32", "dot_int8", "matrix_bf16"),
+    "bfloat16": ("fma_f32", "dot_int8", "matrix_bf16"),
 }
+# Where floats of many queries are multiplied as small integers (kernels/topk/coded_tiles.hpp), the
+# FMA peak bounds nothing; the products of these levels before avx512_vnni have no measured peak.
+CODED_LEVELS = ("avx2", "avx512", "avx512_vnni", "avx512_bf16")
+CODED_QUERIES = 48
 
 
 def gate(corpus: Corpus, count: int, k: int) -> None:
@@ -97,7 +102,12 @@ def shares(
         bounds = [peak for kind, peak in peaks.items() if kind.startswith("read")]
         done = corpus.bytes
     else:
-        bounds = [peak for kind, peak in peaks.items() if not kind.startswith("read")]
+        coded = count >= CODED_QUERIES and simtile.cpu_info()["level"] in CODED_LEVELS
+        bounds = [
+            peak
+            for kind, peak in peaks.items()
+            if not kind.startswith("read") and not (coded and kind == "fma_f32")
+        ]
         done = operations(corpus, count)
     fastest = max((max(peak.values) for peak in bounds), default=np.inf)
     share_of_peak(done / seconds, fastest, what)

@@ -152,6 +152,29 @@ def test_shares_count_bytes_and_operations(compare: ModuleType, contenders: Modu
     assert compare.operations(bits, 5) == 5 * 300 * 6
 
 
+@pytest.mark.parametrize("level", ["avx512_amx", "avx512_bf16"])
+def test_the_fma_peak_bounds_no_floats_that_are_multiplied_as_integers(
+    compare: ModuleType,
+    contenders: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+) -> None:
+    common = importlib.import_module("_common")
+    monkeypatch.setattr(compare.simtile, "cpu_info", lambda: {"level": level})
+    coded = level == "avx512_bf16"
+    corpus = contenders.OfKind("float32", 300, 45, 48, 1)
+    peaks = {"fma_f32": common.Samples([1e9]), "dot_int8": common.Samples([4e9])}
+    if not coded:
+        del peaks["dot_int8"]
+    operations = 2 * 48 * 300 * 45
+    above = (2e9, 5e9) if coded else (0.5e9, 2e9)
+    compare.shares(corpus, 48, operations / above[0], peaks, refuse=True)
+    with pytest.raises(common.ShareAbovePeak):
+        compare.shares(corpus, 48, operations / above[1], peaks, refuse=True)
+    with pytest.raises(common.ShareAbovePeak):  # of few queries it does
+        compare.shares(corpus, 47, 2 * 47 * 300 * 45 / 5e9, peaks, refuse=True)
+
+
 def made_up_results() -> dict[str, Any]:
     """A complete run in which simtile takes 10 ms and the others 25."""
 
