@@ -136,7 +136,9 @@ def test_only_the_gradients_that_are_needed(reduction, monkeypatch):
         wanted.append(tuple(grad is not None for grad in arguments[-5:-2]))
         return _core.info_nce(*arguments)
 
-    monkeypatch.setattr(sys.modules["simtile._info_nce_run"], "_core", SimpleNamespace(info_nce=spy))
+    monkeypatch.setattr(
+        sys.modules["simtile._info_nce_run"], "_core", SimpleNamespace(info_nce=spy)
+    )
     case = Case(6, 7, 5, 2, temperature=0.3)
     full = run_kernel(case)[1:]
     for need in np.ndindex(2, 2, 2, 2):
@@ -171,7 +173,9 @@ def test_no_gradient_is_computed_under_no_grad(reduction, monkeypatch):
         wanted.append(arguments[-5:-2])
         return _core.info_nce(*arguments)
 
-    monkeypatch.setattr(sys.modules["simtile._info_nce_run"], "_core", SimpleNamespace(info_nce=spy))
+    monkeypatch.setattr(
+        sys.modules["simtile._info_nce_run"], "_core", SimpleNamespace(info_nce=spy)
+    )
     case = Case(6, 6, 5)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:

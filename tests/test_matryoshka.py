@@ -160,7 +160,9 @@ def test_one_run_for_all_widths(monkeypatch):
         asked.append((arguments[0].shape[1], *arguments[17:19]))
         return _core.info_nce(*arguments)
 
-    monkeypatch.setattr(sys.modules["simtile._info_nce_run"], "_core", SimpleNamespace(info_nce=spy))
+    monkeypatch.setattr(
+        sys.modules["simtile._info_nce_run"], "_core", SimpleNamespace(info_nce=spy)
+    )
     q, d = np.random.default_rng(0).normal(size=(2, 5, 8))
     simtile.info_nce_grad(q, d, matryoshka_dims=(6, 2, 4), matryoshka_weights=(1, 2, 1))
     assert asked == [(6, (2, 4, 6), (0.5, 0.25, 0.25))]

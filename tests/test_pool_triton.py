@@ -147,3 +147,13 @@ def test_what_is_compiled_ahead_of_time_is_what_is_launched(dtype):
 def test_variants_are_those_that_run(family):
     names = [variant.name for variant in configs.variants(family)]
     assert len(set(names)) == len(names) == 3 * 7
+
+
+def test_tokens_are_read_sixteen_bytes_a_thread():
+    launches = []
+    with triton_launches.intercepted(pool_triton, launches.append):
+        for x in (torch.zeros(2, 5, 768), torch.zeros(2, 5, 769)[..., :768]):
+            pool_triton.forward(x, None, None, None, "mean", 768, True, False)
+    whole, apart = (launch.compile(80).asm["ptx"] for launch in launches)
+    assert "ld.global.v4.b32" in whole
+    assert "ld.global.v4.b32" not in apart  # what lies anywhere cannot be

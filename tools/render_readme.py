@@ -60,6 +60,7 @@ PTX_KERNELS = (
     "maxsim_cuda",
     "pairwise_triton",
     "siglip_triton",
+    "pool",
 )
 
 # Regions of several files: what makes markdown of the results' folder

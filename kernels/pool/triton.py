@@ -22,7 +22,7 @@ SMALLEST_NORM = tl.constexpr(1e-12)
 NOWHERE = tl.constexpr(2**31 - 1)
 
 _SIZES = ["length", "packed", "masked", "weighted", "normalize", "keep"]
-_UNALIGNED = ["offsets", "mask", "weights", "row_stride"]
+_UNALIGNED = ["offsets", "mask", "weights"]
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def spread(
 
 @triton.jit(
     do_not_specialize=["length", "packed", "masked"],
-    do_not_specialize_on_alignment=["offsets", "mask", "row_stride"],
+    do_not_specialize_on_alignment=["offsets", "mask"],
 )
 def dots(
     tokens,  # [N, L, D], or [T, D] if packed
