@@ -31,6 +31,7 @@ import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
 import maxsim_tables  # noqa: E402
+import overhead_tables  # noqa: E402
 import overlap_tables  # noqa: E402
 import pool_tables  # noqa: E402
 import quantize_tables  # noqa: E402
@@ -83,6 +84,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "contrastive": ("contrastive", contrastive_tables.contrastive),
     "maxsim": ("maxsim", maxsim_tables.maxsim),
     "maxsim_short": ("maxsim", maxsim_tables.short),
+    "overhead": ("overhead", overhead_tables.overhead),
     "pool": ("pool", pool_tables.markdown),
     "quantize": ("quantize", quantize_tables.markdown),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},

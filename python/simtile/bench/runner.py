@@ -30,6 +30,7 @@ MINUTES: Mapping[str, int] = MappingProxyType(
         "quantize": 3,
         "mining": 4,
         "cached": 5,
+        "overhead": 2,
     }
 )
 QUICK_MINUTES = 1  # of each
