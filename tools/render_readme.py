@@ -35,6 +35,7 @@ import overhead_tables  # noqa: E402
 import overlap_tables  # noqa: E402
 import pool_tables  # noqa: E402
 import quantize_tables  # noqa: E402
+import scaling_tables  # noqa: E402
 import tables  # noqa: E402
 import topk_tables  # noqa: E402
 
@@ -87,6 +88,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "overhead": ("overhead", overhead_tables.overhead),
     "pool": ("pool", pool_tables.markdown),
     "quantize": ("quantize", quantize_tables.markdown),
+    "scaling": ("scaling", scaling_tables.scaling),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
     "quantized_overlap": ("quantized_overlap", overlap_tables.quantized_overlap),
     "quantized_overlap_short": ("quantized_overlap", overlap_tables.quantized_overlap_short),

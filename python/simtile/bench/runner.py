@@ -31,6 +31,7 @@ MINUTES: Mapping[str, int] = MappingProxyType(
         "mining": 4,
         "cached": 5,
         "overhead": 2,
+        "scaling": 6,
     }
 )
 QUICK_MINUTES = 1  # of each
