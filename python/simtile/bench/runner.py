@@ -31,6 +31,9 @@ MINUTES: Mapping[str, int] = MappingProxyType(
         "mining": 4,
         "cached": 5,
         "overhead": 2,
+        "losses": 3,
+        "late_interaction": 2,
+        "indexes": 2,
         "scaling": 6,
     }
 )
