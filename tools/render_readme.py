@@ -32,9 +32,11 @@ import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
 import maxsim_tables  # noqa: E402
 import mining_tables  # noqa: E402
+import overhead_tables  # noqa: E402
 import overlap_tables  # noqa: E402
 import pool_tables  # noqa: E402
 import quantize_tables  # noqa: E402
+import scaling_tables  # noqa: E402
 import tables  # noqa: E402
 import topk_tables  # noqa: E402
 
@@ -86,8 +88,10 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "maxsim": ("maxsim", maxsim_tables.maxsim),
     "maxsim_short": ("maxsim", maxsim_tables.short),
     "mining": ("mining", mining_tables.markdown),
+    "overhead": ("overhead", overhead_tables.overhead),
     "pool": ("pool", pool_tables.markdown),
     "quantize": ("quantize", quantize_tables.markdown),
+    "scaling": ("scaling", scaling_tables.scaling),
     **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
     "quantized_overlap": ("quantized_overlap", overlap_tables.quantized_overlap),
     "quantized_overlap_short": ("quantized_overlap", overlap_tables.quantized_overlap_short),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import simtile
-from simtile.bench import compare, runner
+from simtile.bench import compare, report, runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         help="run nothing: ratios of the times in B, a file or folder of results, to those in A",
     )
     bench.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="run nothing: write DIR/report.html, tables and figures of the results in DIR",
+    )
+    bench.add_argument(
         "--only",
         action="append",
         choices=list(runner.MINUTES),
@@ -158,15 +164,19 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if options.compare and (options.only or options.quick or options.output or options.threads):
-        parser.error("argument --compare: runs nothing, so no other option goes with it")
+    runs = options.only or options.quick or options.output or options.threads
+    for name in ("compare", "report"):
+        if getattr(options, name) and (runs or (options.compare and options.report)):
+            parser.error(f"argument --{name}: runs nothing, so no other option goes with it")
     try:
         if options.compare:
             return compare.run(*options.compare)
+        if options.report:
+            return report.run(options.report)
         return runner.run(
             runner.Options(options.only or (), options.quick, options.output, options.threads)
         )
-    except (runner.NoCheckout, compare.CannotCompare) as error:
+    except (runner.NoCheckout, compare.CannotCompare, report.CannotReport) as error:
         return _fail(str(error))
 
 

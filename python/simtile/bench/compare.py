@@ -164,6 +164,8 @@ def _samples(
             yield from _samples(value, here)
         elif "peaks" in here or name.endswith("_peak"):
             yield here, ("peak", value)
+        elif "peers" in here:
+            yield here, ("peer", value)
         else:
             yield here, ("peer" if beside and not name.startswith("simtile") else "simtile", value)
 

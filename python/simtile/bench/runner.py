@@ -30,6 +30,11 @@ MINUTES: Mapping[str, int] = MappingProxyType(
         "quantize": 3,
         "mining": 4,
         "cached": 5,
+        "overhead": 2,
+        "losses": 3,
+        "late_interaction": 2,
+        "indexes": 2,
+        "scaling": 6,
     }
 )
 QUICK_MINUTES = 1  # of each
