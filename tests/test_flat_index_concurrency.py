@@ -1,5 +1,7 @@
 """Searches while other threads add, update and remove: each sees one state."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 import simtile
-from simtile import CascadeIndex, FlatIndex, _storage
+from simtile import CascadeIndex, FlatIndex, _lazy, _storage
 
 DIM = 8
 BATCH = 64
@@ -235,3 +237,119 @@ def test_ranges_are_there_for_whoever_sees_documents():
                     return
 
         run_threads(search, lambda stop, index=index: index.add(x))
+
+
+def test_a_child_can_change_an_index_that_was_being_changed():
+    """Forked while another thread, which does not exist in the child, holds its lock."""
+    code = """
+import os, sys, threading
+import numpy as np
+import simtile
+
+x = np.eye(8, dtype=np.float32)
+index, tokens = simtile.FlatIndex(8), simtile.MultiVectorIndex(8)
+index.add(x)
+tokens.add(x[:, None])
+held, done = threading.Event(), threading.Event()
+
+def hold():
+    with index._storage.lock, tokens._storage.lock:
+        held.set()
+        done.wait()
+
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    import faulthandler
+    faulthandler.dump_traceback_later(20, exit=True)
+    index.add(x)
+    tokens.add(x[:, None])
+    index.remove([0])
+    os._exit(42 if len(index) == 15 and len(tokens) == 16 else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+done.set()
+holder.join()
+index.add(x)
+assert len(index) == 16
+sys.exit(status)
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 42, ran.stderr
+
+
+def test_a_child_has_nothing_of_a_change_that_ended_in_its_parent():
+    """Forked after the documents of another thread have a codec, or a place, and before both."""
+    code = """
+import os, sys, threading
+import numpy as np
+import simtile
+from simtile import _storage
+
+x = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
+flat, tokens = simtile.FlatIndex(8, "int8"), simtile.MultiVectorIndex(8, "residual2", centroids=4)
+inside, done = threading.Semaphore(0), threading.Event()
+add = _storage.Storage.add
+
+def slow_add(self, columns, ids):
+    found = add(self, columns, ids) if "starts" in columns else None
+    inside.release()
+    done.wait()
+    return found if found is not None else add(self, columns, ids)
+
+_storage.Storage.add = slow_add
+adders = [
+    threading.Thread(target=flat.add, args=(9 * x[:200],)),
+    threading.Thread(target=tokens.add, args=(9 * x[:200, None],)),
+]
+for adder in adders:
+    adder.start()
+    inside.acquire()
+assert flat.ranges is not None and tokens.codec is not None
+child = os.fork()
+if child == 0:
+    import faulthandler
+    faulthandler.dump_traceback_later(20, exit=True)
+    _storage.Storage.add = add
+    assert flat.ranges is None and tokens.codec is None
+    flat.add(x)
+    tokens.add(x[:, None])
+    assert np.array_equal(flat.ranges, [x.min(0), x.max(0)])
+    assert (flat.search(x[:5], 1)[1][:, 0] == range(5)).all()
+    assert len(tokens) == 400 and tokens.search(x[:3, None], 400)[1].min() == 0
+    os._exit(42)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+done.set()
+for adder in adders:
+    adder.join()
+assert len(flat) == len(tokens) == 200
+sys.exit(status)
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 42, ran.stderr
+
+
+def test_what_is_computed_once_does_not_wait_for_others():
+    """As functools.cached_property does before Python 3.12: in a forked child for ever."""
+
+    class Slow:
+        def __init__(self, ready):
+            self.ready = ready
+
+        @_lazy.cached_property
+        def value(self):
+            self.ready.wait(60)
+            return object()
+
+    never, now = Slow(threading.Event()), Slow(threading.Event())
+    other = threading.Thread(target=lambda: never.value)
+    other.start()
+    now.ready.set()
+    started = time.monotonic()
+    assert now.value is now.value
+    assert time.monotonic() - started < 30
+    never.ready.set()
+    other.join()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from simtile._lazy import cached_property
 
 Int64s = npt.NDArray[np.int64]
 Numbers = range | Int64s  # int64 [n]; consecutive ones need no memory

@@ -198,16 +198,19 @@ class DocumentIndex(NumberedDocuments):
     def _add(self, documents: _vectors.Rows | Quantized, ids: Int64s | None) -> Int64s:
         count = _count(documents)
         with self._storage.lock:
-            before = self._encodings
-            if count:
-                self._encodings = tuple(e.calibrated(documents) for e in before)
-            try:
+            before, snapshot = self._encodings, self._storage.snapshot
+
+            def undo() -> None:
+                # Ctrl-C may come when the documents are there already, which need their ranges.
+                if self._storage.snapshot is snapshot:
+                    self._encodings = before
+
+            with self._storage.writing(undo):
+                if count:
+                    self._encodings = tuple(e.calibrated(documents) for e in before)
                 # Of no documents there may be no ranges yet.
                 columns = self._columns(documents) if count else self._no_columns()
                 return self._storage.add(columns, ids)
-            except BaseException:
-                self._encodings = before
-                raise
 
     def _columns(self, documents: _vectors.Rows | Quantized) -> dict[str, Array]:
         columns: dict[str, Array] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from simtile import _encoding, _search_call, _tensors, _vectors, search
 from simtile._encoding import Encoding
+from simtile._lazy import cached_property
 from simtile._search_call import WORST, Operands
 from simtile._snapshot import Segment, Snapshot
 from simtile.quantize import quantize

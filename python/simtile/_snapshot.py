@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from simtile._id_map import IdMap, Numbers, as_array, is_ascending
+from simtile._lazy import cached_property
 
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]

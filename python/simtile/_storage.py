@@ -8,7 +8,11 @@ snapshot's successor uses, and a removal copies the mask of the rows that are le
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +28,17 @@ MOST_ROOM = 1 << 30
 LEAST_ROOM = 1024  # rows
 COMPACTED_ROWS = 1024  # fewer dead rows than this are not worth copying the others
 
+_storages: weakref.WeakSet[Storage] = weakref.WeakSet()
+
+
+def _leave_all_to_child() -> None:
+    for storage in _storages:
+        storage.leave_to_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all_to_child)
+
 
 class Storage:
     """The newest snapshot, and the only one who makes the next."""
@@ -31,6 +46,8 @@ class Storage:
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         self.snapshot = Snapshot() if snapshot is None else snapshot
         self.lock = threading.RLock()  # of writers; searches take none
+        self._undo: Callable[[], None] | None = None
+        _storages.add(self)
 
     @classmethod
     def of_file(
@@ -56,6 +73,28 @@ class Storage:
                 live=length,
             )
         )
+
+    @contextmanager
+    def writing(self, undo: Callable[[], None]) -> Iterator[None]:
+        """As the only writer. `undo` is called after an error; and in a child that is forked by
+        another thread meanwhile, in which the writer is no more.
+        """
+        with self.lock:
+            self._undo = undo
+            try:
+                yield
+            except BaseException:
+                undo()
+                raise
+            finally:
+                self._undo = None
+
+    def leave_to_child(self) -> None:
+        """Without the writer that there was when this process was forked, and its lock."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+        self.lock = threading.RLock()
 
     def add(self, columns: Columns, ids: Int64s | None) -> Int64s:
         """Append documents and return their ids, numbered here where None; all of them or none.
@@ -97,6 +136,7 @@ class Storage:
                     )
                 numbers = ids.copy()  # the caller's array may change
             following = range(state.next_position, state.next_position + length)
+            added = as_array(numbers)  # before anything is published: it takes memory
             state = _append(state, columns, numbers, following)
             self.snapshot = replace(
                 state,
@@ -104,7 +144,7 @@ class Storage:
                 next_id=state.next_id + length if ids is None else 0,
                 next_position=state.next_position + length,
             )
-            return as_array(numbers)
+            return added
 
     def check_known(self, ids: Int64s) -> None:
         """Raise unless all ids are in the index."""

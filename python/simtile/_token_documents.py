@@ -167,11 +167,12 @@ class TokenDocuments(NumberedDocuments):
         """As the only writer; with an error the documents are what they were."""
         with self._storage.lock:
             before = self._storage.snapshot, self._state
-            try:
-                yield
-            except BaseException:
+
+            def undo() -> None:
                 self._storage.snapshot, self._state = before
-                raise
+
+            with self._storage.writing(undo):
+                yield
 
     def _publish(self, tokens: tuple[Tokens, ...]) -> None:
         """Make what the storage and the tokens now are the state that searches see."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from simtile import _storage
 from simtile._id_map import as_array
+from simtile._lazy import cached_property
 from simtile._snapshot import Array, Columns, Int64s, Snapshot
 from simtile._token_encoding import Operand, TokenEncoding
 from simtile._vectors import Rows
