@@ -147,6 +147,16 @@ deep_tests() {
   "$python" -m pytest -q -n 2 -m "deep and not gpu" --durations=20
 }
 
+# Whole numbers, and what is computed like them, have the same bits at every level of both processors.
+same_digests() {  # driver
+  "$build/release/tests/cpp/$1" --threads 3 >"$build/release-$1.out"
+  local found expected=$((3 + ${#levels[@]}))
+  found=$(grep -h "^digest " "$build/release-$1.out" "$build/aarch64-$1.out")
+  printf '%s\n%s\n' "$1" "$found"
+  [[ $(wc -l <<<"$found") == "$expected" ]] || { echo "$1: expected the digests of $expected levels"; return 1; }
+  [[ $(cut -d " " -f 3- <<<"$found" | sort -u | wc -l) == 1 ]] || { echo "$1: digests differ"; return 1; }
+}
+
 aarch64() {
   configure aarch64 aarch64
   "$python" tools/check_symbols.py --prefix aarch64-linux-gnu- "$build/aarch64"
@@ -161,6 +171,7 @@ aarch64() {
       grep -qx "$level" "$build/aarch64-$driver.out" || { echo "$driver: level $level was not run"; return 1; }
     done
   done
+  for driver in test_maxsim_codes test_quantize test_topk; do same_digests "$driver"; done
 }
 
 # Builds a wheel with some CMake options, installs it in an environment of its own, and runs it there.
@@ -222,7 +233,7 @@ stage "C++ drivers" run_drivers
 stage "drivers and Python tests with AddressSanitizer and UBSan" address_sanitizer
 stage "C++ drivers with ThreadSanitizer" thread_sanitizer
 stage "Python tests of the kernels at every other ISA level" every_level
-stage "aarch64 levels under qemu" aarch64
+stage "aarch64 levels under qemu, and their bits against those of this machine" aarch64
 stage "wheel, and CPUs without AVX under qemu" wheel
 stage "wheel without the CUDA module" without_cuda
 stage "CUDA kernels on the host with AddressSanitizer and UBSan" cuda_on_host
@@ -232,7 +243,7 @@ stage "tests marked deep" deep_tests
 echo
 failed=0
 for i in "${!names[@]}"; do
-  printf '%-62s %5d s  %s\n' "${names[i]}" "${seconds[i]}" "${results[i]}"
+  printf '%-72s %5d s  %s\n' "${names[i]}" "${seconds[i]}" "${results[i]}"
   [[ ${results[i]} == passed ]] || failed=$((failed + 1))
 done
 echo "test-deep: $((${#names[@]} - failed)) stages passed, $failed failed"

@@ -13,22 +13,25 @@ namespace {
 
 using simtile::Element;
 
-// Memory whose last byte is the last of its page.
+// Memory that touches a page which may not be touched, at its end or at its beginning.
 class Guarded {
  public:
-  explicit Guarded(size_t bytes) {
+  explicit Guarded(size_t bytes, bool at_end = true) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    mapped_ = (bytes + page - 1) / page * page + page;
+    const size_t inside = (bytes + page - 1) / page * page;
+    mapped_ = inside + 2 * page;
     base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base_ == MAP_FAILED) throw std::bad_alloc();
-    mprotect(base_ + mapped_ - page, page, PROT_NONE);
-    data_ = base_ + mapped_ - page - bytes;
+    mprotect(base_, page, PROT_NONE);
+    mprotect(base_ + page + inside, page, PROT_NONE);
+    data_ = base_ + page + (at_end ? inside - bytes : 0);
     std::memset(data_, 0xff, bytes);  // NaN in every float format
   }
   ~Guarded() { munmap(base_, mapped_); }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
   void* data() const { return data_; }
+  char* bytes() const { return data_; }
 
  private:
   char* base_;

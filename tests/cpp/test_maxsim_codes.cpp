@@ -143,6 +143,9 @@ void check_case(const KernelTable& level, MaxsimKind kind, const Case& c, int th
   simtile::Run run(threads, nullptr, nullptr);
   const simtile::Workspace workspace(static_cast<size_t>(variant.workspace_bytes(args, threads)));
   variant.run(args, run.executor(), workspace.data());
+  check::same_everywhere(static_cast<const float*>(scores.data()), static_cast<size_t>(pairs));
+  check::same_everywhere(args.argmax, static_cast<size_t>(queries.rows * count));
+  check::same_everywhere(static_cast<const float*>(similarities.data()), static_cast<size_t>(queries.rows * count));
 
   // volatile: each operation is rounded to float32, whatever this is compiled to.
   bool right = true;
@@ -218,6 +221,7 @@ int main(int argc, char** argv) {
       for (const Case& c : cases)
         for (const int threads : check::thread_counts(argc, argv)) check_case(*level, kind, c, threads, ++seed);
     }
+    check::print_digest(level->level);
   }
   return check::report();
 }

@@ -109,6 +109,8 @@ void check_kind(const KernelTable& level, Element element, Codes kind, const Cas
   simtile::Run run(threads, nullptr, nullptr);
   const simtile::Workspace workspace(static_cast<size_t>(variant.codes_bytes(args, threads)));
   const int64_t without = variant.codes(args, run.executor(), workspace.data());
+  check::same_everywhere(args.out, static_cast<size_t>(c.rows * width));
+  check::same_everywhere(&without, 1);
 
   const Reference<T> expected(x, kind, c, starts, steps);
   int64_t wrong = 0;
@@ -119,6 +121,7 @@ void check_kind(const KernelTable& level, Element element, Codes kind, const Cas
     if (nibbles && c.dimensions % 2) wrong += last >> 4 != 0;
     if (kind == Codes::binary && c.dimensions % 8) wrong += (last & (0xff >> c.dimensions % 8)) != 0;
     if (!expected.scales.empty()) {
+      check::same_everywhere(args.scales + i, 1);
       const float found = args.scales[i], scale = expected.scales[static_cast<size_t>(i)];
       wrong += !(found == scale || (std::isnan(found) && std::isnan(scale)));
     }
@@ -155,6 +158,8 @@ void check_case(const KernelTable& level, Element element, const Case& c, int th
   simtile::Run run(threads, nullptr, nullptr);
   const simtile::Workspace workspace(static_cast<size_t>(variant.ranges_bytes(ranges, threads)));
   variant.ranges(ranges, run.executor(), workspace.data());
+  check::same_everywhere(smallest.data(), smallest.size());
+  check::same_everywhere(largest.data(), largest.size());
   bool right = true;
   std::vector<float> starts, steps;
   for (size_t j = 0; j < smallest.size(); j++) {
@@ -194,6 +199,7 @@ int main() {
             check_case<float>(*level, element, c, threads, with_nan, seed);
         }
     }
+    check::print_digest(level->level);
   }
   return check::report();
 }

@@ -1,8 +1,5 @@
 // Search in every kind of documents, at every level that this CPU has, against the definition one pair at a time. Documents end at an
 // unmapped page, or begin after one; rows may lie apart.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,6 +11,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "guarded.hpp"
 #include "isa.hpp"
 #include "threads.hpp"
 #include "workspace.hpp"
@@ -24,31 +22,6 @@ using simtile::TopkMetric;
 using simtile::TopkProblem;
 
 namespace {
-
-// Memory that touches a page that may not be read, at its end or at its beginning.
-class Guarded {
- public:
-  Guarded(size_t bytes, bool at_end) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t inside = (bytes + page - 1) / page * page;
-    mapped_ = inside + 2 * page;
-    base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED) throw std::bad_alloc();
-    mprotect(base_, page, PROT_NONE);
-    mprotect(base_ + page + inside, page, PROT_NONE);
-    data_ = base_ + page + (at_end ? inside - bytes : 0);
-    std::memset(data_, 0xff, bytes);
-  }
-  ~Guarded() { munmap(base_, mapped_); }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-  char* data() const { return data_; }
-
- private:
-  char* base_;
-  char* data_;
-  size_t mapped_;
-};
 
 struct Case {
   int64_t queries, documents, dimensions, k, gap;  // gap: elements between rows
@@ -245,11 +218,11 @@ void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, cons
   for (int64_t i = 0; i < c.documents; i++) {
     data.documents.emplace_back();
     for (int64_t j = 0; j < c.dimensions; j++)
-      data.documents.back().push_back(write(kind, documents.data() + i * stride, j, random));
+      data.documents.back().push_back(write(kind, documents.bytes() + i * stride, j, random));
     if (kind == TopkKind::packed)  // bits after the last dimension are 0
       for (int64_t j = c.dimensions; j < bytes * 8; j++)
-        documents.data()[i * stride + j / 8] =
-            static_cast<char>(documents.data()[i * stride + j / 8] & ~(128 >> j % 8));
+        documents.bytes()[i * stride + j / 8] =
+            static_cast<char>(documents.bytes()[i * stride + j / 8] & ~(128 >> j % 8));
   }
   TopkProblem problem = {};
   const bool integers = codes && !bits && c.integers;
@@ -259,11 +232,11 @@ void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, cons
                                                           : TopkKind::float32;
   problem.queries_stride = row_bytes(query_kind, c.dimensions);
   const Guarded queries(q * static_cast<size_t>(problem.queries_stride), c.at_end);
-  std::memset(queries.data(), 0, q * static_cast<size_t>(problem.queries_stride));
+  std::memset(queries.bytes(), 0, q * static_cast<size_t>(problem.queries_stride));
   for (int64_t i = 0; i < c.queries; i++) {
     data.queries.emplace_back();
     for (int64_t j = 0; j < c.dimensions; j++)
-      data.queries.back().push_back(write(query_kind, queries.data() + i * problem.queries_stride, j, random));
+      data.queries.back().push_back(write(query_kind, queries.bytes() + i * problem.queries_stride, j, random));
   }
   if (codes && !bits && c.scaled && !integers) {
     data.scale = draw(d, -0.1, 0.1, random);
@@ -280,8 +253,8 @@ void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, cons
   problem.queries = c.queries;
   problem.documents = c.documents;
   problem.dimensions = c.dimensions;
-  problem.queries_data = queries.data();
-  problem.documents_data = documents.data();
+  problem.queries_data = queries.bytes();
+  problem.documents_data = documents.bytes();
   problem.documents_stride = stride;
   const auto data_or_null = [](const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); };
   problem.scale = data_or_null(data.scale);
@@ -324,16 +297,19 @@ void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, cons
       const size_t r = static_cast<size_t>(row);
       if (found == k || !(allow[r / 64] >> r % 64 & 1)) continue;
       right = right && ids[i * k + found] == rank[r] && score_at(metric, scores, i * k + found) == expected.scores[r];
+      check::same_everywhere(scores.data() + 4 * (i * k + found), 4);
       found++;
     }
     for (; found < k; found++) right = right && ids[i * k + found] == -1;
     for (size_t j = i * 5; j < i * 5 + 5; j++)
-      if (rows[j] >= 0)
+      if (rows[j] >= 0) {
         right = right && score_at(metric, row_scores, j) == expected.scores[static_cast<size_t>(rows[j])];
+        check::same_everywhere(row_scores.data() + 4 * j, 4);
+      }
     // The third best as the threshold: with its ties and all that are better.
     simtile::TopkRangeArgs range = {};
     range.problem = problem;
-    range.problem.queries_data = queries.data() + static_cast<int64_t>(i) * problem.queries_stride;
+    range.problem.queries_data = queries.bytes() + static_cast<int64_t>(i) * problem.queries_stride;
     range.problem.queries = 1;
     if (range.problem.query_scale) range.problem.query_scale += i;
     range.filter = {nullptr, 0, nullptr};
@@ -354,10 +330,13 @@ void check_case(const KernelTable& level, TopkKind kind, TopkMetric metric, cons
       if (descending ? expected.scores[r] >= range.threshold : expected.scores[r] <= range.threshold)
         wanted.push_back(static_cast<int64_t>(r));
     right = right && all == wanted;
+    check::same_everywhere(all.data(), all.size());
   }
+  check::same_everywhere(ids.data(), ids.size());
   if (codes) {
     std::vector<float> norms(n);
     variant.norms({problem, false, norms.data()}, run.executor());
+    check::same_everywhere(norms.data(), n);
     for (size_t r = 0; r < n; r++) {
       const double square = lane_sum(d, [&](size_t i) {
         const double x = bits ? 1.0 : at(data.scale, i, 1) * data.documents[r][i] + at(data.offset, i, 0);
@@ -409,6 +388,7 @@ int main() {
           check_case(*level, static_cast<TopkKind>(kind), metric, c, seed % 4 ? 1 : 3, seed);
         }
       }
+    check::print_digest(level->level);
   }
   return check::report();
 }
