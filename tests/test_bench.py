@@ -251,6 +251,20 @@ def test_a_region_that_no_machine_has_measured_says_so(
     assert render_readme.render(text, tmp_path) == filled
 
 
+def test_what_is_stored_is_listed(render_readme: ModuleType, tmp_path: Path) -> None:
+    facts = {**MACHINE, "date": "2026-01-02 03:04 UTC", "threads": 2}
+    write_peaks(tmp_path / "one", 1e9, machine=facts)
+    targets = [{"met": True}, {"met": False}]
+    stored = {"bench": "topk", "machine": facts, "threads": 3, "targets": targets}
+    (tmp_path / "one" / "topk.json").write_text(json.dumps({**stored, "failures": ["odd"]}))
+    (tmp_path / "ptx").mkdir()
+    (tmp_path / "ptx" / "topk.json").write_text("{}")  # of no run
+    text = render_readme.render("<!-- bench:begin stored -->\n<!-- bench:end -->\n", tmp_path)
+    assert text.count("\n| `") == 2
+    assert "| `one` | `peak` | 2026-01-02 | 2 |  |" in text
+    assert "| `one` | `topk` | 2026-01-02 | 3 | 1 of 2, **1 failed** |" in text
+
+
 def test_readmes_show_the_stored_numbers() -> None:
     if not list(RESULTS.glob("*/*.json")):
         pytest.skip("no results are stored")

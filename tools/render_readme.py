@@ -37,6 +37,7 @@ import overlap_tables  # noqa: E402
 import pool_tables  # noqa: E402
 import quantize_tables  # noqa: E402
 import scaling_tables  # noqa: E402
+import stored_tables  # noqa: E402
 import tables  # noqa: E402
 import topk_tables  # noqa: E402
 
@@ -69,6 +70,7 @@ PTX_KERNELS = (
 FOLDER_REGIONS: dict[str, Callable[[Path], str]] = {
     "gpu_measured": gpu_measured.markdown,
     "gpu_status": gpu_status.markdown,
+    "stored": stored_tables.markdown,
 }
 
 # name of the region: (results file, what makes markdown of it)
@@ -168,11 +170,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument(
-        "files", nargs="*", type=Path, help="default: README.md, kernels/*/README.md, docs/*.md"
+        "files",
+        nargs="*",
+        type=Path,
+        help="default: README.md, bench/README.md, kernels/*/README.md, docs/*.md",
     )
     arguments = parser.parse_args()
     files = arguments.files or [
         ROOT / "README.md",
+        ROOT / "bench" / "README.md",
         *sorted(ROOT.glob("kernels/*/README.md")),
         *sorted(ROOT.glob("docs/*.md")),
     ]
