@@ -194,7 +194,8 @@ struct Maxsim {
       for (int64_t i = 0; i < count; i++)
         __builtin_memcpy(rows + i * d, self.args.codes.centroid_rows + self.slot_centroid[slot + i] * d,
                          static_cast<size_t>(d) * sizeof(float));
-      multiply_some_tokens<float>(static_cast<int>(count), rows, d, values, d, false, table + slot * kColumns);
+      multiply_some_tokens<ValueStep<float>>(static_cast<int>(count), rows, d, values, d, false,
+                                             table + slot * kColumns);
       slot += count;
     }
   }
