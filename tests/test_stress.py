@@ -126,7 +126,7 @@ def small_calls():
 )
 @pytest.mark.parametrize("name", sorted(stress_memory.small_calls()))
 def test_calls_leave_nothing(small_calls, name):
-    """Less than a block for each. Indexes are compacted now and then, but in so many calls often."""
+    """Less than a block for each. Indexes are compacted now and then, in so many calls often."""
     times = 128 if name.endswith("changes") else 40
     left = [stress_memory.left_by(small_calls[name], times) for _ in range(3)]
     sizes, blocks = zip(*left, strict=True)
