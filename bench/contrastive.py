@@ -34,7 +34,7 @@ def compare(name: str, run: Run, most: float) -> tuple[Json, list[Target]]:
     worst = contenders.gate(name, run.threads)
     size = QUICK if run.quick else SIZE
     guided = "guide" in LOSSES[name]
-    beside = {**size, "n": min(size["n"], 512)} if guided else size
+    beside = {**size, "n": run.size(512, 128)} if guided else size
     inputs = contenders.embeddings(**size)
     calls = {
         PLAIN: contenders.step("plain", SIMTILE, inputs, run.threads),

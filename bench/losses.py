@@ -114,7 +114,7 @@ def siglip(run: Run) -> Result:
 
 
 def triplet(run: Run) -> Result:
-    n, dim = run.size(100_003, 1_003), 389
+    n, dim = run.size(30_011, 1_003), 389
     inputs = [normal(n, dim, seed=seed) for seed in range(3)]
     inputs[1] += inputs[0]
 
@@ -129,7 +129,7 @@ def triplet(run: Run) -> Result:
 
 
 def alignment(run: Run) -> Result:
-    n, dim = run.size(100_003, 1_003), 389
+    n, dim = run.size(30_011, 1_003), 389
     x = normal(n, dim)
     y = x + normal(n, dim, seed=1)
 
