@@ -83,9 +83,10 @@ def test_what_cannot_have_been_found_is_noticed(name):
 # One of each way through the code; the others are for make test-deep.
 QUICK = (
     "siglip_loss",
-    "maxsim_packed",
+    "maxsim",
+    "maxsim_packed residual2",
     "topk float32",
-    "topk hamming",
+    "topk binary",
     "pool",
     "FlatIndex.search",
     "FlatIndex.add",
