@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOP := $(PYTHON) tools/develop.py
 
-.PHONY: demo demo-train test test-deep nightly mutants fuzz lint format stubs gpu-report bench docs clean
+.PHONY: demo demo-train test test-deep nightly mutants fuzz stress lint format stubs gpu-report bench docs clean
 
 # Needs no torch.
 demo:
@@ -41,6 +41,12 @@ fuzz:
 	@$(DEVELOP) test
 	@for kind in FlatIndex CascadeIndex MultiVectorIndex; do \
 	  $(BIN)/python tests/fuzz_files.py $$kind --seconds $(FUZZ_SECONDS) --seed $$(date +%s) || failed=1; done; test -z "$$failed"
+
+# 64 threads and forks for STRESS_SECONDS, Ctrl-C in every long call, a million calls, too little memory.
+STRESS_SECONDS ?= 300
+stress:
+	@$(DEVELOP) test
+	@$(BIN)/python tests/stress.py --seconds $(STRESS_SECONDS) --threads 64
 
 lint:
 	@$(DEVELOP) test

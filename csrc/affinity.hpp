@@ -35,6 +35,8 @@ class AffinityMask {
 #if defined(__linux__)
     mask.known_ = cpu >= 0 && cpu < kMaxCpus;
     if (mask.known_) CPU_SET_S(cpu, sizeof mask.bits_, mask.set());
+#else
+    static_cast<void>(cpu);
 #endif
     return mask;
   }
@@ -42,6 +44,8 @@ class AffinityMask {
   void remove(int cpu) {
 #if defined(__linux__)
     if (cpu >= 0 && cpu < kMaxCpus) CPU_CLR_S(cpu, sizeof bits_, set());
+#else
+    static_cast<void>(cpu);
 #endif
   }
 

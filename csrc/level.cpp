@@ -8,9 +8,19 @@ namespace simtile {
 namespace SIMTILE_ISA {
 
 namespace {
+// SIMTILE_FROM_x: the level whose object has x, this one or one whose code for it is the same (cmake/levels.cmake).
 constexpr KernelTable table = {
-    SIMTILE_ISA_NAME,   peak::loops,           info_nce_kernel, quantize_table, topk_table,   maxsim_table,
-    maxsim_codes_table, maxsim_backward_table, pairwise_table,  pool_table,     siglip_table,
+    SIMTILE_ISA_NAME,
+    peak::loops,
+    info_nce_kernel,
+    SIMTILE_FROM_quantize::quantize_table,
+    SIMTILE_FROM_topk::topk_table,
+    SIMTILE_FROM_maxsim::maxsim_table,
+    SIMTILE_FROM_maxsim_codes::maxsim_codes_table,
+    SIMTILE_FROM_maxsim_backward::maxsim_backward_table,
+    SIMTILE_FROM_pairwise::pairwise_table,
+    SIMTILE_FROM_pool::pool_table,
+    SIMTILE_FROM_siglip::siglip_table,
 };
 }  // namespace
 

@@ -15,8 +15,6 @@ using Clock = std::chrono::steady_clock;
 // A kernel issues its runs microseconds apart, and waking a sleeper takes tens of microseconds:
 // longer than that is not worth burning a CPU that another process could use.
 constexpr std::chrono::microseconds kSpin{50};
-// A running thread's CPU clock moves within this time.
-constexpr std::chrono::microseconds kSample{20};
 
 std::atomic<Pool*> g_pool{nullptr};
 
@@ -129,6 +127,7 @@ bool Pool::wait() {
 // A worker that is inside the job and uses no CPU time.
 Pool::Worker* Pool::find_stopped_worker() const {
 #if defined(__linux__)
+  constexpr std::chrono::microseconds kSample{20};  // a running thread's CPU clock moves within this time
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (!worker->inside.load(std::memory_order_relaxed)) continue;
     clockid_t clock;

@@ -78,7 +78,9 @@ def scores(rng, n, d, threads) -> Calls:
     packed, offsets = tokens.reshape(-1, d), np.arange(0, 4 * n + 1, 4)
     mask = np.arange(4 * n).reshape(n, 4) % 5 != 2
     codec = simtile.ResidualCodec.train(packed, centroids=4)
-    stored = {kind: simtile.quantize(packed, kind) for kind in ("int8", "int8_vector", "binary")}
+    stored = {kind: simtile.quantize(packed, kind) for kind in ("int8_vector", "binary")}
+    ranges = np.repeat(np.float32([[-3], [3]]), d, axis=1)
+    stored["int8"] = simtile.quantize(packed, "int8", ranges=ranges)
     stored["residual2"] = codec.encode(packed)
 
     def of_codes(codes, **options):

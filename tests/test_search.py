@@ -213,6 +213,18 @@ def test_lists_and_columns_that_lie_apart(backend):
 
 
 @every_backend
+def test_rows_that_lie_far_apart(backend):
+    """Further than a task's documents take bytes: fewer than one of them would be in a task."""
+    x = np.zeros((9, 1 << 17), np.float32)[:, :8]
+    x[...] = np.random.default_rng(5).normal(size=x.shape)
+    near = x.copy()
+    check(simtile.topk(near[:2], x, 4, backend=backend), simtile.topk(near[:2], near, 4))
+    found = simtile.range_search(near[:2], x, 0.2, backend=backend)
+    for one, other in zip(found, simtile.range_search(near[:2], near, 0.2), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@every_backend
 @pytest.mark.parametrize("kind", ["float32", "int8", "int8_vector", "binary"])
 def test_a_query_with_nan(backend, kind):
     rng = np.random.default_rng(6)

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python
 build=build/deep
+source tools/deep_packages.sh
 mkdir -p "$build"
 
 missing=()
@@ -21,6 +22,9 @@ PATH=$PWD/.venv/bin:$PATH
 kernel_tests=(tests/test_info_nce.py tests/test_contrastive.py tests/test_maxsim.py tests/test_maxsim_backward.py tests/test_maxsim_codes.py
   tests/test_maxsim_topk.py tests/test_quantize.py tests/test_batch_hard_triplet.py tests/test_uniformity.py
   tests/test_siglip.py tests/test_pool.py)
+
+# Those of kernels that multiply bytes or bfloat16.
+dot_tests=(tests/test_maxsim.py tests/test_maxsim_codes.py tests/test_info_nce.py)
 
 # A build with Python outside pip.
 python_build=(-G Ninja -S . -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)")
@@ -133,14 +137,25 @@ thread_sanitizer() {
   done | in_pairs
 }
 
-# make test has run the highest.
+# make test has run the highest. Levels of another vector width are other code throughout; those of the same width differ
+# in what multiplies bytes and bfloat16, and the C++ drivers have run all of each.
 every_level() {
-  local level failed=0
+  local level failed=0 widest=${levels[-1]}
   for level in "${levels[@]:0:${#levels[@]}-1}"; do
     echo "SIMTILE_ISA=$level"
-    SIMTILE_ISA=$level HYPOTHESIS_PROFILE=few "$python" -m pytest -q -n 2 -m "not gpu and not deep" "${kernel_tests[@]}" || failed=1
+    if [[ ${level%%_*} == "${widest%%_*}" ]]; then
+      at_level "$level" "${dot_tests[@]}" || failed=1
+    else
+      at_level "$level" "${kernel_tests[@]}" || failed=1
+    fi
   done
   return "$failed"
+}
+
+at_level() {
+  local level=$1
+  shift
+  SIMTILE_ISA=$level HYPOTHESIS_PROFILE=few "$python" -m pytest -q -n 2 -m "not gpu and not deep" "$@"
 }
 
 deep_tests() {
@@ -174,53 +189,6 @@ aarch64() {
   for driver in test_maxsim_codes test_quantize test_topk; do same_digests "$driver"; done
 }
 
-# Builds a wheel with some CMake options, installs it in an environment of its own, and runs it there.
-try_wheel() {  # environment, options
-  local name=$1 settings=() option
-  shift
-  for option in "$@"; do settings+=("--config-settings=cmake.define.$option"); done
-  venv "$name"
-  rm -rf "$build/$name-dist"
-  "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$build/$name-dist" \
-    --config-settings=build-dir="$build/$name-build" "${settings[@]}" .
-  pip_into "$name" "$build/$name-dist"/simtile-*.whl
-  # From another directory, so that what is imported is what is installed.
-  local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/$name/bin/python
-  (cd / && "$interpreter" "$smoke" --not-under "$OLDPWD/python")
-  "$interpreter" -m pytest -q -p no:cacheprovider tests/test_cuda_module.py
-}
-
-# The architectures of a release are configured, and one is compiled: gpu_report compiles the kernels for each.
-wheel() {
-  try_wheel wheel SIMTILE_CUDA_ARCHITECTURES=80
-  if [[ ${SIMTILE_EXPECT_CUDA:-} == 1 ]]; then
-    [[ $("$build/wheel/bin/python" -c "from simtile import _cuda; print(*_cuda.architectures())") == 80 ]]
-    cmake "${python_build[@]}" -B "$build/cuda-all" | tee "$build/cuda-all.log"
-    grep -q "the CUDA module is built by .* for 80 86-real 89-real 90-real 100-real 120$" "$build/cuda-all.log"
-  fi
-  local driver
-  # x86-64 with SSE2 and little else: the kernels' own drivers.
-  {
-    echo "qemu-x86_64 -cpu qemu64 $build/release/tests/cpp/test_threads --no-fork"
-    for driver in "${drivers[@]}"; do echo "qemu-x86_64 -cpu qemu64 $build/release/tests/cpp/$driver --threads 3"; done
-  } | in_pairs
-  # NumPy's wheels need x86-64-v2: Nehalem is the oldest CPU with that, and has no AVX.
-  local smoke=$PWD/tests/smoke.py interpreter=$PWD/$build/wheel/bin/python
-  (cd / && qemu-x86_64 -cpu Nehalem "$interpreter" "$smoke" --level baseline)
-}
-
-# Where nvcc is, and where one does not work, as if it were not.
-without_cuda() {
-  SIMTILE_EXPECT_CUDA=0 try_wheel without-cuda SIMTILE_CUDA=OFF
-  CUDACXX=/bin/false cmake "${python_build[@]}" -B "$build/cuda-auto" -DSIMTILE_CUDA=AUTO | tee "$build/cuda-auto.log"
-  grep -q "the CUDA module is not built: /bin/false --version" "$build/cuda-auto.log"
-  if CUDACXX=/bin/false cmake "${python_build[@]}" -B "$build/cuda-on" -DSIMTILE_CUDA=ON >"$build/cuda-on.log" 2>&1; then
-    echo "SIMTILE_CUDA=ON was configured without a CUDA compiler"
-    return 1
-  fi
-  grep -q "SIMTILE_CUDA=ON: /bin/false --version" "$build/cuda-on.log" || { cat "$build/cuda-on.log"; return 1; }
-}
-
 # Where .ci/run found nvcc, the CUDA half may not be left out.
 gpu_report() {
   local require=triton
@@ -234,8 +202,11 @@ stage "drivers and Python tests with AddressSanitizer and UBSan" address_sanitiz
 stage "C++ drivers with ThreadSanitizer" thread_sanitizer
 stage "Python tests of the kernels at every other ISA level" every_level
 stage "aarch64 levels under qemu, and their bits against those of this machine" aarch64
-stage "wheel, and CPUs without AVX under qemu" wheel
-stage "wheel without the CUDA module" without_cuda
+stage "wheel" wheel
+stage "manylinux wheel, alone with NumPy" manylinux
+stage "CPUs without AVX under qemu" old_cpus
+stage "sdist: oldest and newest Python, no git, no nvcc" sdist
+stage "no CUDA compiler, or one that does not work" without_cuda
 stage "CUDA kernels on the host with AddressSanitizer and UBSan" cuda_on_host
 stage "GPU kernels compiled, against docs/gpu-report.md" gpu_report
 stage "tests marked deep" deep_tests

@@ -118,13 +118,48 @@ SIMTILE_INLINE Vector<float> dot_of_planes(Ints high, Ints low) {
   return __builtin_convertvector(high, Vector<float>) * 256 + __builtin_convertvector(low, Vector<float>);
 }
 
+// The values of all codes of a byte, the first of them first, by plane.
+template <MaxsimKind kind>
+struct ByteValues {
+  typedef CodeTraits<kind> Traits;
+  static constexpr int kBits = Traits::kBits, kPerByte = 8 / kBits;
+  int16_t of[Traits::kPlanes][256][kPerByte];
+
+  explicit ByteValues(const MaxsimCodes& codes) {
+    const typename Traits::Values values(codes);
+    for (int byte = 0; byte < 256; byte++)
+      for (int c = 0; c < kPerByte; c++) {
+        const int stored = byte >> (8 - kBits * (c + 1)) & ((1 << kBits) - 1);
+        if constexpr (Traits::kResidual) {
+          of[0][byte][c] = values.high[stored];
+          of[1][byte][c] = values.low[stored];
+        } else {
+          of[0][byte][c] = static_cast<int16_t>(stored);
+        }
+      }
+  }
+
+  void unpack(const uint8_t* row, int64_t bytes, int plane, int16_t* to) const {
+    for (int64_t i = 0; i < bytes; i++) __builtin_memcpy(to + i * kPerByte, of[plane][row[i]], kPerByte * 2);
+  }
+};
+
+template <MaxsimKind kind, bool whole_bytes = CodeTraits<kind>::kBits == 8>
+struct UnpackingOf {
+  typedef ByteValues<kind> Type;
+};
+template <MaxsimKind kind>
+struct UnpackingOf<kind, true> {
+  typedef NoValues Type;
+};
+
 template <MaxsimKind kind>
 struct ShortProducts {
   typedef ShortProducts Plain;
   typedef CodeTraits<kind> Traits;
   typedef int16_t Query;
   typedef int16_t Row;
-  typedef typename Traits::Values Values;
+  typedef typename UnpackingOf<kind>::Type Values;
   static constexpr bool kCodes = true;
   static constexpr bool kChecked = false;
   static constexpr int kRows = Tile<float>::kRows;
@@ -148,22 +183,25 @@ struct ShortProducts {
   }
 
   static void copy(const uint8_t* row, int64_t dimensions, [[maybe_unused]] const Values& values, Row* to) {
+    const int64_t bytes = (dimensions * Traits::kBits + 7) / 8;
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(row + i + kBytesAhead);
     if constexpr (Traits::kBits == 8) {
-      for (int64_t k = 0; k < dimensions; k++)
-        to[k] = Traits::kSigned ? static_cast<int8_t>(row[k]) : static_cast<int16_t>(row[k]);
+      typedef int8_t Signed __attribute__((vector_size(kVectorBytes / 2), aligned(1), may_alias));
+      typedef uint8_t Unsigned __attribute__((vector_size(kVectorBytes / 2), aligned(1), may_alias));
+      typedef int16_t Shorts __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+      int64_t k = 0;
+      for (; k + kVectorBytes / 2 <= dimensions; k += kVectorBytes / 2) {
+        Shorts& wide = *reinterpret_cast<Shorts*>(to + k);
+        if constexpr (Traits::kSigned)
+          wide = __builtin_convertvector(*reinterpret_cast<const Signed*>(row + k), Shorts);
+        else
+          wide = __builtin_convertvector(*reinterpret_cast<const Unsigned*>(row + k), Shorts);
+      }
+      for (; k < dimensions; k++) to[k] = Traits::kSigned ? static_cast<int8_t>(row[k]) : static_cast<int16_t>(row[k]);
       if (dimensions % 2) to[dimensions] = 0;
-    } else if constexpr (!Traits::kResidual) {
-      for (int64_t k = 0; k < dimensions; k += 8)
-        for (int b = 0; b < 8; b++) to[k + b] = row[k / 8] >> (7 - b) & 1;
     } else {
-      constexpr int kBits = Traits::kBits, kPerByte = 8 / kBits;
-      int16_t* const low = to + plane_pitch(dimensions);
-      for (int64_t k = 0; k < dimensions; k += kPerByte)
-        for (int b = 0; b < kPerByte; b++) {
-          const int stored = row[k / kPerByte] >> (8 - kBits * (b + 1)) & ((1 << kBits) - 1);
-          to[k + b] = static_cast<int16_t>(+values.high[stored]);
-          low[k + b] = static_cast<int16_t>(+values.low[stored]);
-        }
+      for (int plane = 0; plane < Traits::kPlanes; plane++)
+        values.unpack(row, bytes, plane, to + plane * plane_pitch(dimensions));
     }
   }
 

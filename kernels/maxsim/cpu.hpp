@@ -123,7 +123,14 @@ struct Maxsim {
     group_query[groups] = args.queries.count;
     group_column[groups] = round_to(column, kColumns);
     const int64_t wanted = most<int64_t>(threads * kTasksPerThread / most<int64_t>(groups, 1), 1);
-    documents_per_task = most<int64_t>((args.candidate_count + wanted - 1) / wanted, 1);
+    // Ctrl-C is looked for between tasks: none of several documents multiplies more than 2^30 numbers.
+    constexpr int64_t kMostProducts = int64_t{1} << 30;
+    int64_t longest = 1;
+    for (int64_t d = 0; d < args.documents.count; d++)
+      longest = most(longest, args.documents.ends[d] - args.documents.starts[d]);
+    const int64_t columns_met = least(group_columns, round_to(most<int64_t>(column, 1), kColumns));
+    const int64_t allowed = kMostProducts / (columns_met * args.dimensions) / longest;
+    documents_per_task = most<int64_t>(least((args.candidate_count + wanted - 1) / wanted, allowed), 1);
   }
 
   template <class P>
@@ -194,7 +201,8 @@ struct Maxsim {
       for (int64_t i = 0; i < count; i++)
         __builtin_memcpy(rows + i * d, self.args.codes.centroid_rows + self.slot_centroid[slot + i] * d,
                          static_cast<size_t>(d) * sizeof(float));
-      multiply_some_tokens<float>(static_cast<int>(count), rows, d, values, d, false, table + slot * kColumns);
+      multiply_some_tokens<ValueStep<float>>(static_cast<int>(count), rows, d, values, d, false,
+                                             table + slot * kColumns);
       slot += count;
     }
   }

@@ -3,27 +3,44 @@
 
 #include "maxsim/cpu.hpp"
 #include "maxsim/products_amx.hpp"
+#include "maxsim/products_bf16.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
+// What multiplies faster than fused products, and when. No smooth maximum, which is of products in their own unit; no rows divided by their
+// lengths, which have more bits than a half type's planes.
+template <typename Compute, typename Document>
+struct FastProducts {
+  typedef FusedProducts<Compute, Document> Type;
+  static bool suit(const MaxsimArgs&) { return false; }
+};
+
+#if defined(__AMX_BF16__)
+template <typename Document>
+struct FastProducts<float, Document> {
+  typedef TileProducts<Document> Type;
+  static bool suit(const MaxsimArgs& args) {
+    if (args.temperature > 0) return false;
+    // To split float32 rows takes as long as multiplying them with two panels.
+    if (sizeof(Document) == sizeof(float)) return !args.candidates && rows_of(args.queries) > 2 * Type::kColumns;
+    return !args.normalize;
+  }
+};
+#elif defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+template <>
+struct FastProducts<float, bf16> {
+  typedef PairProducts Type;
+  static bool suit(const MaxsimArgs& args) { return args.temperature <= 0 && !args.normalize; }
+};
+#endif
+
 template <typename Compute, typename Document>
 struct MaxsimOf {
   typedef Maxsim<Compute, Document, FusedProducts<Compute, Document>> Plain;
-#if defined(__AMX_BF16__)
-  typedef Maxsim<Compute, Document, TileProducts<Document>> Fast;
-  // The smooth maximum is of products in their own unit; rows divided by their lengths have more bits than a half type's planes. To split
-  // float32 rows takes as long as multiplying them with two panels.
-  static bool is_fast(const MaxsimArgs& args) {
-    if (args.temperature > 0) return false;
-    if (sizeof(Document) == sizeof(Compute)) return !args.candidates && rows_of(args.queries) > 2 * Fast::kColumns;
-    return !args.normalize;
-  }
-#else
-  typedef Plain Fast;
-  static bool is_fast(const MaxsimArgs&) { return false; }
-#endif
+  typedef Maxsim<Compute, Document, typename FastProducts<Compute, Document>::Type> Fast;
+  static bool is_fast(const MaxsimArgs& args) { return FastProducts<Compute, Document>::suit(args); }
 
   static int64_t workspace_bytes(const MaxsimArgs& args, int threads) {
     return is_fast(args) ? Fast::workspace_bytes(args, threads) : Plain::workspace_bytes(args, threads);

@@ -76,7 +76,10 @@ struct FusedProducts {
     }
     constexpr int kLanes = Simd<Compute>::kLanes;
     int64_t k = 0;
-    for (; k + kLanes <= dimensions; k += kLanes) store<Compute>(to + k, load_widened(row + k));
+    for (; k + kLanes <= dimensions; k += kLanes) {
+      prefetch(reinterpret_cast<const char*>(row + k) + kBytesAhead);
+      store<Compute>(to + k, load_widened(row + k));
+    }
     for (; k < dimensions; k++) to[k] = static_cast<Compute>(widen(row[k]));
   }
 
@@ -84,8 +87,8 @@ struct FusedProducts {
     constexpr int64_t kDepth = Tile<Compute>::kDepth;
     const Compute* const b = static_cast<const Compute*>(o.panel);
     for (int64_t k = 0; k < o.dimensions; k += kDepth)
-      multiply_some_tokens<Compute>(o.height, o.rows + k, o.stride, b + k * kColumns, least(kDepth, o.dimensions - k),
-                                    k > 0, out);
+      multiply_some_tokens<ValueStep<Compute>>(o.height, o.rows + k, o.stride, b + k * kColumns,
+                                               least(kDepth, o.dimensions - k), k > 0, out);
   }
 };
 

@@ -1,20 +1,17 @@
 // Products on the AMX unit: values as sums of bfloat16 planes, x = x0 + x1 + x2 of 8 bits each, and of two of them the terms x_i y_j
 // with i + j <= 2 (tile/amx.hpp says what that loses). bfloat16 documents are one plane, float16 two, float32 three.
 //
-// A query's token is multiplied with a power of two first, so that its planes stay in range. What is left out of range, infinities and
-// NaN, makes the product NaN.
+// What is out of range for a query's planes, infinities and NaN, makes the product NaN.
 #pragma once
 
 #if defined(__AMX_BF16__)
 
-#include "maxsim/products.hpp"
+#include "maxsim/planes.hpp"
 #include "tile/amx.hpp"
 
 namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
-
-constexpr int kQueryPlanes = 3;
 
 template <typename Source>
 struct PlanesOf;
@@ -55,23 +52,11 @@ struct TileProducts {
   static int64_t row_pitch(int64_t dimensions) { return kPlanes * plane_pitch(dimensions); }
 
   static PackedToken put(void* panel, int64_t dimensions, int64_t column, const float* row, double scale) {
-    float largest = 0;
-    for (int64_t k = 0; k < dimensions; k++) largest = most(largest, __builtin_fabsf(row[k]));
-    double pack = scale * largest;
-    pack = pack > 0 && pack < __builtin_inf() ? __builtin_ldexp(1.0, -__builtin_ilogb(pack)) : 1;
-    PackedToken token = {1 / pack, 1};
     uint16_t* const to = static_cast<uint16_t*>(panel);
-    for (int64_t k = 0; k < dimensions; k++) {
-      float left = static_cast<float>(row[k] * scale * pack);
-      for (int plane = 0; plane < kQueryPlanes; plane++) {
-        const uint16_t bits = nearest(left);
-        if ((bits & 0x7fff) != 0 && plane + 1 > token.planes) token.planes = plane + 1;
-        const int64_t tile = (k / kTileDepth * kQueryPlanes + plane) * 2 + column / kTileRows;
-        to[tile * (kTileBytes / 2) + k % kTileDepth / 2 * 32 + column % kTileRows * 2 + k % 2] = bits;
-        left -= widen(bf16{bits});
-      }
-    }
-    return token;
+    return put_planes(row, dimensions, scale, [&](int plane, int64_t k, uint16_t bits) {
+      const int64_t tile = (k / kTileDepth * kQueryPlanes + plane) * 2 + column / kTileRows;
+      to[tile * (kTileBytes / 2) + k % kTileDepth / 2 * 32 + column % kTileRows * 2 + k % 2] = bits;
+    });
   }
 
   static void copy(const Document* row, int64_t dimensions, double scale, Row* to) {
@@ -94,13 +79,6 @@ struct TileProducts {
       multiply_tiles<1>(o.rows, o.stride, o.height, panel, o.dimensions, out);
     else
       multiply_tiles<kQueryPlanes>(o.rows, o.stride, o.height, panel, o.dimensions, out);
-  }
-
-  static uint16_t nearest(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, 4);
-    if (x != x) return 0x7fc0;
-    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
   }
 
  private:

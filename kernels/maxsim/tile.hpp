@@ -8,57 +8,60 @@ namespace simtile {
 namespace SIMTILE_ISA {
 namespace {
 
-// out[rows][kColumns] (+)= rows of `a` times panel `b`, [depth][kColumns].
-template <int rows, typename T>
-__attribute__((noinline)) void multiply_tokens(const T* a, int64_t stride, const T* b, int64_t depth, bool accumulate,
-                                               T* out) {
-  constexpr int kVectors = Tile<T>::kColumnVectors;
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vector<T> acc[rows][kVectors];
+// out[rows][kColumns] (+)= rows of `a` times panel `b`, [depth][kColumns]; a step along K is `width` elements of `a`.
+template <int rows, class Step, int width>
+__attribute__((noinline)) void multiply_tokens(const typename Step::Left* a, int64_t stride,
+                                               const typename Step::Right* b, int64_t depth, bool accumulate,
+                                               typename Step::Sum* out) {
+  typedef typename Step::Sums Sums;
+  constexpr int kLanes = static_cast<int>(sizeof(Sums) / sizeof(typename Step::Sum));
+  constexpr int kVectors = Tile<float>::kColumnVectors, kColumns = kVectors * kLanes;
+  Sums acc[rows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) acc[i][v] = Vector<T>{};
+    for (int v = 0; v < kVectors; v++) acc[i][v] = Sums{};
   // Four rows are reached from one pointer.
-  const T* quarter[(rows + 3) / 4];
+  const typename Step::Left* quarter[(rows + 3) / 4];
 #pragma GCC unroll 4
   for (int i = 0; i < (rows + 3) / 4; i++) quarter[i] = a + 4 * i * stride;
   // Documents come from memory, in more streams than the hardware's prefetcher follows: it is told of the rows two tiles on, which
   // lie side by side in most calls.
-  const T* ahead = a + 2 * rows * stride;
+  const typename Step::Left* ahead = a + 2 * rows * stride;
   for (int64_t k = 0; k < depth; k++) {
     __builtin_prefetch(ahead);
-    ahead += rows;
-    Vector<T> column[kVectors];
+    ahead += rows * width;
+    decltype(Step::lanes(b)) column[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) column[v] = load<T>(b + v * kLanes);
+    for (int v = 0; v < kVectors; v++) column[v] = Step::lanes(b + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
-      const Vector<T> x = broadcast<T>(quarter[i / 4][i % 4 * stride]);
+      const auto x = Step::spread(quarter[i / 4] + i % 4 * stride);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) acc[i][v] += x * column[v];
+      for (int v = 0; v < kVectors; v++) acc[i][v] = Step::add(acc[i][v], x, column[v]);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < (rows + 3) / 4; i++) quarter[i]++;
-    b += Tile<T>::kColumns;
+    for (int i = 0; i < (rows + 3) / 4; i++) quarter[i] += width;
+    b += kColumns;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
-      T* p = out + i * Tile<T>::kColumns + v * kLanes;
-      store<T>(p, accumulate ? load<T>(p) + acc[i][v] : acc[i][v]);
+      typename Step::Sum* p = out + i * kColumns + v * kLanes;
+      Step::store_sums(p, accumulate ? Step::load_sums(p) + acc[i][v] : acc[i][v]);
     }
 }
 
-// The same for any number of rows up to Tile<T>::kRows.
-template <typename T, int rows = Tile<T>::kRows>
-SIMTILE_INLINE void multiply_some_tokens(int count, const T* a, int64_t stride, const T* b, int64_t depth,
-                                         bool accumulate, T* out) {
+// The same for any number of rows up to Tile<float>::kRows.
+template <class Step, int width = 1, int rows = Tile<float>::kRows>
+SIMTILE_INLINE void multiply_some_tokens(int count, const typename Step::Left* a, int64_t stride,
+                                         const typename Step::Right* b, int64_t depth, bool accumulate,
+                                         typename Step::Sum* out) {
   if constexpr (rows > 1) {
-    if (count < rows) return multiply_some_tokens<T, rows - 1>(count, a, stride, b, depth, accumulate, out);
+    if (count < rows) return multiply_some_tokens<Step, width, rows - 1>(count, a, stride, b, depth, accumulate, out);
   }
-  multiply_tokens<rows, T>(a, stride, b, depth, accumulate, out);
+  multiply_tokens<rows, Step, width>(a, stride, b, depth, accumulate, out);
 }
 
 // Whether a lane is set; lanes are all ones or zeros.

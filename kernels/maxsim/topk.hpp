@@ -56,7 +56,7 @@ struct MaxsimScreen {
         double square = 0, error = 0;
         for (int64_t k = 0; k < dimensions; k++) {
           const double x = row[k];
-          const double left = x - static_cast<double>(widen(bf16{Products::nearest(row[k] / unit)})) * unit;
+          const double left = x - static_cast<double>(widen(bf16{nearest_bf16(row[k] / unit)})) * unit;
           square += x * x;
           error += left * left;
         }

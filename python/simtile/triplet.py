@@ -82,15 +82,17 @@ def triplet_loss(
     (a, p, n), number = _pairwise.wide_arrays(
         {"anchor": anchor, "positive": positive, "negative": negative}
     )
-    if normalize:
-        from simtile.reference.pairwise_numpy import unit
+    # NaN in, NaN out; what only fits float64 is infinite in float32.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if normalize:
+            from simtile.reference.pairwise_numpy import unit
 
-        a, p, n = unit(a), unit(p), unit(n)
-    raw = _distance(a, p, metric) - _distance(a, n, metric) + margin
-    losses = np.where(raw < 0, 0.0, raw)
-    if reduction == "none":
-        return losses.astype(number)
-    return number(losses.mean() if reduction == "mean" else losses.sum())
+            a, p, n = unit(a), unit(p), unit(n)
+        raw = _distance(a, p, metric) - _distance(a, n, metric) + margin
+        losses = np.where(raw < 0, 0.0, raw)
+        if reduction == "none":
+            return losses.astype(number)
+        return number(losses.mean() if reduction == "mean" else losses.sum())
 
 
 def _distance(

@@ -53,7 +53,9 @@ def alignment(x: Any, y: Any, alpha: float = 2, normalize: bool = True) -> Any:
     (a, b), number = _pairwise.wide_arrays({"x": x, "y": y})
     from simtile.reference import pairwise_numpy
 
-    return number(pairwise_numpy.alignment(a, b, alpha, bool(normalize)))
+    # NaN in, NaN out; what only fits float64 is infinite in float32.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return number(pairwise_numpy.alignment(a, b, alpha, bool(normalize)))
 
 
 def uniformity(
@@ -153,6 +155,7 @@ def anisotropy(x: Any) -> Any:
     (array,), number = _pairwise.wide_arrays({"x": x}, 2)
     from simtile.reference import pairwise_numpy
 
-    u = pairwise_numpy.unit(array)
-    n = len(u)
-    return number((np.square(u.sum(axis=0)).sum() - np.square(u).sum()) / (n * (n - 1)))
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN in, NaN out
+        u = pairwise_numpy.unit(array)
+        n = len(u)
+        return number((np.square(u.sum(axis=0)).sum() - np.square(u).sum()) / (n * (n - 1)))
