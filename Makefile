@@ -30,7 +30,7 @@ nightly:
 	@$(DEVELOP) test
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 -m "not gpu and not deep" $(PYTEST_ARGS)
 
-# Every planted mistake, and the Triton kernels with every pair of options; test-deep tries a third.
+# Every planted mistake, and the Triton kernels with every pair of options; test-deep tries an eighth.
 mutants:
 	@$(DEVELOP) test
 	@SIMTILE_MUTANTS=all $(BIN)/python -m pytest -n 2 -m "not gpu" -k "test_mutant_is_caught or test_every_pair_of_options" $(PYTEST_ARGS)

@@ -334,7 +334,7 @@ def test_a_real_cuda_kernel(cuda_half: ModuleType, report: ModuleType, tmp_path:
         assert "no arguments in tools/gpu_launches/toy.cu launch it" in report.faults(other)[0]
 
 
-def test_only_what_changed_and_a_third_of_the_rest_is_compiled(
+def test_only_what_changed_and_an_eighth_of_the_rest_is_compiled(
     report: ModuleType, triton_half: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = importlib.import_module("gpu_sources")

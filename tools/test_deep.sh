@@ -103,7 +103,7 @@ run_drivers() {
 with_libasan() {
   local interpreter=$1
   shift
-  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=few \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HYPOTHESIS_PROFILE=fewest \
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
     "$interpreter" -m pytest -q -n 2 --capture=sys -p no:cacheprovider -m "not gpu and not slow and not deep" "$@"
 }
