@@ -4,8 +4,8 @@ import signal
 from hypothesis import HealthCheck, settings
 
 # dev: at the desk and in make test; ci: the same examples on every run, so that a red build can be
-# repeated; few, fewest: where make test-deep runs quick tests once more, at other levels, sanitized;
-# nightly: a search, of make nightly.
+# repeated; few, fewest: where make test-deep runs quick tests once more, at other levels and
+# sanitized; nightly: a search, of make nightly.
 # deadline=None: the first call pays for page faults and waking threads.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **common)
