@@ -49,7 +49,7 @@ def read(name: str, x: object, rows: str = "N", width: str = "D") -> Rows:
         array, kind = _of_tensor(name, x)
         device = x.device  # type: ignore[attr-defined]
     else:
-        array = np.asarray(x)
+        array = _tensors.to_array(name, x)
         if array.dtype in (np.int8, np.uint8):
             kind = array.dtype.name
         else:
