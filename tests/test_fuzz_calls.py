@@ -1,7 +1,10 @@
 """No public call crashes, hangs or errs without a word: those that did, and new ones."""
 
+import itertools
+import re
 from contextlib import suppress
 
+import fuzz_arguments
 import fuzz_calls
 import numpy as np
 import pytest
@@ -35,6 +38,31 @@ def test_both_ways_are_taken():
             ended.setdefault(make(line), set()).add(line.split("'")[1])
     assert ended["answered"] == set(fuzz_calls.FUNCTIONS)
     assert len(ended["refused"]) > 15
+
+
+LAYOUTS = ("padded", "odd", "far", "same", "frozen", "turned", "fortran")
+
+
+@pytest.mark.parametrize("name", sorted(fuzz_calls.FUNCTIONS))
+def test_every_layout_of_every_argument(name):
+    """In several element types beside the others'; of calls that are right."""
+    wrong = []
+    for seed in range(14):
+        draw = fuzz_arguments.Draw(np.random.default_rng([seed, 7]))
+        given = fuzz_calls.FUNCTIONS[name].draw(draw)
+        arrays = [key for key, source in given.items() if source.startswith(("f(", "array(["))]
+        for key in arrays:
+            types = ("float32", "float64") if given[key].startswith("f(") else (None,)
+            for layout, dtype in itertools.product(LAYOUTS, types):
+                source = re.sub(r"dtype='\w+'", f"dtype={dtype!r}", given[key])
+                line = fuzz_calls.written(name, {**given, key: f"{layout}({source})"})
+                try:
+                    make(line)
+                except fuzz_calls.Unmade:
+                    continue
+                except Exception as error:
+                    wrong.append(f"{line}\n    {error}")
+    assert not wrong, "\n".join(wrong[:5])
 
 
 def wrong_result(queries, documents, k):
