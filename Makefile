@@ -35,12 +35,13 @@ mutants:
 	@$(DEVELOP) test
 	@SIMTILE_MUTANTS=all $(BIN)/python -m pytest -n 2 -m "not gpu" -k "test_mutant_is_caught or test_every_pair_of_options" $(PYTEST_ARGS)
 
-# Damaged index files, for FUZZ_SECONDS each kind; what fails is kept in tests/fuzz_corpus.
+# Damaged index files, for FUZZ_SECONDS each kind, and calls; what fails is kept in tests/fuzz_corpus.
 FUZZ_SECONDS ?= 600
 fuzz:
 	@$(DEVELOP) test
 	@for kind in FlatIndex CascadeIndex MultiVectorIndex; do \
-	  $(BIN)/python tests/fuzz_files.py $$kind --seconds $(FUZZ_SECONDS) --seed $$(date +%s) || failed=1; done; test -z "$$failed"
+	  $(BIN)/python tests/fuzz_files.py $$kind --seconds $(FUZZ_SECONDS) --seed $$(date +%s) || failed=1; done; \
+	  $(BIN)/python tests/fuzz_calls.py --seconds $(FUZZ_SECONDS) --seed $$(date +%s) || failed=1; test -z "$$failed"
 
 # 64 threads and forks for STRESS_SECONDS, Ctrl-C in every long call, a million calls, too little memory.
 STRESS_SECONDS ?= 300

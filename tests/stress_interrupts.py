@@ -170,16 +170,17 @@ def indexes(rng) -> dict[str, Callable[[], Long]]:
 
         return Long(lambda: index.remove(gone), state)
 
-    def save(folder):
+    def save():
+        folder = tempfile.TemporaryDirectory()
         index, state = filled(simtile.FlatIndex(DIM, "float32"), repeated(x[0], 4_000_000))
-        path = Path(folder) / "saved"
+        path = Path(folder.name) / "saved"
         simtile.FlatIndex(DIM).save(path)
 
         def whole():
             assert [p.name for p in path.parent.iterdir()] == ["saved"]
             return len(simtile.FlatIndex.load(path, verify="full"))
 
-        return Long(lambda: index.save(path), lambda: (whole(), *state()))
+        return Long(lambda: index.save(path), lambda folder=folder: (whole(), *state()))
 
     def multi_vector():
         documents = list(x[:90_000].reshape(500, 180, DIM))
@@ -203,7 +204,7 @@ def indexes(rng) -> dict[str, Callable[[], Long]]:
             filled(simtile.CascadeIndex(DIM, ("binary", "int8_vector", "float32")))
         ),
         "FlatIndex.remove": remove,
-        "FlatIndex.save": lambda: save(tempfile.mkdtemp()),
+        "FlatIndex.save": save,
     }
 
 

@@ -206,6 +206,9 @@ def test_lists_and_columns_that_lie_apart(backend):
     check(simtile.topk(x[:2], backwards, 4, backend=backend), expected)
     check(simtile.topk(x[:2].tolist(), x, 4, backend=backend), expected)
     check(simtile.topk(x[:2], x.astype(">f4"), 4, backend=backend), expected)
+    one = np.broadcast_to(x[0], (2, 40))  # cast, its rows would still lie in one place
+    wide = x.astype(np.float64)
+    check(simtile.topk(one, wide, 4, backend=backend), simtile.topk(one.copy(), wide, 4))
     tensor = torch.from_numpy(x).requires_grad_()
     found = simtile.topk(tensor[:2], tensor.T.contiguous().T, 4, backend=backend)
     assert not found[0].requires_grad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -139,7 +138,7 @@ def _check_directions(
             f"directions: found the string {directions!r}, expected a tuple of names; "
             f"write ({directions!r},)"
         )
-    chosen = tuple(directions)
+    chosen = _tuple("directions", directions, "a tuple of names")
     for direction in chosen:
         _inputs.check_choice("directions", direction, tuple(DIRECTIONS))
     if not chosen or len(set(chosen)) != len(chosen):
@@ -189,15 +188,11 @@ def _check_matryoshka(
     if dims is None:
         if weights is not None:
             raise ValueError(
-                f"matryoshka_weights: found {tuple(weights)} without matryoshka_dims, expected both"
+                f"matryoshka_weights: found {weights!r} without matryoshka_dims, expected both"
             )
         return (), ()
-    if isinstance(dims, (str, int)):
-        raise TypeError(f"matryoshka_dims: found {dims!r}, expected a sequence of integers")
-    try:
-        widths = tuple(map(operator.index, dims))
-    except TypeError:
-        raise TypeError(f"matryoshka_dims: found {tuple(dims)}, expected integers") from None
+    given = _tuple("matryoshka_dims", dims, "a sequence of integers")
+    widths = tuple(_inputs.to_int("matryoshka_dims", dim, "integers") for dim in given)
     if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
         raise ValueError(
             f"matryoshka_dims: found {widths}, expected different widths of at least 1, one or more"
@@ -205,7 +200,8 @@ def _check_matryoshka(
     if weights is None:
         numbers = (1.0,) * len(widths)
     else:
-        numbers = tuple(_finite("matryoshka_weights", weight) for weight in weights)
+        shares = _tuple("matryoshka_weights", weights, "a sequence of numbers")
+        numbers = tuple(_finite("matryoshka_weights", weight) for weight in shares)
     if len(numbers) != len(widths):
         raise ValueError(
             f"matryoshka_weights: found {len(numbers)} for {len(widths)} widths, expected one each"
@@ -229,13 +225,16 @@ def check_widths(contrast: Contrast, dimensions: int) -> None:
         )
 
 
+def _tuple(name: str, values: Any, expected: str) -> tuple[Any, ...]:
+    try:
+        return tuple(values)
+    except TypeError:
+        raise TypeError(f"{name}: found {values!r}, expected {expected}") from None
+
+
 def _finite(name: str, value: object) -> float:
-    if isinstance(value, float):  # a compiler's symbolic one too
-        number = value
-    elif isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: found {value!r}, expected a number")
-    else:
-        number = float(value)
+    # A compiler's symbolic one stays what it is.
+    number = value if isinstance(value, float) else _inputs.to_float(name, value)
     if not -math.inf < number < math.inf:
         raise ValueError(f"{name}: found {number}, expected a finite number")
     return number

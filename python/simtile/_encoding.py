@@ -304,7 +304,7 @@ def _to_bfloat16(x: Array) -> Array:
 
 def check_ids(name: str, ids: Any, rows: int | None = None) -> npt.NDArray[np.int64]:
     """Ids of documents, int64 [n], none below 0; of `rows` rows, one for each."""
-    array = _tensors.as_array(ids)
+    array = _tensors.as_array(ids, name)
     if array.size == 0 and array.dtype == np.float64:  # what NumPy makes of []
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -193,7 +193,7 @@ def _kept(bits: Quantized, rows: Any) -> Quantized:
 
 def candidate_rows(snapshot: Snapshot, ids: Any, queries: int) -> Int64s:
     """The rows of ids [Q, C]; -1 for -1."""
-    array = _tensors.as_array(ids)
+    array = _tensors.as_array(ids, "ids")
     if array.dtype.kind not in "iu" or array.ndim != 2 or len(array) != queries:
         raise ValueError(
             f"ids: found {array.dtype} {list(array.shape)}, expected integers [{queries}, C], "

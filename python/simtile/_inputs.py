@@ -6,11 +6,14 @@ Nothing here imports torch, and the shape checks see only shapes, so they serve 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from simtile._tensors import to_array
 
 Array = npt.NDArray[Any]
 Shape = Sequence[int]
@@ -45,6 +48,38 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         expected = ", ".join(map(repr, choices))
         raise ValueError(f"{name}: found {value!r}, expected one of {expected}")
+
+
+def to_int(name: str, value: Any, expected: str = "an int") -> int:
+    """A whole number of any type but bool."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: found {value!r}, expected {expected}") from None
+
+
+def to_float(name: str, value: Any, expected: str = "a number") -> float:
+    """A number of any type but bool; no text."""
+    try:
+        if isinstance(value, (bool, np.bool_, str, bytes)) or not hasattr(value, "__float__"):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: found {value!r}, expected {expected}") from None
+    except OverflowError:
+        raise ValueError(f"{name}: found an int beyond every float, expected {expected}") from None
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, as Python takes any one object."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: found {type(value).__name__} {list(np.shape(value))}, expected True or False"
+        ) from None
 
 
 def check_array_backend(backend: str, function: str = "simtile.info_nce") -> str:
@@ -86,9 +121,7 @@ def check_temperature(temperature: object) -> float:
                 f"temperature: found an array of shape {_axes(temperature.shape)}, expected one "
                 "number"
             )
-        if not hasattr(temperature, "__float__"):
-            raise TypeError(f"temperature: found {temperature!r}, expected a number")
-        value = float(temperature)
+        value = to_float("temperature", temperature)
     if not 0.0 < value < math.inf:
         raise ValueError(
             f"temperature: found {value}, expected a finite number above 0 "
@@ -186,11 +219,13 @@ def float_array(name: str, x: object) -> tuple[Array, str]:
                 f"{name}: found a torch.Tensor, expected an array; use simtile.info_nce, or pass "
                 "x.detach().cpu().numpy()"
             )
-        x = np.asarray(x)
+        x = to_array(name, x)
     dtype = x.dtype
     found = _DTYPE_NAMES.get(dtype)
     if found is None:
         if dtype.name == "bfloat16":
+            if not dtype.isnative:
+                return x.astype(dtype.newbyteorder("=")), "bfloat16"
             found = _DTYPE_NAMES[dtype] = "bfloat16"
         elif dtype.kind == "f" and dtype.newbyteorder("=") in _DTYPE_NAMES:  # foreign byte order
             x = x.astype(dtype.newbyteorder("="))
@@ -213,7 +248,7 @@ def promote(names: Sequence[str]) -> str:
 
 def int_array(name: str, x: object) -> Array:
     """`x` as a contiguous int64 array."""
-    array = np.asarray(x)
+    array = to_array(name, x)
     if array.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: found {array.dtype} {_axes(array.shape)}, expected integers"

@@ -95,14 +95,18 @@ def read_options(
         raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
     smooth = 0.0 if temperature is None else _inputs.check_temperature(temperature)
     return Options(
-        bool(normalize), zero_rows == "pad", bool(length_normalize), float(empty_score), smooth
+        _inputs.check_flag("normalize", normalize),
+        zero_rows == "pad",
+        _inputs.check_flag("length_normalize", length_normalize),
+        float(empty_score),
+        smooth,
     )
 
 
 def check_ids(ids: Any, queries: int) -> Any:
     """int64 [Q, C]; whether they are below N is checked where they are used."""
     try:
-        array: Any = ids if _tensors.is_tensor(ids) else np.asarray(ids)
+        array: Any = ids if _tensors.is_tensor(ids) else _tensors.to_array("ids", ids)
     except ValueError:
         raise ValueError(
             f"ids: found rows of different lengths, expected [{queries}, C]; fill up with -1"
@@ -116,7 +120,9 @@ def check_ids(ids: Any, queries: int) -> Any:
             f"ids: found {kind} {list(array.shape)}, expected [{queries}, C], one row for each "
             f"query{hint}"
         )
-    signed = array.long() if _tensors.is_tensor(array) else np.ascontiguousarray(array, np.int64)
+    signed = (
+        array.long() if _tensors.is_tensor(array) else np.require(array, np.int64, ["C", "ALIGNED"])
+    )
     if kind == "uint64" and (signed < 0).any():
         q, c = np.argwhere(_tensors.as_array(signed) < 0)[0].tolist()
         raise ValueError(f"ids: found {int(array[q, c])} at [{q}, {c}], which is no document")
@@ -136,14 +142,16 @@ def run(
     grad: bool = True,
 ) -> Found:
     thread_count = _inputs.check_threads(threads)
+    return_argmax = _inputs.check_flag("return_argmax", return_argmax)
+    return_token_scores = _inputs.check_flag("return_token_scores", return_token_scores)
     if isinstance(right, Coded):
         return _maxsim_codes.run(
             left,
             right,
             candidates,
             options,
-            argmax=bool(return_argmax),
-            token_scores=bool(return_token_scores),
+            argmax=return_argmax,
+            token_scores=return_token_scores,
             backend=backend,
             threads=thread_count,
         )
@@ -155,8 +163,8 @@ def run(
             right,
             candidates,
             options,
-            bool(return_argmax),
-            bool(return_token_scores),
+            return_argmax,
+            return_token_scores,
             backend,
             thread_count,
             grad=grad,
@@ -166,8 +174,8 @@ def run(
         right,
         None if candidates is None else _tensors.as_array(candidates),
         options,
-        argmax=bool(return_argmax),
-        token_scores=bool(return_token_scores),
+        argmax=return_argmax,
+        token_scores=return_token_scores,
         backend=_inputs.check_array_backend(backend, "simtile.maxsim"),
         threads=thread_count,
     )

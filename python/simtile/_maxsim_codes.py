@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _core, _maxsim_inputs, _maxsim_run, _maxsim_sides, _tensors, _vectors
+from simtile import _core, _inputs, _maxsim_inputs, _maxsim_run, _maxsim_sides, _tensors, _vectors
 from simtile._maxsim_inputs import Given, Int64s
 from simtile._maxsim_run import Found, Options
 from simtile.quantized import CODE_KINDS, PER_VECTOR, Quantized
@@ -173,6 +173,7 @@ def _check_where(documents: Coded, options: Options, backend: str) -> Any:
     """The GPU that tokens are on, None for the CPU."""
     device = _vectors.gpu_of(documents.x)
     here = "cpu" if device is None else "cuda"
+    _inputs.check_choice("backend", backend, _inputs.BACKENDS)
     if backend not in ("auto", here):
         raise ValueError(
             f"backend: found {backend!r} with tokens that are codes, expected 'auto' or {here!r}: "

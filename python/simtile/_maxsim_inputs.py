@@ -29,7 +29,7 @@ class Parts:
 
     def together(self) -> Any:
         if not _tensors.is_tensor(self.items[0]):
-            return np.concatenate(self.items)
+            return np.concatenate(_of_one_type(self.items))
         import torch
 
         return torch.cat(list(self.items))
@@ -84,7 +84,7 @@ def given(name: str, x: Any, mask: Any, mask_name: str, *, apart: bool = False) 
     """
     if isinstance(x, (list, tuple)):
         return _of_list(name, x, mask, mask_name, apart)
-    x = x if _tensors.is_tensor(x) else np.asarray(x)
+    x = x if _tensors.is_tensor(x) else _tensors.to_array(name, x)
     shape = list(x.shape)
     if len(shape) != 3:
         hint = "; one matrix of tokens is x[None]" if len(shape) == 2 else ""
@@ -104,7 +104,7 @@ def given_packed(
     name: str, tokens: Any, offsets: Any, mask: Any, mask_name: str, offsets_name: str = "offsets"
 ) -> Given:
     """Tokens [T, D]; matrix i is ``tokens[offsets[i] : offsets[i + 1]]``. The mask is [T]."""
-    x = tokens if _tensors.is_tensor(tokens) else np.asarray(tokens)
+    x = tokens if _tensors.is_tensor(tokens) else _tensors.to_array(name, tokens)
     shape = list(x.shape)
     if len(shape) != 2:
         raise ValueError(
@@ -129,11 +129,11 @@ def _is_compiling() -> bool:
 
 def check_offsets(name: str, offsets: Any, total: int, of: str) -> Int64s:
     """int64 [N + 1]: ascending, from 0 to the number of tokens."""
-    array = _tensors.as_array(offsets)
+    array = _tensors.as_array(offsets, name)
     found = f"{name}: found {array.dtype} {list(array.shape)}"
     if array.ndim != 1 or len(array) < 1 or array.dtype.kind not in "iu":
         raise ValueError(f"{found}, expected integers [N + 1] from 0 to the number of {of}")
-    bounds = np.ascontiguousarray(array, np.int64)
+    bounds = np.require(array, np.int64, ["C", "ALIGNED"])
     if bounds[0] != 0 or bounds[-1] != total:
         raise ValueError(
             f"{found} from {bounds[0]} to {bounds[-1]}, expected 0 to {total} because there are "
@@ -158,7 +158,7 @@ def _of_list(name: str, items: Sequence[Any], mask: Any, mask_name: str, apart: 
             f"because {name}[0] is one"
         )
     if not any(tensors):
-        items = [np.asarray(x) for x in items]
+        items = [_tensors.to_array(f"{name}[{i}]", x) for i, x in enumerate(items)]
     for i, x in enumerate(items):
         if len(x.shape) != 2 or x.shape[1] != items[0].shape[1]:
             expected = f"[L, {items[0].shape[-1]}]" if i else "[L, D]"
@@ -187,6 +187,15 @@ def _of_list(name: str, items: Sequence[Any], mask: Any, mask_name: str, apart: 
     if mask is not None:
         mask = _list_mask(name, mask, mask_name, lengths)
     return Given(name, together, offsets, mask)
+
+
+def _of_one_type(items: Sequence[Array]) -> Sequence[Array]:
+    """Floats of several types as their sums are: NumPy knows no type for float16 and bfloat16."""
+    types = {x.dtype for x in items}
+    if len(types) < 2 or not all(t.kind == "f" or t.name == "bfloat16" for t in types):
+        return items
+    wide = np.float64 if np.dtype(np.float64) in types else np.float32
+    return [x.astype(wide) for x in items]
 
 
 def _list_mask(name: str, mask: Any, mask_name: str, lengths: list[int]) -> Any:
@@ -227,7 +236,7 @@ def _stacked(name: str, mask: Sequence[Any], shape: list[int]) -> Any:
 
 def _bools(name: str, mask: Any, shape: list[int], because: str) -> Any:
     """bool, or the integers of tokenizers, where 0 is no token."""
-    array = mask if _tensors.is_tensor(mask) else np.asarray(mask)
+    array = mask if _tensors.is_tensor(mask) else _tensors.to_array(name, mask)
     kind = _tensors.dtype_name(array)
     if kind != "bool" and not kind.startswith(("int", "uint")):
         raise ValueError(
@@ -236,7 +245,8 @@ def _bools(name: str, mask: Any, shape: list[int], because: str) -> Any:
         )
     if list(array.shape) != shape:
         raise ValueError(f"{name}: found {kind} {list(array.shape)}, expected {shape}: {because}")
-    return array if kind == "bool" else array != 0
+    given = array if kind == "bool" else array != 0
+    return given if _tensors.is_tensor(given) else np.ascontiguousarray(given)
 
 
 def _check_dim(name: str, x: Any) -> None:

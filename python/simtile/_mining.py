@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from simtile import _inputs
 from simtile._mining_inputs import Options, Ragged, call_filter
 from simtile._mining_sources import Float32s, Int64s, Source
 
@@ -286,9 +287,7 @@ def block_of(block_size: object, window: int) -> int:
     """Queries of a block: the caller's number, or what takes some 100 MB at most."""
     if block_size is None:
         return max(1, min(MOST_QUERIES, MOST_CANDIDATES // window))
-    if isinstance(block_size, bool) or not hasattr(block_size, "__index__"):
-        raise TypeError(f"block_size: found {block_size!r}, expected an int or None")
-    size = block_size.__index__()
+    size = _inputs.to_int("block_size", block_size, "an int or None")
     if size < 1:
         raise ValueError(f"block_size: found {size}, expected at least 1")
-    return int(size)
+    return size

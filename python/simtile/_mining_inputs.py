@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _inputs, _tensors
+from simtile import _inputs, _search_call, _tensors
 
 Array = npt.NDArray[Any]
 Int64s = npt.NDArray[np.int64]
@@ -121,20 +120,18 @@ def check_options(
 
 
 def _check_count(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: found {value!r}, expected an int")
-    count = operator.index(value)
+    count = _inputs.to_int(name, value)
     if count < least:
         raise ValueError(f"{name}: found {count}, expected at least {least}")
+    if count > _search_call.MOST_RESULTS:
+        raise ValueError(f"{name}: found {count}, expected at most {_search_call.MOST_RESULTS}")
     return count
 
 
 def _check_limit(name: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: found {value!r}, expected a number or None")
-    limit = float(value)
+    limit = _inputs.to_float(name, value, "a number or None")
     if math.isnan(limit):
         raise ValueError(f"{name}: found nan, expected a number or None")
     return limit
@@ -216,7 +213,7 @@ def _of_offsets(name: str, given: tuple[Any, ...], queries: int) -> Ragged:
 
 
 def _integers(name: str, x: Any) -> Array:
-    array = _tensors.as_array(x)
+    array = _tensors.as_array(x, name)
     if array.size == 0 and array.ndim == 1:
         return np.empty(0, np.int64)
     if array.dtype.kind not in "iu" or array.ndim != 1:
@@ -245,7 +242,7 @@ def read_groups(ids: Any, documents: int) -> Int64s | None:
     """Equal numbers, from 0 on, for equal ids; None where all ids differ, or there are none."""
     if ids is None:
         return None
-    array = _tensors.as_array(ids)
+    array = _tensors.as_array(ids, "ids")
     if array.dtype.kind not in "iu" or array.shape != (documents,):
         raise ValueError(
             f"ids: found {array.dtype} {list(array.shape)}, expected integers [{documents}], one "
@@ -266,7 +263,7 @@ def read_scored(candidates: tuple[Any, ...], queries: int) -> Scored:
     """Candidates (scores, rows), as `simtile.topk` returns, in order."""
     if len(candidates) != 2:
         raise ValueError(f"candidates: found a tuple of {len(candidates)}, expected (scores, rows)")
-    scores, rows = (_tensors.as_array(x) for x in candidates)
+    scores, rows = (_tensors.as_array(x, "candidates") for x in candidates)
     if rows.dtype.kind not in "iu" or scores.dtype.kind not in "fiu":
         raise TypeError(
             f"candidates: found scores {scores.dtype} and rows {rows.dtype}, expected floats and "
@@ -288,7 +285,7 @@ def read_scored(candidates: tuple[Any, ...], queries: int) -> Scored:
 
 def call_filter(filter: Callable[[int, Int64s], Any], query: int, documents: Int64s) -> Array:
     """What the caller's function says of some documents: bool or float32 [C]."""
-    answer = _tensors.as_array(filter(query, documents))
+    answer = _tensors.as_array(filter(query, documents), "filter")
     shape = list(answer.shape)
     if answer.dtype.kind not in "bf" or answer.shape != documents.shape:
         raise ValueError(

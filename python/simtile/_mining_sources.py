@@ -235,7 +235,7 @@ def as_rows(queries: Any) -> Any:
     """Queries of which some can be taken: an array, a tensor, or codes."""
     if isinstance(queries, Quantized) or _tensors.is_tensor(queries):
         return queries
-    array = np.asarray(queries)
+    array = _tensors.to_array("queries", queries)
     if array.ndim != 2:
         _vectors.read("queries", array, "N")  # raises
     return array

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _encoding, _maxsim_inputs, _maxsim_sides, _tensors, _token_encoding, _vectors
+from simtile import (
+    _encoding,
+    _inputs,
+    _maxsim_inputs,
+    _maxsim_sides,
+    _tensors,
+    _token_encoding,
+    _vectors,
+)
 from simtile._maxsim_inputs import Given
 from simtile._token_encoding import TokenEncoding
 
@@ -21,7 +28,9 @@ class Queries:
 
     def __init__(self, queries: Any, query_mask: Any, encoding: TokenEncoding) -> None:
         if not isinstance(queries, (list, tuple)):
-            queries = queries if _tensors.is_tensor(queries) else np.asarray(queries)
+            queries = (
+                queries if _tensors.is_tensor(queries) else _tensors.to_array("queries", queries)
+            )
             if len(queries.shape) == 2:
                 queries = queries[None]
                 query_mask = None if query_mask is None else [query_mask]
@@ -101,9 +110,7 @@ def check_documents(encoding: TokenEncoding, x: Any, mask: Any) -> tuple[_vector
 
 
 def check_prefilter(prefilter: Any, k: int) -> int:
-    if isinstance(prefilter, bool) or not hasattr(prefilter, "__index__"):
-        raise TypeError(f"prefilter: found {prefilter!r}, expected a number of documents")
-    count = operator.index(prefilter)
+    count = _inputs.to_int("prefilter", prefilter, "a number of documents")
     if count < k:
         raise ValueError(f"prefilter: found {count}, expected at least k, which is {k}")
     return count

@@ -41,9 +41,7 @@ def check_labels(shape: _inputs.Shape, rows: int) -> None:
 
 def check_number(name: str, value: object, *, positive: bool = False) -> float:
     """A finite number, above 0 if `positive`."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: found {value!r}, expected a number")
-    number = float(value)
+    number = _inputs.to_float(name, value)
     if not math.isfinite(number) or (positive and number <= 0):
         expected = "a finite number above 0" if positive else "a finite number"
         raise ValueError(f"{name}: found {number}, expected {expected}")

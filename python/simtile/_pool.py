@@ -72,14 +72,14 @@ def check_weights(weights: Any, how: str, tokens: Given) -> Any:
     shape = list(tokens.x.shape[:-1])
     if isinstance(weights, (list, tuple)) and tokens.offsets is not None:
         lengths = np.diff(tokens.offsets).tolist()
-        found = [len(own) for own in weights]
+        found = [len(own) if np.ndim(own) else 1 for own in weights]
         if found != lengths:
             raise ValueError(
                 f"weights: found {len(found)} vectors, expected {len(lengths)}, one weight for "
                 "each row of each of token_embeddings"
             )
         weights = _joined(weights)
-    array = weights if _tensors.is_tensor(weights) else np.asarray(weights)
+    array = weights if _tensors.is_tensor(weights) else _tensors.to_array("weights", weights)
     kind = _tensors.dtype_name(array)
     if not kind.startswith(("float", "bfloat")):
         raise ValueError(

@@ -7,7 +7,6 @@ functions here are what `search.py` and the indexes call.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -287,9 +286,7 @@ def _without_nan(operands: Operands, nan: str) -> Operands:
 
 
 def check_k(k: object) -> int:
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"k: found {k!r}, expected an int")
-    count = operator.index(k)
+    count = _inputs.to_int("k", k)
     if count < 1:
         raise ValueError(f"k: found {count}, expected at least 1")
     if count > MOST_RESULTS:
@@ -298,9 +295,7 @@ def check_k(k: object) -> int:
 
 
 def check_threshold(threshold: object) -> float:
-    if isinstance(threshold, (bool, str)) or not hasattr(threshold, "__float__"):
-        raise TypeError(f"threshold: found {threshold!r}, expected a number")
-    limit = float(threshold)
+    limit = _inputs.to_float("threshold", threshold)
     if math.isnan(limit):
         raise ValueError("threshold: found nan, expected a number")
     return limit

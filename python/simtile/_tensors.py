@@ -22,11 +22,26 @@ def dtype_name(x: Any) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def as_array(x: Any) -> Array:
+def to_array(name: str, x: Any) -> Array:
+    """An argument that is no tensor as an array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Of NumPy's type, with the argument's name: lists of different lengths, for example.
+    """
+    try:
+        array: Array = np.asarray(x)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: found {type(x).__name__} that is no array: {error}") from None
+    return array
+
+
+def as_array(x: Any, name: str = "an argument") -> Array:
     """The elements as an array, those of bfloat16 as uint16; what lies on the CPU is not copied."""
     if not is_tensor(x):
-        array: Array = np.asarray(x)
-        return array
+        return to_array(name, x)
     x = x.detach()
     if dtype_name(x) == "bfloat16":
         import torch

@@ -69,7 +69,13 @@ class TokenEncoding:
                 raise ValueError(
                     f"codec: found {codec!r}, expected dim={size} and bits={RESIDUALS[dtype]}"
                 )
-        return cls(size, dtype, bool(normalize), _check_centroids(centroids, size), codec)
+        return cls(
+            size,
+            dtype,
+            _inputs.check_flag("normalize", normalize),
+            _check_centroids(centroids, size),
+            codec,
+        )
 
     def trained(self, rows: _vectors.Rows, threads: int | None = None) -> TokenEncoding:
         """With a codec learnt from the first tokens, unless it is there or not needed."""

@@ -49,7 +49,7 @@ def read(name: str, x: object, rows: str = "N", width: str = "D") -> Rows:
         array, kind = _of_tensor(name, x)
         device = x.device  # type: ignore[attr-defined]
     else:
-        array = np.asarray(x)
+        array = _tensors.to_array(name, x)
         if array.dtype in (np.int8, np.uint8):
             kind = array.dtype.name
         else:
@@ -98,7 +98,7 @@ def cast(name: str, rows: Rows, kind: str) -> Any:
         if rows.kind == "bfloat16":
             x = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
         with np.errstate(over="ignore"):
-            narrow = x.astype(dtype, copy=False)
+            narrow = side_by_side(x.astype(dtype, copy=False))  # NumPy keeps the order of strides
         check = np
     if rows.kind == "float64" and dtype == "float32":
         beyond = check.isinf(narrow) & check.isfinite(x)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy.typing as npt
 
 from simtile import (
+    _inputs,
     _maxsim_call,
     _maxsim_codes,
     _maxsim_inputs,
@@ -308,7 +309,11 @@ return_token_scores, backend, threads
     if candidates is not None and right.of_tensors and right.x.is_cuda:
         candidates = _tensors.as_tensor(candidates, right.x.device)
         candidates = candidates.masked_fill(candidates >= right.batch, -1)
-    details = (return_argmax, return_token_scores)
+    details = (
+        _inputs.check_flag("return_argmax", return_argmax),
+        _inputs.check_flag("return_token_scores", return_token_scores),
+    )
+    _inputs.check_choice("backend", backend, _inputs.BACKENDS)
     if k is None:
         if allow is not None:
             raise ValueError(

@@ -203,7 +203,7 @@ def mine_hard_negatives(
         own,
         options,
         groups,
-        bool(distinct),
+        _inputs.check_flag("distinct", distinct),
         filter,
         chance.sample if sampling == "random" else None,
         nan,
@@ -242,7 +242,8 @@ def _source(
         lists = _mining_sources.Lists(queries, documents, scored, allow)
         return lists, scored.rows.shape[1]
     own_metric = _mining_sources.check_metric(metric, documents)
-    count = len(queries) if hasattr(queries, "__len__") else 0
+    sized = hasattr(queries, "__len__") and getattr(queries, "shape", None) != ()
+    count = len(queries) if sized else 0
     listed: Ragged | None = None
     if candidates is not None:
         listed = _mining_inputs.read_lists("candidates", candidates, count)
@@ -259,6 +260,4 @@ def _are_scored(candidates: tuple[Any, ...]) -> bool:
 
 
 def _random(seed: object) -> random.Random:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed: found {seed!r}, expected an int")
-    return random.Random(seed.__index__())
+    return random.Random(_inputs.to_int("seed", seed))

@@ -114,6 +114,7 @@ def pool(
     """
     _inputs.check_choice("how", how, _pool.HOW)
     thread_count = _inputs.check_threads(threads)
+    normalize = _inputs.check_flag("normalize", normalize)
     tokens = _pool.given(token_embeddings, offsets, mask)
     if weights is not None:
         weights = _pool.check_weights(weights, how, tokens)
@@ -131,11 +132,11 @@ def pool(
         from simtile.ops.pool import pool_tensors
 
         vectors: Any = pool_tensors(
-            tokens, weights, how, dim, bool(normalize), kind is None, backend, thread_count
+            tokens, weights, how, dim, normalize, kind is None, backend, thread_count
         )
     else:
         chosen = _inputs.check_array_backend(backend, "simtile.pool")
-        vectors = _pool.of_arrays(tokens, weights, how, dim, bool(normalize), chosen, thread_count)
+        vectors = _pool.of_arrays(tokens, weights, how, dim, normalize, chosen, thread_count)
     if kind is None:
         return vectors
     if _tensors.is_tensor(vectors):

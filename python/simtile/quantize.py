@@ -317,7 +317,7 @@ def _ranges(
 
 
 def _given_ranges(ranges: Any, dim: int) -> Array:
-    array = _tensors.as_array(ranges)
+    array = _tensors.as_array(ranges, "ranges")
     if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
         raise ValueError(
             f"ranges: found {array.dtype} {list(array.shape)}, expected floats [2, {dim}]"
@@ -340,7 +340,7 @@ def _given_ranges(ranges: Any, dim: int) -> Array:
 
 
 def _quantile_ranges(data: Array, dtype: str, quantiles: Any) -> Array:
-    pair = np.asarray(quantiles)
+    pair = _tensors.to_array("quantiles", quantiles)
     if pair.shape != (2,) or pair.dtype.kind not in "iuf":
         raise ValueError(f"quantiles: found {quantiles!r}, expected a pair such as (0.005, 0.995)")
     if not 0 <= pair[0] < pair[1] <= 1:

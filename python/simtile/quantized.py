@@ -169,7 +169,7 @@ class Quantized:
         raise TypeError(f"{self!r} is no array: .codes are the codes, .dequantize() the numbers")
 
     def __getitem__(self, rows: slice) -> Quantized:
-        """Some of the rows, without a copy."""
+        """Some of the rows, without a copy of their codes."""
         if not isinstance(rows, slice):
             raise TypeError(
                 f"rows: found {_found(rows)}, expected a slice; Quantized(q.codes[rows], …) "
@@ -179,9 +179,9 @@ class Quantized:
             raise ValueError(f"rows: found the step {rows.step}, expected one above 0")
         part = Quantized.__new__(Quantized)
         part.codes, part.dim, part.kind = self.codes[rows], self.dim, self.kind
-        part.scale = self.scale[rows] if self.kind in PER_VECTOR else self.scale
+        part.scale = _beside(self.scale[rows]) if self.kind in PER_VECTOR else self.scale
         part.offset, part.ranges = self.offset, self.ranges
-        part._norms = {inverse: norms[rows] for inverse, norms in self._norms.items()}
+        part._norms = {inverse: _beside(norms[rows]) for inverse, norms in self._norms.items()}
         return part
 
     def numpy(self) -> Quantized:
@@ -343,3 +343,8 @@ def _check_ranges(ranges: Any, kind: str, dim: int) -> Any:
     if tuple(getattr(ranges, "shape", ())) != (2, dim):
         raise ValueError(f"ranges: found {_found(ranges)}, expected float32 [2, {dim}]")
     return ranges
+
+
+def _beside(numbers: Any) -> Any:
+    """One number for each row, side by side as kernels read them."""
+    return numbers.contiguous() if _tensors.is_tensor(numbers) else np.ascontiguousarray(numbers)

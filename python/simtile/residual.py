@@ -260,7 +260,8 @@ class ResidualTokens:
         self.codec = codec
         if device is None:
             self.centroid_ids = np.ascontiguousarray(ids, np.int32)
-            self.residuals = bytes_ if bytes_.strides[1:] == (1,) else np.ascontiguousarray(bytes_)
+            forward = bytes_.strides[1:] == (1,) and bytes_.strides[0] >= 0
+            self.residuals = bytes_ if forward else np.ascontiguousarray(bytes_)
         else:
             self.centroid_ids = ids.int().contiguous()
             self.residuals = bytes_ if bytes_.stride(1) == 1 else bytes_.contiguous()
@@ -297,7 +298,7 @@ class ResidualTokens:
 
     def __getitem__(self, rows: slice) -> ResidualTokens:
         if not isinstance(rows, slice):
-            raise TypeError(f"found {type(rows).__name__}, expected a slice of tokens")
+            raise TypeError(f"rows: found {type(rows).__name__}, expected a slice of tokens")
         if self._of_tensors:  # which have been checked: nothing waits for them again
             return self._convert(lambda x: x[rows])
         return ResidualTokens(

@@ -250,7 +250,7 @@ def merge_topk(
 def _result_arrays(i: int, pair: Any) -> tuple[Any, Any]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"results[{i}]: found {type(pair).__name__}, expected a pair (scores, ids)")
-    scores, ids = (_tensors.as_array(x) for x in pair)
+    scores, ids = (_tensors.as_array(x, f"results[{i}]") for x in pair)
     if scores.dtype not in (np.float32, np.int32) or ids.dtype != np.int64:
         raise ValueError(
             f"results[{i}]: found scores {scores.dtype} and ids {ids.dtype}, expected float32 or "

@@ -91,12 +91,13 @@ def siglip_loss(
     >>> loss.backward()
     """
     _inputs.check_choice("reduction", reduction, REDUCTIONS)
+    normalize = _inputs.check_flag("normalize", normalize)
     thread_count = _inputs.check_threads(threads)
     if is_tensor(queries):
         from simtile.ops.siglip import siglip_tensors
 
         return siglip_tensors(
-            queries, documents, temperature, bias, bool(normalize), reduction, backend, thread_count
+            queries, documents, temperature, bias, normalize, reduction, backend, thread_count
         )
     chosen = _inputs.check_array_backend(backend, "simtile.siglip_loss")
     given = [
@@ -116,7 +117,7 @@ def siglip_loss(
         dtype,
         _inputs.check_temperature(temperature),
         _pairwise.check_number("bias", bias),
-        bool(normalize),
+        normalize,
         1.0,
         (False, False),
         chosen,

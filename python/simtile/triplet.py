@@ -74,7 +74,7 @@ def triplet_loss(
     _inputs.check_choice("metric", metric, METRICS)
     _inputs.check_choice("reduction", reduction, _inputs.REDUCTIONS)
     margin = _pairwise.check_number("margin", margin)
-    normalize = bool(normalize) or metric == "cosine"
+    normalize = _inputs.check_flag("normalize", normalize) or metric == "cosine"
     if is_tensor(anchor):
         from simtile.ops.triplet import triplet_tensors
 
@@ -183,11 +183,12 @@ def batch_hard_triplet_loss(
     _inputs.check_choice("metric", metric, _pairwise.BATCH_HARD_METRICS)
     margin = _pairwise.check_number("margin", margin)
     thread_count = _inputs.check_threads(threads)
+    normalize = _inputs.check_flag("normalize", normalize)
     if is_tensor(embeddings):
         from simtile.ops.pairwise import batch_hard_triplet_tensors
 
         return batch_hard_triplet_tensors(
-            embeddings, labels, margin, metric, bool(normalize), True, backend, thread_count
+            embeddings, labels, margin, metric, normalize, True, backend, thread_count
         )
     chosen = _inputs.check_array_backend(backend, "simtile.batch_hard_triplet_loss")
     x, dtype = _inputs.float_array("embeddings", embeddings)
@@ -200,7 +201,7 @@ def batch_hard_triplet_loss(
         label_array,
         margin,
         metric,
-        bool(normalize),
+        normalize,
         True,
         False,
         chosen,

@@ -46,16 +46,17 @@ def alignment(x: Any, y: Any, alpha: float = 2, normalize: bool = True) -> Any:
     1.0
     """
     alpha = _pairwise.check_number("alpha", alpha, positive=True)
+    normalize = _inputs.check_flag("normalize", normalize)
     if is_tensor(x):
         from simtile.ops.triplet import alignment_tensors
 
-        return alignment_tensors(x, y, alpha, bool(normalize))
+        return alignment_tensors(x, y, alpha, normalize)
     (a, b), number = _pairwise.wide_arrays({"x": x, "y": y})
     from simtile.reference import pairwise_numpy
 
     # NaN in, NaN out; what only fits float64 is infinite in float32.
     with np.errstate(over="ignore", invalid="ignore"):
-        return number(pairwise_numpy.alignment(a, b, alpha, bool(normalize)))
+        return number(pairwise_numpy.alignment(a, b, alpha, normalize))
 
 
 def uniformity(
@@ -107,16 +108,17 @@ def uniformity(
     -8.0
     """
     t = _pairwise.check_number("t", t, positive=True)
+    normalize = _inputs.check_flag("normalize", normalize)
     thread_count = _inputs.check_threads(threads)
     if is_tensor(x):
         from simtile.ops.pairwise import uniformity_tensors
 
-        return uniformity_tensors(x, t, bool(normalize), backend, thread_count)
+        return uniformity_tensors(x, t, normalize, backend, thread_count)
     chosen = _inputs.check_array_backend(backend, "simtile.uniformity")
     array, dtype = _inputs.float_array("x", x)
     _pairwise.check_matrix("x", array.shape, 2)
     value, _ = _pairwise.uniformity(
-        _pairwise.as_kernel(array, dtype), dtype, t, bool(normalize), False, chosen, thread_count
+        _pairwise.as_kernel(array, dtype), dtype, t, normalize, False, chosen, thread_count
     )
     return _pairwise.as_number(value, dtype)
 

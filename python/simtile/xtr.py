@@ -5,7 +5,6 @@ The definition is `reference/xtr.py`. The search is `simtile.topk`; gradients ar
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -131,7 +130,7 @@ def xtr_scores(
         raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
     options = Options(
         _check_top_k(top_k),
-        bool(normalize),
+        _inputs.check_flag("normalize", normalize),
         divisor,
         float(empty_score),
         zero_rows == "pad",
@@ -150,11 +149,10 @@ def xtr_scores(
 
 
 def _check_top_k(top_k: Any) -> int:
-    if isinstance(top_k, bool) or not hasattr(top_k, "__index__"):
-        raise TypeError(f"top_k: found {top_k!r}, expected an int")
-    if operator.index(top_k) < 1:
-        raise ValueError(f"top_k: found {top_k}, expected at least 1")
-    return operator.index(top_k)
+    count = _inputs.to_int("top_k", top_k)
+    if count < 1:
+        raise ValueError(f"top_k: found {count}, expected at least 1")
+    return count
 
 
 def layout(side: Given) -> Layout:

@@ -88,7 +88,8 @@ def batch_hard_triplet_loss(
     normalize: bool = False,
     skip_missing: bool = True,
 ) -> BatchHard:
-    """Loss, gradient and what was chosen; ties go to the lowest row.
+    """Loss, gradient and what was chosen; ties go to the lowest row. A row with a NaN or an
+    infinity makes the loss NaN.
 
     With ``skip_missing`` rows without a positive or a negative are left out of the mean. Without
     it they count, as in sentence-transformers: a missing positive has distance 0, and a row that
@@ -103,16 +104,18 @@ def batch_hard_triplet_loss(
         for j in range(n):
             d = distance(u[i], u[j], metric)
             if labels[j] != labels[i]:
-                if d < nearest:
+                if negative[i] < 0 or d < nearest:
                     nearest, negative[i] = d, j
-            elif j != i and d > furthest:
+            elif j != i and (positive[i] < 0 or d > furthest):
                 furthest, positive[i] = d, j
         raw[i] = (0.0 if positive[i] < 0 else furthest) - nearest + margin
         if negative[i] < 0:
             raw[i] = margin
 
+    if not all(math.isfinite(v) for x in embeddings for v in x):
+        raw = [math.nan] * n
     counted = [i for i in range(n) if not skip_missing or (positive[i] >= 0 and negative[i] >= 0)]
-    active = [i for i in counted if raw[i] >= 0.0]
+    active = [i for i in counted if not raw[i] < 0.0]  # NaN counts
     grad_unit = [[0.0] * len(u[0]) for _ in range(n)]
     for i in active:
         if negative[i] < 0:
