@@ -262,7 +262,7 @@ class OfKind(Corpus):
         self.kind, self.metric = kind, "hamming" if kind == "packed" else "dot"
         self.queries = normal(queries, dim, 7, threads)
         width = {"int4": (dim + 1) // 2, "bits": (dim + 7) // 8, "packed": (dim + 7) // 8}
-        if kind in ("float32", "bfloat16"):
+        if kind in ("float32", "float64", "float16", "bfloat16"):
             self.rows = normal(n, dim, 8, threads)
         else:
             dtype = np.int8 if kind == "int8" else np.uint8
@@ -271,7 +271,7 @@ class OfKind(Corpus):
                 self.rows[:, -1] &= 15
             elif kind in ("bits", "packed") and dim % 8:
                 self.rows[:, -1] &= 256 - (1 << (8 - dim % 8))
-        if kind in ("int8", "int4"):
+        if kind in ("int8", "uint8", "int4"):
             self.scale = np.linspace(0.5, 2, dim).astype(np.float32)
             self.offset = np.linspace(-1, 1, dim).astype(np.float32)
             self.documents = simtile.Quantized(self.rows, self.scale, self.offset, dim, kind)
@@ -286,7 +286,7 @@ class OfKind(Corpus):
             self.documents = torch.from_numpy(self.rows).to(torch.bfloat16)
             self.rows = self.documents.view(torch.uint16).numpy()
         else:
-            self.documents = self.rows
+            self.documents = self.rows = self.rows.astype(kind)
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import capacity_tables  # noqa: E402
 import cascade_tables  # noqa: E402
 import contrastive_tables  # noqa: E402
+import dtypes_tables  # noqa: E402
 import gpu_measured  # noqa: E402
 import gpu_status  # noqa: E402
 import gpu_tables  # noqa: E402
@@ -87,6 +88,7 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
     "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
     "contrastive": ("contrastive", contrastive_tables.contrastive),
+    "dtypes": ("dtypes", dtypes_tables.dtypes),
     "maxsim": ("maxsim", maxsim_tables.maxsim),
     "maxsim_short": ("maxsim", maxsim_tables.short),
     "mining": ("mining", mining_tables.markdown),

@@ -35,6 +35,7 @@ MINUTES: Mapping[str, int] = MappingProxyType(
         "late_interaction": 2,
         "indexes": 2,
         "scaling": 6,
+        "dtypes": 3,
     }
 )
 QUICK_MINUTES = 1  # of each
