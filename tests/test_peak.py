@@ -43,9 +43,8 @@ def level_flags() -> dict[str, list[str]]:
     text = (ROOT / "cmake" / "levels.cmake").read_text()
     variables: dict[str, str] = {}
     levels = {}
-    for kind, name, flags in re.findall(
-        r"(set|simtile_add_level)\((\w+) ?(-[^)]*|\$[^)]*)?\)", text
-    ):
+    call = r"(set|simtile_add_level)\((\w+) ?(?:LIKE [\w ]+)?(?:\s*FLAGS )?(-[^)]*|\$[^)]*)?\)"
+    for kind, name, flags in re.findall(call, text):
         expanded = re.sub(r"\$\{(\w+)\}", lambda match: variables.get(match[1], ""), flags)
         if kind == "set":
             variables[name] = expanded
