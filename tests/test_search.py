@@ -264,13 +264,19 @@ def test_documents_with_nan_are_not_found(backend):
 # merge_topk
 
 
-@given(case=cases(**PLAIN, queries=(1, 3)), data=st.data(), tensors=st.booleans())
-def test_merged_parts_are_one_search(case, data, tensors):
+@given(
+    case=cases(**PLAIN, queries=(1, 3)),
+    data=st.data(),
+    tensors=st.booleans(),
+    first=st.sampled_from([0, 2**32 - 5, 2**40]),  # ids of 32 bits and of more are merged apart
+)
+def test_merged_parts_are_one_search(case, data, tensors, first):
     if case.documents == 0:
         return
     case = replace(case, values="few" if case.values == "special" else case.values)
     cuts = sorted(data.draw(st.lists(st.integers(0, case.documents), max_size=3)))
     expected = case.topk(oracle)
+    expected[1][expected[1] >= 0] += first
     results = []
     for begin, end in zip([0, *cuts], [*cuts, case.documents], strict=True):
         part = replace(case, allow="absent")
@@ -279,6 +285,7 @@ def test_merged_parts_are_one_search(case, data, tensors):
         mask[begin:end] = True
         part.arrays["allow"] = mask if case["allow"] is None else mask & case["allow"]
         scores, ids = part.topk(oracle)
+        ids[ids >= 0] += first
         if tensors:
             scores, ids = torch.from_numpy(scores), torch.from_numpy(ids)
         results.append((scores, ids))

@@ -277,6 +277,8 @@ def _merge(pairs: list[tuple[Any, Any]], metric: str, k: int) -> tuple[Any, Any]
             )
     scores = np.concatenate([scores for scores, _ in pairs], axis=1)
     ids = np.concatenate([ids for _, ids in pairs], axis=1)
+    if (merged := _merge_numbers(scores, ids, descending, missing, k)) is not None:
+        return merged
     keys = scores.astype(np.float64)  # exact
     keys = -keys if descending else keys
     keys[(ids < 0) | np.isnan(keys)] = np.nan  # sorted last
@@ -290,12 +292,44 @@ def _merge(pairs: list[tuple[Any, Any]], metric: str, k: int) -> tuple[Any, Any]
     scores, ids, keys = ordered(ids, keys)
     none = np.isnan(keys)
     scores[none], ids[none] = missing, -1
-    spare = max(0, k - scores.shape[1])
-    pad = ((0, 0), (0, spare))
-    return (
-        np.pad(scores[:, :k], pad, constant_values=missing),
-        np.pad(ids[:, :k], pad, constant_values=-1),
+    return _padded(scores[:, :k], ids[:, :k], missing, k)
+
+
+def _padded(scores: Any, ids: Any, missing: float, k: int) -> tuple[Any, Any]:
+    pad = ((0, 0), (0, max(0, k - scores.shape[1])))
+    return np.pad(scores, pad, constant_values=missing), np.pad(ids, pad, constant_values=-1)
+
+
+def _merge_numbers(
+    scores: Any, ids: Any, descending: bool, missing: float, k: int
+) -> tuple[Any, Any] | None:
+    """By one sort of 64-bit numbers, a score's bits before its id: many times faster.
+
+    None where ids need more than 32 bits, where a document is in several results, and for -0,
+    which equals 0 and has other bits.
+    """
+    sign, none = np.uint32(1 << 31), np.uint64(2**64 - 1)
+    bits = scores.view(np.uint32)
+    floats = scores.dtype == np.float32
+    if ids.max(initial=-1) >= 2**32 - 1 or (floats and (bits == sign).any()):
+        return None
+    in_order = np.sort(ids, axis=1)
+    if ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any():
+        return None
+    key = np.where((bits & sign != 0) & floats, ~bits, bits ^ sign)  # ascending
+    numbers = (~key if descending else key).astype(np.uint64) << np.uint64(32) | ids.astype(
+        np.uint64
     )
+    numbers[(ids < 0) | (scores != scores)] = none
+    if k < numbers.shape[1]:
+        numbers = np.partition(numbers, k, axis=1)[:, :k]
+    numbers.sort(axis=1)
+    key = (numbers >> np.uint64(32)).astype(np.uint32)
+    key = ~key if descending else key
+    bits = np.where((key & sign == 0) & floats, ~key, key ^ sign)
+    scores, ids = bits.view(scores.dtype), (numbers & np.uint64(2**32 - 1)).astype(np.int64)
+    scores[numbers == none], ids[numbers == none] = missing, -1
+    return _padded(scores, ids, missing, k)
 
 
 def _choose(backend: str, operands: Operands) -> str:
