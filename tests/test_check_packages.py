@@ -26,6 +26,7 @@ FILES = [
     "python/simtile/_core.pyi",
     "python/simtile/_cuda.pyi",
     "python/simtile/demo/data/LICENSE-PSF.txt",
+    "python/simtile/demo/data/tokens.json",
     "python/simtile/py.typed",
 ]
 INFO = "simtile-0.1.0.dist-info/"
@@ -54,6 +55,7 @@ PLANTED = [
     ({"simtile.libs/libgomp.so.1"}, set(), "unexpected: simtile.libs/libgomp.so.1"),
     ({"simtile/libcudart.so.13"}, set(), "unexpected: simtile/libcudart.so.13"),
     ({"tests/smoke.py"}, set(), "unexpected: tests/smoke.py"),
+    ({"simtile/demo/data/tokens.json"}, set(), "unexpected: simtile/demo/data/tokens.json"),
     (set(), {"simtile/py.typed"}, "missing: simtile/py.typed"),
     (set(), {"simtile/kernels/topk/triton.py"}, "missing: simtile/kernels/topk/triton.py"),
     (set(), {INFO + "licenses/LICENSE"}, f"missing: {INFO}licenses/LICENSE"),

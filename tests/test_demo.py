@@ -420,6 +420,13 @@ class TestWholeRun:
             assert image.startswith(b"\x89PNG")
             assert len(image) > 10_000
 
+    def test_a_wheel_has_no_token_vectors(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(tokens, "MANIFEST_FILE", "not there")
+        status, shown = self.demo("--output", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert status == 0
+        assert "token vectors are not part of a wheel" in " ".join(shown.split())
+        assert "reranked by MaxSim" not in shown
+
     def test_without_room_for_the_plain_step(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(machine, "available_memory", lambda: 1_000_000)
         status, shown = self.demo("--output", tmp_path, monkeypatch=monkeypatch, capsys=capsys)

@@ -53,8 +53,12 @@ def run_demo(options: Options, console: Console | None = None) -> int:
         console, corpus.queries, corpus.documents, threads=options.threads, quick=options.quick
     )
     problem = problem or wrong
-    reranked, wrong = report_reranking(console, corpus, options)
-    problem = problem or wrong
+    reranked = ""
+    if tokens.are_here():
+        result, wrong = report_reranking(console, corpus, options)
+        problem, reranked = problem or wrong, rerank.line(result)
+    else:
+        console.print("Late interaction: its token vectors are not part of a wheel; see a checkout")
 
     path = folder / PLOT
     draw(path, corpus, before, after, pairs, plain, fused, options.threads)
@@ -68,7 +72,7 @@ def run_demo(options: Options, console: Console | None = None) -> int:
     console.print(
         result_line(before, after, pairs, plain, fused)
         + search_line(found)
-        + rerank.line(reranked)
+        + reranked
         + f" ({time.perf_counter() - started:.0f} s in all)",
         style="bold green",
     )

@@ -1,5 +1,6 @@
-"""The token vectors that ship with simtile: of all documents, and of some held-out queries.
+"""The token vectors of a checkout or sdist: of all documents, and of some held-out queries.
 
+A wheel leaves them out, which are more bytes than all of its kernels.
 ``tools/build_demo_tokens.py`` makes the files; ``data/README.md`` says from what.
 """
 
@@ -34,6 +35,11 @@ class Tokens:
     queries: list[FloatArray]
     rows: npt.NDArray[np.int64]  # the pairs that the queries are of
     dim: int
+
+
+def are_here(folder: Path = DATA) -> bool:
+    """Whether this is not a wheel."""
+    return (folder / MANIFEST_FILE).exists()
 
 
 def load_tokens(pairs: int, folder: Path = DATA) -> Tokens:
