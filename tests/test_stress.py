@@ -133,10 +133,12 @@ def small_calls():
 def test_calls_leave_nothing(small_calls, name):
     """Less than a block for each. Indexes are compacted now and then, in so many calls often."""
     times = 128 if name.endswith("changes") else 40
-    left = [stress_memory.left_by(small_calls[name], times) for _ in range(3)]
-    sizes, blocks = zip(*left, strict=True)
-    assert min(sizes) < 16 * times
-    assert min(blocks) < times // 2
+    left = []
+    for _ in range(8):  # Python's own caches fill for some time
+        left.append(stress_memory.left_by(small_calls[name], times))
+        if left[-1][0] < 16 * times and left[-1][1] < times // 2:
+            return
+    raise AssertionError(f"{times} calls left bytes and blocks: {left}")
 
 
 @pytest.mark.skipif(
