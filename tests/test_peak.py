@@ -50,7 +50,7 @@ def level_flags() -> dict[str, list[str]]:
             variables[name] = expanded
         else:
             levels[name] = expanded.split()
-    kernel_flags = variables["kernel_flags"].split()
+    kernel_flags = [*variables["kernel_flags"].split(), "-O3"]  # of level.cpp, which has them
     return {level: [*kernel_flags, *flags] for level, flags in levels.items()}
 
 
