@@ -26,7 +26,7 @@ def test_calls(tmp_path):
 
 @pytest.mark.deep
 def test_more_calls(tmp_path):
-    check(tmp_path, seconds=60, seed=1)
+    check(tmp_path, seconds=15, seed=1)
 
 
 def test_both_ways_are_taken():

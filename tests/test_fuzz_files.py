@@ -20,4 +20,4 @@ def test_damaged_files(target, tmp_path):
 @pytest.mark.deep
 @pytest.mark.parametrize("target", TARGETS)
 def test_more_damaged_files(target, tmp_path):
-    check(target, tmp_path, seconds=20, seed=1)
+    check(target, tmp_path, seconds=8, seed=1)

@@ -38,7 +38,7 @@ def test_threads_and_a_fork():
 
 @pytest.mark.deep
 def test_threads_and_forks_for_longer():
-    run("stress_threads.py", 40, 64)
+    run("stress_threads.py", 15, 64)
 
 
 def test_threads_that_get_other_bits_are_found(tmp_path):

@@ -7,7 +7,7 @@ smoke() {  # interpreter, options
   (cd / && "$interpreter" "$script" --not-under "$checkout" "$@")
 }
 
-# The architectures of a release are configured, and one is compiled: gpu_report compiles the kernels for each.
+# As it is published; the architectures of a build from source are configured only: gpu_report compiles the kernels for each.
 wheel() {
   venv wheel
   rm -rf "$build/wheel-dist"

@@ -34,7 +34,7 @@ EXTRAS = {
 }
 TORCH = {"train": ["torch"], "test": ["torch", "triton"], "bench": ["torch"]}
 # The CUDA module for one architecture: its PTX runs on newer ones as well, and six take six times
-# as long. SIMTILE_CUDA_ARCHITECTURES=all compiles what a release has, SIMTILE_CUDA=OFF none of it.
+# as long. SIMTILE_CUDA_ARCHITECTURES=all compiles for each of them, SIMTILE_CUDA=OFF none of it.
 CUDA = {"SIMTILE_CUDA": "AUTO", "SIMTILE_CUDA_ARCHITECTURES": "80"}
 PIP_PROGRESS = r"^(Collecting \S+|Processing \S+|Installing collected packages)"
 SIZES = {
