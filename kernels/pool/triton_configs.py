@@ -14,8 +14,8 @@ from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 DTYPES = ("float32", "bfloat16", "float16")
 HOW = {"mean": 0, "max": 1, "cls": 2, "last": 3}
 # Nothing has been timed. Tokens that a program of `pooled` asks memory for at once, each thread
-# with some 16 bytes of every one: with more of "max" the compiler of sm_90 spills.
-TOKENS = {"mean": 8, "max": 4, "cls": 1, "last": 1}
+# with some 16 bytes of every one: with more of "max" the compilers of sm_90 and sm_100 spill.
+TOKENS = {"mean": 8, "max": 2, "cls": 1, "last": 1}
 # Columns that one program can normalise, with 16 warps.
 WIDEST = 4096
 # Of FIRST and LAST: bytes of the mask that are looked at together.
