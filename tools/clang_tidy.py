@@ -15,8 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATABASE = ROOT / "build" / "editable" / "compile_commands.json"
-LEVELS = ("avx2", "avx512_amx", "neon_mm")
-GCC_ONLY = re.compile(r" -(flto\S*|fno-fat-lto-objects|fuse-linker-plugin)(?= )")
+LEVELS = ("avx2", "avx512", "avx512_amx", "neon", "neon_mm")  # avx512_amx takes some from avx512
+GCC_ONLY = re.compile(
+    r" -(flto\S*|fno-fat-lto-objects|fuse-linker-plugin|fvect-cost-model=\w+)(?= )"
+)
 
 
 def commands() -> list[dict[str, str]]:

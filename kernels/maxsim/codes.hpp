@@ -131,8 +131,8 @@ struct ByteValues {
       for (int c = 0; c < kPerByte; c++) {
         const int stored = byte >> (8 - kBits * (c + 1)) & ((1 << kBits) - 1);
         if constexpr (Traits::kResidual) {
-          of[0][byte][c] = values.high[stored];
-          of[1][byte][c] = values.low[stored];
+          of[0][byte][c] = static_cast<int16_t>(+values.high[stored]);
+          of[1][byte][c] = static_cast<int16_t>(+values.low[stored]);
         } else {
           of[0][byte][c] = static_cast<int16_t>(stored);
         }
