@@ -96,6 +96,17 @@ struct Maxsim {
     return pieces.used();
   }
 
+  // Those that are met: all, or the candidates, some of which may be met again and again.
+  template <class Visit>
+  void each_document(const Visit& visit) const {
+    const int64_t* const chosen = args.candidates;
+    const int64_t count = chosen ? args.queries.count * args.candidate_count : args.documents.count;
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t document = chosen ? chosen[i] : i;
+      if (document >= 0) visit(document);
+    }
+  }
+
   // Columns and groups. Without candidates a group takes queries until its panels fill kGroupBytes.
   void plan() {
     const TokenRows<Query> rows{args.queries, args.dimensions, args.pad_zero_rows};
@@ -126,8 +137,7 @@ struct Maxsim {
     // Ctrl-C is looked for between tasks: none of several documents multiplies more than 2^30 numbers.
     constexpr int64_t kMostProducts = int64_t{1} << 30;
     int64_t longest = 1;
-    for (int64_t d = 0; d < args.documents.count; d++)
-      longest = most(longest, args.documents.ends[d] - args.documents.starts[d]);
+    each_document([&](int64_t d) { longest = most(longest, args.documents.ends[d] - args.documents.starts[d]); });
     const int64_t columns_met = least(group_columns, round_to(most<int64_t>(column, 1), kColumns));
     const int64_t allowed = kMostProducts / (columns_met * args.dimensions) / longest;
     documents_per_task = most<int64_t>(least((args.candidate_count + wanted - 1) / wanted, allowed), 1);
@@ -170,18 +180,14 @@ struct Maxsim {
   void find_centroids() {
     for (int64_t c = 0; c < args.codes.centroid_count; c++) centroid_slot[c] = -1;
     if (slot_capacity == 0) return;
-    const int64_t* const chosen = args.candidates;
-    const int64_t count = chosen ? args.queries.count * args.candidate_count : args.documents.count;
-    for (int64_t i = 0; i < count; i++) {
-      const int64_t document = chosen ? chosen[i] : i;
-      if (document < 0) continue;
+    each_document([&](int64_t document) {
       for (int64_t r = args.documents.starts[document]; r < args.documents.ends[document]; r++) {
         const int32_t centroid = args.codes.centroids[r];
         if (centroid_slot[centroid] >= 0) continue;
         centroid_slot[centroid] = static_cast<int32_t>(slots);
         slot_centroid[slots++] = centroid;
       }
-    }
+    });
   }
 
   static constexpr int64_t kSlotsPerTask = 16 * Tile<float>::kRows;
