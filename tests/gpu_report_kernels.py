@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-
-
-class Variant(NamedTuple):
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    dtype: str
-    expects: str | None
-    divisible: tuple[str, ...]
+from simtile.kernels.tile.triton_variants import Variant
 
 
 @triton.jit
