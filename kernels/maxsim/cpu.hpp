@@ -134,12 +134,10 @@ struct Maxsim {
     group_query[groups] = args.queries.count;
     group_column[groups] = round_to(column, kColumns);
     const int64_t wanted = most<int64_t>(threads * kTasksPerThread / most<int64_t>(groups, 1), 1);
-    // Ctrl-C is looked for between tasks: none of several documents multiplies more than 2^30 numbers.
-    constexpr int64_t kMostProducts = int64_t{1} << 30;
     int64_t longest = 1;
     each_document([&](int64_t d) { longest = most(longest, args.documents.ends[d] - args.documents.starts[d]); });
     const int64_t columns_met = least(group_columns, round_to(most<int64_t>(column, 1), kColumns));
-    const int64_t allowed = kMostProducts / (columns_met * args.dimensions) / longest;
+    const int64_t allowed = kTaskProducts / (columns_met * args.dimensions) / longest;
     documents_per_task = most<int64_t>(least((args.candidate_count + wanted - 1) / wanted, allowed), 1);
   }
 

@@ -4,6 +4,10 @@
 
 namespace simtile {
 
+// Ctrl-C is looked for between tasks, so one that could be several multiplies at most so many numbers: half a second's
+// work without AVX.
+constexpr int64_t kTaskProducts = int64_t{1} << 30;
+
 // What a kernel may ask of its host: run `tasks` independent tasks on up to `threads` workers and
 // return when all are done. Tasks are claimed in increasing order, whoever is free first, so a task
 // must not depend on which worker runs it; `worker` only selects scratch space.

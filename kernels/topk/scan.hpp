@@ -135,15 +135,13 @@ void scan_allowed(const Screen& screen, const TopkFilter& filter, const void* op
   }
 }
 
-// Documents of one task: enough tasks that workers end together, each of some panels and at least about 256 KiB. Ctrl-C
-// is looked for between tasks, so none multiplies more than 2^30 numbers where a panel allows that: half a second's
-// work without AVX.
+// Documents of one task: enough tasks that workers end together, each of some panels and at least about 256 KiB, where
+// kTaskProducts allows that.
 SIMTILE_INLINE int64_t documents_per_task(const TopkProblem& problem, int64_t panel_documents, int threads) {
   constexpr int64_t kTasksPerThread = 16;
   const int64_t row = most<int64_t>(problem.documents_stride, 1);
   const int64_t wanted = problem.documents / (kTasksPerThread * threads);
-  constexpr int64_t kMostProducts = int64_t{1} << 30;
-  const int64_t allowed = kMostProducts / most<int64_t>(problem.queries * problem.dimensions, 1);
+  const int64_t allowed = kTaskProducts / most<int64_t>(problem.queries * problem.dimensions, 1);
   const int64_t documents = most<int64_t>(least(most<int64_t>(wanted, (256 << 10) / row), allowed), 1);
   return (documents + panel_documents - 1) / panel_documents * panel_documents;
 }
