@@ -4,18 +4,17 @@ import json
 import os
 import subprocess
 import sys
-import types
-import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tolerances
+from doctor_reports import check_of, conforms, run_cli
 
 import simtile
-from simtile import cli, doctor
-from simtile.doctor import cpu, found, info_nce, levels, limits, report, show
-from simtile.doctor.results import Check, Comparison, Timing, run_check, timing_result
+from simtile import cli
+from simtile.doctor import cpu, found, info_nce, levels, limits, report
+from simtile.doctor.results import Comparison, run_check
 
 TINY = info_nce.Case(5, 6, 7, 1, ids=True)
 
@@ -32,43 +31,6 @@ def small(monkeypatch):
     monkeypatch.setattr(cpu, "TIMED", 1e-3)
     # without "read", which fills memory larger than the caches
     monkeypatch.setattr(simtile._core, "peak_kinds", lambda: ["fma_f32"])
-
-
-def check(compare):
-    return Check("kernel", "cpu", "float32", "7", "values", compare)
-
-
-def conforms(value, wanted, where="report"):
-    """Fail unless plain JSON data has the form of a TypedDict."""
-    if typing.is_typeddict(wanted):
-        assert isinstance(value, dict), where
-        hints = typing.get_type_hints(wanted)
-        assert value.keys() == hints.keys(), where
-        for key, hint in hints.items():
-            conforms(value[key], hint, f"{where}.{key}")
-    elif typing.get_origin(wanted) is list:
-        assert isinstance(value, list), where
-        for i, item in enumerate(value):
-            conforms(item, typing.get_args(wanted)[0], f"{where}[{i}]")
-    elif typing.get_origin(wanted) is dict:
-        assert isinstance(value, dict), where
-    elif typing.get_origin(wanted) in (typing.Union, types.UnionType):
-        assert isinstance(value, typing.get_args(wanted)), where
-    elif wanted is float:
-        # nan and inf are strings, which JSON has
-        assert type(value) in (int, float) or value in ("nan", "inf", "-inf"), where
-    else:
-        assert type(value) is wanted, where
-
-
-def run_cli(tmp_path, capsys, *arguments):
-    """Exit status, what was printed, and the stored report."""
-    path = tmp_path / "report.json"
-    status = cli.main(["doctor", "--output", str(path), *arguments])
-    stored = json.loads(path.read_text())
-    conforms(stored, report.Report)
-    assert list(tmp_path.iterdir()) == [path]
-    return status, capsys.readouterr().out, stored
 
 
 # -- the whole command --
@@ -287,7 +249,7 @@ def test_failures_of_a_level_count(small, tmp_path, capsys, monkeypatch):
 
     def run_level(level, threads, *, quick):
         asked.append(level)
-        failed = run_check(check(lambda: [Comparison("losses", 2.0, 1.0)]))
+        failed = run_check(check_of(lambda: [Comparison("losses", 2.0, 1.0)]))
         return {"level": level, "checks": [failed]}
 
     monkeypatch.setattr(levels, "run_level", run_level)
@@ -307,7 +269,7 @@ def test_failures_of_a_level_count(small, tmp_path, capsys, monkeypatch):
     ("error", "passes"), [(0.0, True), (1.0, True), (1.1, False), (np.nan, False), (np.inf, False)]
 )
 def test_a_check_passes_up_to_what_is_allowed(error, passes):
-    result = run_check(check(lambda: [Comparison("a", 0.0, 0.0), Comparison("b", error, 1.0)]))
+    result = run_check(check_of(lambda: [Comparison("a", 0.0, 0.0), Comparison("b", error, 1.0)]))
     assert (result["status"] == "passed") == passes
     assert ("b: error" in result["message"]) != passes
     conforms(json.loads(json.dumps(report._plain(result))), report.CheckResult)
@@ -318,10 +280,10 @@ def test_a_check_that_raises_or_compares_nothing_fails():
         yield Comparison("a", 0.0, 0.0)
         raise ValueError("two\nlines")
 
-    result = run_check(check(raising))
+    result = run_check(check_of(raising))
     assert result["status"] == "failed"
     assert result["message"].startswith("ValueError: two lines (test_doctor.py:")
-    assert "compared nothing" in run_check(check(list))["message"]
+    assert "compared nothing" in run_check(check_of(list))["message"]
 
 
 def test_the_limits_are_those_of_the_tests():
@@ -402,198 +364,3 @@ def test_bfloat16_is_rounded_to_nearest_even():
     np.testing.assert_array_equal(
         info_nce._widen(stored), x.astype(ml_dtypes.bfloat16).astype(float)
     )
-
-
-# -- the report --
-
-
-def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "report.json"
-    path.write_text("before")
-
-    def full(self, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(report.OutputError, match="No space left"):
-        report.write(path, doctor._empty(doctor.Options()))
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_json_has_no_nan(tmp_path):
-    empty = doctor._empty(doctor.Options())
-    empty["cpu"]["checks"].append(run_check(check(lambda: [Comparison("a", np.nan, np.inf)])))
-    report.write(tmp_path / "report.json", empty)
-    text = (tmp_path / "report.json").read_text()
-    stored = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    conforms(stored, report.Report)
-    assert stored["cpu"]["checks"][0]["comparisons"][0] == {
-        "output": "a",
-        "error": "nan",
-        "allowed": "inf",
-    }
-
-
-def test_a_timing_has_its_rates():
-    timing = Timing("k", "cpu", "float32", "7", "forward", lambda: lambda: None, 12.0, 6.0)
-    result = timing_result(timing, [3.0, 1.0, 2.0, 2.0, 2.0], [])
-    assert (result["median"], result["spread"]) == (2.0, 0.0)
-    assert (result["operations_per_second"], result["bytes_per_second"]) == (6.0, 3.0)
-    assert timing_result(timing, [1.0], [])["spread"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0 B/s"), (999.4, "999 B/s"), (1234.0, "1.23 kB/s"), (4e12, "4 TB/s")]
-)
-def test_quantities(value, text):
-    assert show.quantity(value, "B/s") == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 us")]
-)
-def test_durations(value, text):
-    assert show.duration(value) == text
-
-
-def test_a_share_above_the_peak_is_explained(capsys):
-    timing = Timing("k", "cpu", "float32", "7", "forward", lambda: lambda: None, 12.0, 6.0)
-    shares = [{"of": "fma_f32", "products": 6, "share": 1.1}]
-    half = {
-        "device": "x",
-        "checks": [],
-        "peaks": [],
-        "timings": [timing_result(timing, [1], shares)],
-    }
-    show.speed(show.Plain(), half)
-    shown = capsys.readouterr().out
-    assert "fma_f32 110% at 6 products" in shown
-    assert "something else ran" in shown
-
-
-def test_rich_says_the_same(capsys):
-    console = pytest.importorskip("rich.console")
-    to = show.Rich(console.Console(width=20, highlight=False))
-    with to.busy("working"):
-        to.line("  [a] line that is longer than the console is wide", "failed")
-    assert "  [a] line that is longer than the console is wide\n" in capsys.readouterr().out
-
-
-# -- what is found --
-
-
-def test_every_probe_may_fail(monkeypatch):
-    def broken(*arguments, **options):
-        raise RuntimeError("broken")
-
-    for name in ("load", "_cpu_info", "_driver", "_cuda_module"):
-        monkeypatch.setattr(found, name, broken)
-    facts = found.facts()
-    failed = {fact["name"] for fact in facts if fact["error"]}
-    assert failed >= {"processor", "ISA level", "threads", "numpy", "torch", "triton", "driver"}
-    assert all(fact["error"].startswith("RuntimeError: broken") for fact in facts if fact["error"])
-    assert found.why_no_gpu().startswith("RuntimeError: broken")
-    assert found.why_no_triton().startswith("RuntimeError: broken")
-    assert found.why_no_cuda().startswith("RuntimeError: broken")
-
-
-def test_only_variables_that_matter_are_told(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    monkeypatch.setenv("SOME_TOKEN", "secret")
-    told = found.environment()
-    assert told["CUDA_VISIBLE_DEVICES"] == "1"
-    assert "SOME_TOKEN" not in told
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("echo 'NVIDIA H100, 580.1, 81559 MiB'", "nvidia-smi: NVIDIA H100, 580.1, 81559 MiB"),
-        (
-            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
-            "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch",
-        ),
-        ("exit 9", "nvidia-smi: exit status 9"),
-    ],
-)
-def test_what_nvidia_smi_says(body, said, tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{body}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert said in found._driver()
-
-
-def fake_torch(monkeypatch, **cuda):
-    """A torch module with a `cuda` of one's own; "zeros" may raise."""
-    zeros = cuda.pop("zeros", lambda *a, **k: types.SimpleNamespace(device="cuda:0"))
-    torch = types.ModuleType("torch")
-    torch.__version__ = "9.9"
-    torch.version = types.SimpleNamespace(
-        cuda=cuda.pop("version", "13.0"), hip=cuda.pop("hip", None)
-    )
-    torch.cuda = types.SimpleNamespace(synchronize=lambda device: None, **cuda)
-    torch.zeros = zeros
-    monkeypatch.setitem(sys.modules, "torch", torch)
-
-
-def raises(error):
-    def function(*arguments, **options):
-        raise error
-
-    return function
-
-
-@pytest.mark.parametrize(
-    ("cuda", "why"),
-    [
-        ({"is_available": lambda: True}, ""),
-        ({"version": None}, "torch 9.9 is built without CUDA and ROCm"),
-        (
-            {
-                "is_available": lambda: False,
-                "zeros": raises(RuntimeError("The NVIDIA driver on your system is too old")),
-            },
-            "RuntimeError: The NVIDIA driver on your system is too old",
-        ),
-        (
-            {"is_available": lambda: True, "zeros": raises(RuntimeError("CUDA error: unknown"))},
-            "RuntimeError: CUDA error: unknown",
-        ),
-        ({"is_available": lambda: False}, "torch.cuda.is_available() is False"),
-    ],
-)
-def test_why_there_is_no_gpu(cuda, why, monkeypatch):
-    fake_torch(monkeypatch, **cuda)
-    said = found.why_no_gpu()
-    assert said.startswith(why)
-    assert bool(said) == bool(why)
-
-
-def test_why_a_backend_cannot_run(monkeypatch):
-    monkeypatch.setattr(found, "load", lambda name: sys.modules.get(name))
-    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    gpu_info = {"error": None}
-    monkeypatch.setattr("simtile._gpu.gpu_info", lambda: gpu_info)
-
-    fake_torch(monkeypatch, get_device_capability=lambda: (9, 0))
-    assert found.why_no_triton() == found.why_no_cuda() == ""
-    gpu_info["error"] = "no CUDA module"
-    assert found.why_no_cuda() == "no CUDA module"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "TRITON_INTERPRET is set" in found.why_no_triton()
-    monkeypatch.delenv("TRITON_INTERPRET")
-
-    gpu_info["error"] = None
-    fake_torch(monkeypatch, get_device_capability=lambda: (7, 5))
-    assert "sm_75" in found.why_no_triton()
-    assert "sm_75" in found.why_no_cuda()
-
-    fake_torch(monkeypatch, version=None, hip="6.4", get_device_capability=lambda: (9, 4))
-    assert found.why_no_triton() == ""
-    assert "NVIDIA" in found.why_no_cuda()
-
-    monkeypatch.delitem(sys.modules, "triton")
-    assert "triton is not installed" in found.why_no_triton()
