@@ -6,88 +6,13 @@ import sys
 
 import pytest
 import torch
+from cached_loss_cases import WIDTH, Bag, Tokens, Words, assert_as_uncached, gradients, mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import simtile
 from simtile import _micro_batches
-
-WIDTH = 12
-
-
-class Tokens(nn.Module):
-    """Mean-pooled tokens of a padded batch, as a dict."""
-
-    def __init__(self, dropout=0.0):
-        super().__init__()
-        self.table = nn.Embedding(50, WIDTH)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(WIDTH, 7)
-
-    def forward(self, features):
-        mask = features["attention_mask"].unsqueeze(-1)
-        words = self.dropout(self.table(features["input_ids"]))
-        pooled = (words * mask).sum(1) / mask.sum(1).clamp_min(1)
-        return {"sentence_embedding": self.head(pooled), **features}
-
-
-class Words(nn.Module):
-    """Strings."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(64, 7)
-
-    def forward(self, texts):
-        assert all(isinstance(text, str) for text in texts)
-        return torch.stack(
-            [self.table(torch.tensor([ord(c) % 64 for c in text])).mean(0) for text in texts]
-        )
-
-
-class Bag(nn.Module):
-    """Static embeddings: flat tokens and offsets."""
-
-    def __init__(self, sparse=False):
-        super().__init__()
-        self.table = nn.EmbeddingBag(50, 7, mode="mean", sparse=sparse)
-
-    def forward(self, features):
-        features["sentence_embedding"] = self.table(features["input_ids"], features["offsets"])
-        return features
-
-
-def mlp(dropout=0.0, seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh(), nn.Dropout(dropout), nn.Linear(WIDTH, 7))
-
-
-def gradients(module):
-    return {
-        name: None if p.grad is None else p.grad.to_dense() for name, p in module.named_parameters()
-    }
-
-
-def assert_as_uncached(make, inputs, *, mini_batch_size=3, loss=None, **arguments):
-    """Loss and gradients of CachedLoss and of all inputs encoded at once."""
-    torch.manual_seed(1)
-    encoder = make()
-    plain = copy.deepcopy(encoder)
-    loss = simtile.nn.InfoNCE(0.2, learnable_temperature=True) if loss is None else loss
-    plain_loss = copy.deepcopy(loss)
-    cached = simtile.nn.CachedLoss(encoder, loss, mini_batch_size=mini_batch_size)
-    ours = cached(*inputs, **arguments)
-    ours.backward()
-    embeddings = [plain(dict(x) if isinstance(x, dict) else x) for x in inputs]
-    embeddings = [x["sentence_embedding"] if isinstance(x, dict) else x for x in embeddings]
-    expected = plain_loss(*cached._arranged(embeddings), **arguments)
-    expected.backward()
-    torch.testing.assert_close(ours, expected)
-    torch.testing.assert_close(gradients(encoder), gradients(plain), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(gradients(loss), gradients(plain_loss), rtol=1e-4, atol=1e-6)
-    assert all(g is not None and g.abs().sum() > 0 for g in gradients(encoder).values())
-    return encoder
 
 
 @given(
@@ -430,78 +355,6 @@ def test_methods_and_partials_of_modules_are_known():
     cached(x, y).backward()
     simtile.info_nce(plain.encode_image(x), plain.encode_text(y, 2.0)).backward()
     torch.testing.assert_close(gradients(clip), gradients(plain), rtol=1e-4, atol=1e-6)
-
-
-class SavedBytes:
-    """The most bytes that autograd has kept at any time for later."""
-
-    def __init__(self):
-        self.now = self.most = 0
-
-    def __enter__(self):
-        outer = self
-
-        class Kept:
-            def __init__(self, tensor):
-                self.tensor = tensor
-                self.bytes = tensor.numel() * tensor.element_size()
-                outer.now += self.bytes
-                outer.most = max(outer.most, outer.now)
-
-            def __del__(self):
-                outer.now -= self.bytes
-
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor)
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.hooks.__exit__(*error)
-
-
-def saved_bytes(rows, mini_batch_size):
-    encoder = nn.Sequential(nn.Linear(5, 256), nn.Tanh(), nn.Linear(256, 256), nn.Linear(256, 2))
-    x, y = torch.randn(rows, 5), torch.randn(rows, 5)
-    with SavedBytes() as saved:
-        if mini_batch_size is None:
-            simtile.info_nce(encoder(x), encoder(y)).backward()
-        else:
-            simtile.nn.CachedLoss(encoder, mini_batch_size=mini_batch_size)(x, y).backward()
-    return saved.most
-
-
-def test_memory_does_not_grow_with_the_batch():
-    embeddings = 2 * 2 * 4  # bytes of a pair's two embeddings of 2 floats
-    small, large = saved_bytes(64, 16), saved_bytes(512, 16)
-    # Beyond the embeddings' gradients, which the loss keeps.
-    assert large - small <= 2 * embeddings * (512 - 64)
-    assert saved_bytes(512, None) > 10 * large  # what is counted does grow without caching
-
-
-def live_bytes(rows, mini_batch_size):
-    """The most bytes of tensors alive at once, by the allocator's own events."""
-    encoder = nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 256), nn.Linear(256, 4))
-    x, y = torch.randn(rows, 8), torch.randn(rows, 8)
-    cached = simtile.nn.CachedLoss(encoder, mini_batch_size=mini_batch_size)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        cached(x, y).backward()
-    now = most = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    assert most > 0
-    return most
-
-
-def test_peak_of_live_tensors_does_not_grow_with_the_batch():
-    small, large = live_bytes(64, 16), live_bytes(1024, 16)
-    random_states = 2 * (1024 - 64) // 16 * torch.get_rng_state().numel()
-    embeddings = 2 * (1024 - 64) * 4 * 4
-    # A few times over: out of the encoder, together, their gradients.
-    assert large - small <= random_states + 6 * embeddings
 
 
 def test_progress_bar(monkeypatch, capsys):

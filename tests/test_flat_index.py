@@ -1,36 +1,21 @@
 """FlatIndex: what it finds is what simtile.topk finds among the documents it holds."""
 
-import copy
-
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flat_index_cases import CODES, DIM, FLOATS, RANGES, assert_same, new_index, small_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import simtile
-from simtile import FlatIndex, _files, _storage
+from simtile import FlatIndex, _storage
 
-DIM = 11
-RANGES = np.array([[-3.0] * DIM, [3.0] * DIM], np.float32)
-FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-CODES = ("int8", "uint8", "int4", "binary", "int8_vector", "int4_vector")
 KINDS = [
     *((dtype, metric) for dtype in (*FLOATS, *CODES) for metric in ("cosine", "dot", "l2")),
     ("binary", "hamming"),
 ]
-
-
-def small_vectors(rng, count, dim=DIM):
-    """Many of them equal, some zero: scores tie."""
-    return rng.integers(-2, 3, (count, dim)).astype(np.float32) * (rng.random((count, 1)) < 0.9)
-
-
-def new_index(dtype, metric, dim=DIM):
-    ranges = RANGES if dtype in ("int8", "uint8", "int4") else None
-    return FlatIndex(dim, dtype, metric=metric, ranges=ranges)
 
 
 def as_stored(x, dtype):
@@ -81,11 +66,6 @@ class Model:
             backend="reference",
         )
         return offsets, scores, ids[rows]
-
-
-def assert_same(found, expected):
-    for x, y in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(x, y, strict=True)
 
 
 class AgainstTheReference(RuleBasedStateMachine):
@@ -315,30 +295,6 @@ def test_packed_bits_are_taken_as_they_are():
         cosine.search(packed[:2], 1)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", [*FLOATS, *CODES])
-def test_documents_that_cannot_be_compared_are_refused(dtype, value):
-    index = new_index(dtype, "cosine")
-    index.add(np.ones((3, DIM)))
-    x = np.ones((3000, DIM), np.float32)
-    x[2345, 4] = value
-    what = "NaN" if np.isnan(value) else "an infinity"
-    for documents in (x, x.astype(ml_dtypes.bfloat16)):
-        with pytest.raises(ValueError, match=f"x: found {what} in row 2345"):
-            index.add(documents)
-        with pytest.raises(ValueError, match=f"x: found {what} in row 2"):
-            index.update(documents[2343:2346], [0, 1, 2])
-    assert len(index) == 3
-
-
-def test_floats_too_large_for_the_stored_type_are_refused():
-    for dtype, value in (("float16", 65520.0), ("bfloat16", 3.4e38), ("float32", 1e39)):
-        x = np.ones((3, DIM))
-        x[1, 2] = value
-        with pytest.raises(ValueError, match=r"x: found .* in row 1, beyond the range of"):
-            FlatIndex(DIM, dtype).add(x)
-
-
 def test_a_query_of_bits_with_nan():
     index = FlatIndex(DIM, "binary", metric="hamming")
     index.add(np.ones((3, DIM)))
@@ -400,103 +356,6 @@ def test_no_queries_and_no_candidates(dtype, metric):
     assert len(index) == 4
 
 
-def test_properties():
-    index = FlatIndex(DIM, "int8_vector", metric="l2")
-    index.add(np.ones((4, DIM)), [3, 1, 2**62, 0])
-    assert (index.dim, index.dtype, index.metric, len(index)) == (DIM, "int8_vector", "l2", 4)
-    assert index.nbytes == 4 * (DIM + 4 + 4 + 8)
-    assert 3 in index
-    assert np.int64(2**62) in index
-    for other in (4, -1, 2**64, "3", True, 3.0):
-        assert other not in index
-    index.remove([3])
-    assert 3 not in index
-    assert index.ids.tolist() == [1, 2**62, 0]
-    assert repr(index).startswith("FlatIndex(11, 'int8_vector', metric='l2'; 3 documents, ")
-    with pytest.raises(TypeError, match="not a sequence"):
-        iter(index)
-    with pytest.raises(TypeError, match="is not pickled or copied; save it"):
-        copy.deepcopy(index)
-    automatic = FlatIndex(DIM, "binary")
-    automatic.add(np.ones((4, DIM)))
-    assert automatic.nbytes == 4 * 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((0,), {}, ValueError, "dim: found 0"),
-        ((1 << 25,), {}, ValueError, "dim: found 33554432, expected 1 to 16777216"),
-        ((True,), {}, TypeError, "dim: found True"),
-        ((3.0,), {}, TypeError, "dim: found 3.0"),
-        ((3, "float64"), {}, ValueError, "dtype: found 'float64', expected one of"),
-        (
-            (3, "int8"),
-            {"metric": "hamming"},
-            ValueError,
-            "metric: found 'hamming' for dtype 'int8'",
-        ),
-        ((3, "int8"), {"metric": "euclid"}, ValueError, "metric: found 'euclid'"),
-        ((3,), {"ranges": RANGES}, ValueError, "ranges: found some for dtype 'float32'"),
-        ((3, "int8"), {"ranges": RANGES}, ValueError, r"ranges: found shape \[2, 11\]"),
-        ((3,), {"device": "tpu"}, ValueError, "device: found 'tpu'"),
-    ],
-)
-def test_wrong_arguments_of_an_index(arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        FlatIndex(*arguments, **options)
-
-
-def test_wrong_arguments_of_calls():
-    index = FlatIndex(DIM)
-    index.add(np.eye(3, DIM), [5, 2, 9])
-    q = np.ones((2, DIM))
-    for call, message in [
-        (lambda: index.add(np.ones((2, 3))), r"x: found float64 \[2, 3\], expected \[N, 11\]"),
-        (lambda: index.add(np.ones(DIM)), r"a single vector is x\[None, :\]"),
-        (lambda: index.add(np.ones((2, DIM), int)), "x: found int64"),
-        (lambda: index.add(np.ones((2, DIM), np.int8)), "expected floats"),
-        (lambda: index.add(simtile.quantize(q, "binary")), "expected kind 'float32'"),
-        (lambda: index.add(q, [1]), r"ids: found int64 \[1\], expected \[2\], one for each row"),
-        (lambda: index.add(q, [[1, 3]]), r"ids: found int64 \[1, 2\]"),
-        (lambda: index.add(q, [1.0, 3.0]), "ids: found float64"),
-        (lambda: index.add(q, [True, False]), "ids: found bool"),
-        (lambda: index.add(q, [3, -1]), r"ids: found -1 at \[1\], expected 0 to"),
-        (lambda: index.add(q, np.array([1, 2**63], np.uint64)), "ids: found 9223372036854775808"),
-        (lambda: index.add(q, [3, 3]), r"ids: found 3 at \[0\] and at \[1\], expected it once"),
-        (lambda: index.add(q, [3, 5]), r"ids: found 5 at \[1\], which is in the index already"),
-        (lambda: index.add(q), "ids: found None, expected ids because those before"),
-        (lambda: index.update(q, [5, 7]), r"ids: found 7 at \[1\], which is not in the index"),
-        (lambda: index.update(q, [5, 5]), "expected it once"),
-        (lambda: index.update(q, [5]), "one for each row of x"),
-        (lambda: index.remove([5, 7]), r"ids: found 7 at \[1\], which is not in the index"),
-        (lambda: index.remove([5, 5]), "expected it once"),
-        (lambda: index.search(q, 0), "k: found 0"),
-        (lambda: index.search(q[:, 1:], 1), r"queries: found float64 \[2, 10\]"),
-        (lambda: index.search(q, 1, threads=0), "threads: found 0"),
-        (lambda: index.search(q, 1, allow=[4]), "allow: found the unknown id 4"),
-        (lambda: index.search(q, 1, allow=np.ones(2, bool)), r"allow: found a mask \[2\]"),
-        (lambda: index.score(q, [5, 2]), r"ids: found int64 \[2\], expected integers \[2, C\]"),
-        (lambda: index.score(q, [[5]]), r"expected integers \[2, C\]"),
-        (lambda: index.score(q, [[5.0], [2.0]]), "ids: found float64"),
-        (lambda: index.score(q, [[5], [3]]), r"ids: found 3 at \[1, 0\], which is not in"),
-        (lambda: index.score(q, [[5], [-2]]), r"ids: found -2 at \[1, 0\], which is not in"),
-        (lambda: index.range_search(q, float("nan")), "threshold: found nan"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            call()
-    assert index.ids.tolist() == [5, 2, 9]
-    assert_same(index.search(np.eye(1, DIM), 1), ([[np.float32(1)]], [[5]]))
-
-
-def test_ids_of_zeros_and_ones_are_refused():
-    index = FlatIndex(DIM)
-    index.add(np.eye(2, DIM))
-    with pytest.raises(ValueError, match="zeros and ones"):
-        index.search(np.ones((1, DIM)), 1, allow=np.array([1, 0]))
-    assert index.search(np.ones((1, DIM)), 2, allow=[1])[1].tolist() == [[1, -1]]
-
-
 def test_an_updated_document_keeps_its_place_in_masks():
     """A mask made from the order of adding still means the same documents."""
     index = FlatIndex(DIM)
@@ -507,145 +366,3 @@ def test_an_updated_document_keeps_its_place_in_masks():
     assert index.search(np.ones((1, DIM)), 3, allow=mask)[1].tolist() == [[4, -1, -1]]
     index.remove([0])
     assert index.search(np.ones((1, DIM)), 3, allow=mask[1:])[1].tolist() == [[4, -1, -1]]
-
-
-def test_a_mapped_index_can_save_over_its_own_file(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((50, DIM)).astype(np.float32)
-    index = FlatIndex(DIM, "float16")
-    index.add(x, rng.permutation(50))
-    index.save(tmp_path / "a")
-    mapped = FlatIndex.load(tmp_path / "a")
-    mapped.remove(mapped.ids[:10])
-    mapped.add(x[:5], np.arange(100, 105))
-    mapped.update(x[:2], [104, mapped.ids[3]])
-    expected = mapped.search(x, 20)
-    mapped.save(tmp_path / "a")
-    assert_same(mapped.search(x, 20), expected)
-    again = FlatIndex.load(tmp_path / "a", mmap=False)
-    assert_same(again.search(x, 20), expected)
-    assert again.ids.tolist() == mapped.ids.tolist()
-
-
-def test_numbering_goes_on_after_loading(tmp_path):
-    index = FlatIndex(DIM)
-    index.add(np.eye(4, DIM))
-    index.remove([3])
-    index.save(tmp_path / "a")
-    index = FlatIndex.load(tmp_path / "a")
-    assert index.add(np.eye(1, DIM)).tolist() == [4]
-    index.remove(index.ids)
-    index.save(tmp_path / "a")
-    index = FlatIndex.load(tmp_path / "a")
-    assert len(index) == 0
-    with pytest.raises(ValueError, match="expected None because those before were numbered"):
-        index.add(np.eye(1, DIM), [9])
-    assert index.add(np.eye(1, DIM)).tolist() == [5]
-
-
-def write_changed(path, change):
-    """A valid file with other contents."""
-    contents = _files.read(path, "FlatIndex")
-    attributes, arrays = contents.attributes, contents.arrays
-    change(attributes, arrays)
-    sections = [_files.section(name, array) for name, array in arrays.items()]
-    _files.write(path, "FlatIndex", attributes, sections)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda a, s: a.pop("dim"),
-        lambda a, s: a.update(dim="11"),
-        lambda a, s: a.update(dim=12),
-        lambda a, s: a.update(dim=10**7),
-        lambda a, s: a.update(dim=10**30),
-        lambda a, s: a.update(dtype="float32"),
-        lambda a, s: a.update(dtype=["int8"]),
-        lambda a, s: a.update(metric="dot"),
-        lambda a, s: a.update(metric=None),
-        lambda a, s: a.update(documents=4),
-        lambda a, s: a.update(documents=True),
-        lambda a, s: a.update(documents=-1),
-        lambda a, s: a.update(automatic_ids=1),
-        lambda a, s: a.update(automatic_ids=None),
-        lambda a, s: a.update(automatic_ids=True, next_id=3),
-        lambda a, s: a.update(automatic_ids=True, next_id=2**63),
-        lambda a, s: a.pop("next_id"),
-        lambda a, s: s.pop("codes"),
-        lambda a, s: s.pop("norms"),
-        lambda a, s: s.pop("ranges"),
-        lambda a, s: s.update(more=np.zeros(3)),
-        lambda a, s: s.update(codes=s["codes"].astype(np.int16)),
-        lambda a, s: s.update(codes=s["codes"][:2]),
-        lambda a, s: s.update(codes=s["codes"].reshape(-1)),
-        lambda a, s: s.update(norms=s["norms"].astype(np.float64)),
-        lambda a, s: s.update(ids=s["ids"].astype(np.int32)),
-        lambda a, s: s.update(ids=s["ids"][:2]),
-        lambda a, s: s.update(ids=np.array([1, 7, 1])),
-        lambda a, s: s.update(ids=np.array([1, -7, 2])),
-        lambda a, s: s.update(ranges=-s["ranges"]),
-        lambda a, s: s.update(ranges=s["ranges"] * np.nan),
-        lambda a, s: s.update(ranges=s["ranges"][:1]),
-        lambda a, s: s.update(ranges=s["ranges"].astype(np.float64)),
-    ],
-)
-def test_a_file_that_contradicts_itself_is_refused(tmp_path, change):
-    index = new_index("int8", "cosine")
-    index.add(np.ones((3, DIM)), [4, 9, 2])
-    index.save(tmp_path / "a")
-    write_changed(tmp_path / "a", lambda a, s: None)
-    FlatIndex.load(tmp_path / "a", verify="full")
-    write_changed(tmp_path / "a", change)
-    with pytest.raises(ValueError, match=r"damaged|twice"):
-        FlatIndex.load(tmp_path / "a", verify="full")
-
-
-@given(data=st.data(), mmap=st.booleans())
-def test_a_changed_byte_never_crashes(tmp_path_factory, data, mmap):
-    """With "full" it is found; with "header" a search ends with a result or an error."""
-    path = tmp_path_factory.mktemp("index") / "a"
-    index = new_index("int8", "l2")
-    index.add(small_vectors(np.random.default_rng(0), 20), np.arange(20)[::-1] * 3)
-    index.save(path)
-    raw = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    if bytes(raw) == path.read_bytes():
-        return
-    path.write_bytes(raw)
-    with pytest.raises(ValueError, match=str(path)):
-        FlatIndex.load(path, mmap, verify="full")
-    try:
-        loaded = FlatIndex.load(path, mmap, verify="header")
-        loaded.search(np.ones((2, DIM)), 5)
-        loaded.search(np.ones((2, DIM)), 5, allow=[3])
-        loaded.add(np.ones((1, DIM)), [1000])
-        loaded.remove([3])
-    except ValueError:
-        pass
-
-
-def test_a_large_index_is_mapped_in_milliseconds(tmp_path):
-    """Automatic ids take no section: nothing of the size of the index is read or made."""
-    import time
-
-    rows, dim = 2_000_000, 256
-
-    def zeros():
-        block = np.zeros((100_000, dim // 8), np.uint8)
-        for _ in range(rows // len(block)):
-            yield block
-
-    attributes = {"dim": dim, "dtype": "binary", "metric": "hamming"}
-    attributes |= {"documents": rows, "automatic_ids": True, "next_id": rows}
-    codes = _files.Section("codes", "uint8", (rows, dim // 8), zeros())
-    _files.write(tmp_path / "a", "FlatIndex", attributes, [codes])
-    elapsed = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        index = FlatIndex.load(tmp_path / "a")
-        elapsed.append(time.perf_counter() - begin)
-    assert min(elapsed) < 0.05
-    assert index.search(np.zeros((1, dim)), 2)[1].tolist() == [[0, 1]]
-    assert rows - 1 in index

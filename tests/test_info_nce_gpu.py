@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from info_nce_cases import Case, as_tensor, check_case, compared
+from info_nce_tensors import tensor_options
 from simtile.kernels.info_nce import triton_configs as configs
-from test_info_nce_torch import tensor_options
 from tolerances import PRECISIONS, TRITON, check_rounding
 
 import simtile

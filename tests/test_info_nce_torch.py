@@ -1,8 +1,6 @@
-"""simtile.info_nce with torch: autograd, the operators, compilation, autocast, the module."""
+"""simtile.info_nce with torch: autograd, reductions, element types and layouts."""
 
-import copy
 import math
-import pickle
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,44 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from info_nce_cases import DTYPES, Case, as_tensor, cases, run_kernel
+from info_nce_cases import DTYPES, Case, cases, run_kernel
+from info_nce_tensors import REDUCTIONS, assert_same_bits, loss_of, op_arguments, tensors
 
 import simtile
 from simtile import _core
-from simtile._contrast import SCOPES, Contrast
-
-REDUCTIONS = ["mean", "sum", "none"]
-OPTIONS = ("normalize", "negatives_scope", "targets", "query_ids", "document_ids")
-
-
-def tensors(case, *, requires_grad=True):
-    """queries, documents and negatives."""
-    inputs = [as_tensor(x) for x in case.inputs]
-    for x in inputs:
-        if x is not None and requires_grad:
-            x.requires_grad_()
-    return inputs
-
-
-def tensor_options(case):
-    """The keyword arguments of info_nce without the temperature."""
-    values = {name: case.options[name] for name in OPTIONS}
-    arrays = {k: as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
-    return {**arrays, "threads": 1}
-
-
-def loss_of(case, inputs, temperature=None, **more):
-    temperature = case.temperature if temperature is None else temperature
-    return simtile.info_nce(*inputs, temperature=temperature, **tensor_options(case), **more)
-
-
-def assert_same_bits(ours, theirs):
-    for x, y in zip(ours, theirs, strict=True):
-        assert (x is None) == (y is None)
-        if x is not None:
-            x, y = torch.as_tensor(x), torch.as_tensor(y)
-            assert x.dtype == y.dtype
-            assert torch.equal(x, y)
 
 
 @given(cases(st.sampled_from([1, 7, 40]), st.sampled_from([1, 7, 33]), special=()))
@@ -305,197 +270,6 @@ def test_differentiating_twice_raises(reduction):
         torch.autograd.grad(loss.sum(), arguments[0], create_graph=True)
 
 
-@pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev"])
-def test_functional_transforms_raise(transform):
-    q = torch.randn(3, 4, 5)
-    with pytest.raises(RuntimeError, match=r"torch\.func transforms .* are not supported"):
-        getattr(torch.func, transform)(lambda x: simtile.info_nce(x, q[0]))(
-            q if transform == "vmap" else q[0]
-        )
-
-
-def op_arguments(case, reduction, need=(True, True, True, True)):
-    """The arguments of the operator simtile::info_nce."""
-    temperature = torch.tensor(case.temperature, dtype=torch.float64)
-    inputs = [*tensors(case, requires_grad=False), temperature]
-    inputs = [
-        x if x is None else x.clone().requires_grad_(n) for x, n in zip(inputs, need, strict=True)
-    ]
-    need = [x is not None and n for x, n in zip(inputs, need, strict=True)]
-    indices = [as_tensor(case[name]) for name in ("targets", "query_ids", "document_ids")]
-    dtype = getattr(torch, case.dtype)
-    contrast = Contrast(scope=SCOPES["own" if case.own else "all"]).numbers()
-    options = (case.normalize, contrast, dtype, need, "cpu", "ieee", 1, reduction, False)
-    return (*inputs, *indices, None, None, None, *options)
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("negatives", [None, 2])
-def test_the_operator_is_the_eager_way(dtype, reduction, negatives):
-    case = Case(7, 9, 5, negatives, dtype, ids=True)
-    arguments = op_arguments(case, reduction)
-    loss, *_ = torch.ops.simtile.info_nce.default(*arguments)
-    loss.sum().backward()
-    inputs = tensors(case)
-    temperature = torch.tensor(case.temperature, dtype=torch.float64, requires_grad=True)
-    eager = loss_of(case, inputs, temperature, reduction=reduction)
-    eager.sum().backward()
-    assert torch.equal(loss, eager)
-    assert_same_bits(
-        [x if x is None else x.grad for x in arguments[:4]],
-        [x if x is None else x.grad for x in (*inputs, temperature)],
-    )
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("need", [(True, True, True, True), (False, True, False, False)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_opcheck(reduction, need, dtype):
-    for case in (
-        Case(5, 6, 4, 2, dtype, ids=True, targets=True),
-        Case(5, 6, 4, None, dtype, normalize=False),
-    ):
-        arguments = op_arguments(case, reduction, need)
-        torch.library.opcheck(torch.ops.simtile.info_nce.default, arguments)
-    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments[:-2]]
-    torch.library.opcheck(torch.ops.simtile.info_nce_backward.default, (torch.randn(5), *detached))
-
-
-class TestCompile:
-    """No graph breaks: fullgraph=True raises at the first one."""
-
-    def setup_method(self):
-        torch._dynamo.reset()
-
-    @pytest.mark.parametrize("reduction", REDUCTIONS)
-    @pytest.mark.parametrize("learn_temperature", [False, True])
-    def test_gradients(self, reduction, learn_temperature):
-        case = Case(9, 11, 6, 2, temperature=0.3, ids=True, targets=True)
-
-        indices = {k: v for k, v in tensor_options(case).items() if isinstance(v, torch.Tensor)}
-
-        def step(q, d, x, t, weights):
-            loss = simtile.info_nce(q * 2, d, x, temperature=t, reduction=reduction, **indices)
-            return (loss * weights).sum()
-
-        weights = torch.randn(9, generator=torch.manual_seed(0))
-        results = []
-        for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
-            inputs = tensors(case)
-            temperature = torch.tensor(0.3, requires_grad=True) if learn_temperature else 0.3
-            total = run(*inputs, temperature, weights)
-            total.backward()
-            leaves = [*inputs, temperature] if learn_temperature else inputs
-            results.append([total.detach(), *(x.grad.clone() for x in leaves)])
-            for x in inputs:
-                x.grad = None
-        torch.testing.assert_close(*results)
-
-    @pytest.mark.slow  # runs a C++ compiler
-    @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
-    def test_inductor(self):
-        loss_fn = simtile.nn.InfoNCE(0.1, learnable_temperature=True)
-        case = Case(9, 9, 6)
-        q, d, _ = tensors(case)
-        compiled = torch.compile(lambda q, d: loss_fn(q.sin(), d) * 2, fullgraph=True)
-        compiled(q, d).backward()
-        ours = [x.grad.clone() for x in (q, d, loss_fn.log_temperature)]
-        for x in (q, d, loss_fn.log_temperature):
-            x.grad = None
-        (loss_fn(q.sin(), d) * 2).backward()
-        torch.testing.assert_close(ours, [x.grad for x in (q, d, loss_fn.log_temperature)])
-
-    def test_any_batch_with_one_graph(self):
-        graphs = []
-
-        def count(graph, example_inputs):
-            graphs.append(graph)
-            return graph
-
-        compiled = torch.compile(
-            lambda q, d: simtile.info_nce(q, d), fullgraph=True, dynamic=True, backend=count
-        )
-        for n in (5, 8, 31):
-            case = Case(n, n + 2, 6)
-            q, d, _ = tensors(case, requires_grad=False)
-            assert torch.equal(compiled(q, d), simtile.info_nce(q, d))
-        assert len(graphs) == 1
-
-    def test_a_temperature_that_changes(self):
-        compiled = torch.compile(
-            lambda q, t: simtile.info_nce(q, q, temperature=t), fullgraph=True, backend="aot_eager"
-        )
-        q = torch.randn(6, 4)
-        for temperature in (0.05, 0.1, 0.2):
-            assert torch.equal(
-                compiled(q, temperature), simtile.info_nce(q, q, temperature=temperature)
-            )
-
-    def test_autocast(self):
-        compiled = torch.compile(
-            lambda q, d: simtile.info_nce(q, d), fullgraph=True, backend="aot_eager"
-        )
-        case = Case(9, 9, 6)
-        q, d, _ = tensors(case)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(compiled(q, d), simtile.info_nce(q, d))
-
-    def test_for_a_gpu_that_is_not_here(self):
-        """Whether the backend is there is not asked while compiling, but when the call runs."""
-        compiled = torch.compile(
-            lambda q: simtile.info_nce(q, q, backend="triton"), fullgraph=True, backend="aot_eager"
-        )
-        q = torch.empty(6, 4, device="meta", requires_grad=True)
-        compiled(q).backward()
-        assert q.grad.shape == (6, 4)
-        arguments = list(op_arguments(Case(3, 4, 5), "mean"))
-        arguments[arguments.index("cpu")] = "cuda"
-        with pytest.raises(RuntimeError, match="backend: 'cuda' is not available"):
-            torch.ops.simtile.info_nce.default(*arguments)
-
-    def test_bad_values_raise_when_it_runs(self):
-        compiled = torch.compile(
-            lambda q, t: simtile.info_nce(q, q, temperature=t), fullgraph=True, backend="aot_eager"
-        )
-        with pytest.raises(ValueError, match=r"temperature: found -1\.0"):
-            compiled(torch.randn(3, 4), torch.tensor(-1.0))
-
-
-class TestAutocast:
-    case = Case(11, 13, 6, 2)
-
-    @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
-    def test_inputs_are_cast_as_for_a_matmul(self, lower):
-        inputs = tensors(self.case)
-        with torch.autocast("cpu", lower):
-            loss = loss_of(self.case, inputs)
-            assert (inputs[0] @ inputs[0].T).dtype == lower
-        cast = [x.detach().to(lower).requires_grad_() for x in inputs]
-        expected = loss_of(self.case, cast)
-        assert loss.dtype == torch.float32
-        assert torch.equal(loss, expected)
-        loss.backward()
-        expected.backward()
-        for x, y in zip(inputs, cast, strict=True):
-            assert x.grad.dtype == torch.float32  # of the input, and not rounded on the way
-            assert torch.equal(x.grad.to(lower), y.grad)
-            x.grad = None
-
-    def test_float64_stays(self):
-        case = replace(self.case, dtype="float64")
-        inputs = tensors(case, requires_grad=False)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(case, inputs)
-        assert loss.dtype == torch.float64
-        assert torch.equal(loss, loss_of(case, inputs))
-
-    def test_disabled(self):
-        inputs = tensors(self.case, requires_grad=False)
-        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
-            assert torch.equal(loss_of(self.case, inputs), loss_of(self.case, inputs))
-
-
 def test_element_types_promote():
     case = Case(8, 8, 5, 1, "float16")
     inputs = [x.detach() for x in tensors(case)]
@@ -575,23 +349,6 @@ def test_shapes_without_elements_in_memory():
         assert (q.grad.shape, q.grad.dtype) == ((6, 4), torch.bfloat16)
 
 
-def test_dispatch_modes_see_the_operators():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), options=None):
-            seen.append(str(function))
-            return function(*arguments, **(options or {}))
-
-    q = torch.randn(5, 4, requires_grad=True)
-    with Watch():
-        simtile.info_nce(q, q.detach(), reduction="none").sum().backward()
-    assert "simtile.info_nce.default" in seen
-    assert "simtile.info_nce_backward.default" in seen
-
-
 def test_checkpointing():
     from torch.utils.checkpoint import checkpoint
 
@@ -637,84 +394,3 @@ def test_a_bias_changes_nothing(reduction, dtype, bias):
     assert torch.equal(learned.grad, torch.zeros(1, dtype=torch.float64))
     with torch.no_grad():
         assert torch.equal(simtile.info_nce(*leaves, reduction=reduction, bias=learned), loss)
-
-
-class TestModule:
-    case = Case(9, 11, 6, 2)
-
-    def test_is_the_function(self):
-        inputs = tensors(self.case, requires_grad=False)
-        module = simtile.nn.InfoNCE(0.2, normalize=False, negatives_scope="own", reduction="none")
-        expected = simtile.info_nce(
-            *inputs, temperature=0.2, normalize=False, negatives_scope="own", reduction="none"
-        )
-        assert torch.equal(module(*inputs), expected)
-        assert list(module.parameters()) == []
-        assert module.temperature == 0.2
-
-    def test_what_belongs_to_a_batch(self):
-        q, d, x = tensors(self.case, requires_grad=False)
-        batch = {"targets": torch.arange(9).flip(0), "document_ids": torch.arange(11) % 4}
-        assert torch.equal(
-            simtile.nn.InfoNCE()(q, d, x, **batch), simtile.info_nce(q, d, x, **batch)
-        )
-
-    def test_default_temperature(self):
-        q, d, _ = tensors(self.case, requires_grad=False)
-        assert torch.equal(simtile.nn.InfoNCE()(q, d), simtile.info_nce(q, d))
-
-    def test_learns_the_temperature(self):
-        module = simtile.nn.InfoNCE(0.5, learnable_temperature=True)
-        assert [name for name, _ in module.named_parameters()] == ["log_temperature"]
-        assert module.temperature.item() == pytest.approx(0.5)
-        q, d, _ = tensors(self.case, requires_grad=False)
-        q = d[:9] + 0.1 * q  # aligned: colder is better
-        optimiser = torch.optim.SGD(module.parameters(), lr=0.5)
-        losses = []
-        for _ in range(10):
-            loss = module(q, d)
-            losses.append(loss.item())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        assert losses == sorted(losses, reverse=True)
-        assert 0.0 < module.temperature.item() < 0.5
-
-    def test_gradient_of_the_logarithm(self):
-        module = simtile.nn.InfoNCE(0.5, learnable_temperature=True)
-        q, d, _ = tensors(self.case, requires_grad=False)
-        module(q, d).backward()
-        temperature = torch.tensor(0.5, requires_grad=True)
-        simtile.info_nce(q, d, temperature=temperature).backward()
-        torch.testing.assert_close(module.log_temperature.grad, temperature.grad * 0.5)
-
-    def test_copies_and_state(self):
-        module = simtile.nn.InfoNCE(0.2, learnable_temperature=True, reduction="sum")
-        other = simtile.nn.InfoNCE(0.9, learnable_temperature=True, reduction="sum")
-        other.load_state_dict(module.state_dict())
-        q, d, _ = tensors(self.case, requires_grad=False)
-        for twin in (other, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-            assert torch.equal(twin(q, d), module(q, d))
-
-    def test_says_what_it_is(self):
-        assert repr(simtile.nn.InfoNCE(0.1, reduction="sum")) == (
-            "InfoNCE(temperature=0.1, reduction='sum')"
-        )
-        assert "temperature=0.05, learnable" in repr(simtile.nn.InfoNCE(learnable_temperature=True))
-
-    def test_refuses_when_it_is_made(self):
-        for options, message in (
-            ({"temperature": 0.0}, r"temperature: found 0\.0"),
-            ({"reduction": "avg"}, "reduction: found 'avg'"),
-            ({"bias": math.nan}, "bias: found nan, expected a finite number"),
-            ({"threads": 0}, "threads: found 0"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                simtile.nn.InfoNCE(**options)
-        with pytest.raises(TypeError, match="targets: belongs to a batch"):
-            simtile.nn.InfoNCE(targets=None)
-        with pytest.raises(TypeError, match=r"scale: not an option of simtile\.info_nce"):
-            simtile.nn.InfoNCE(scale=20.0)
-        if not torch.cuda.is_available():
-            with pytest.raises(RuntimeError, match="backend: 'triton' is not available"):
-                simtile.nn.InfoNCE(backend="triton")
