@@ -15,6 +15,7 @@ from info_nce_tensors import (
 )
 
 import simtile
+import simtile.ops.info_nce  # registers the operators, whichever test runs first
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev"])
