@@ -63,7 +63,7 @@ def main() -> None:
     for package in ("accelerate", "datasets", "sentence_transformers"):
         if importlib.util.find_spec(package) is None:
             sys.exit(
-                f"{package} is not installed; pip install 'simtile[train]' accelerate datasets"
+                f"{package} is not installed; pip install 'simtile[examples]'"
             )
     from sentence_transformers.sentence_transformer import losses as original
 
