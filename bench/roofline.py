@@ -27,14 +27,14 @@ from _chips import (
 )
 from simtile.kernels.info_nce import triton_configs as configs
 
-from simtile.ops import info_nce_triton
+from simtile.ops import info_nce_triton_call
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "roofline.md"
 RESULTS = ROOT / "bench" / "results"
 
 SIZE = 2  # bytes of an element
-CHUNK_BYTES = info_nce_triton.CHUNK_BYTES
+CHUNK_BYTES = info_nce_triton_call.CHUNK_BYTES
 
 # Blocks of `scores` and `products` on one multiprocessor: docs/gpu-report.md, registers x threads.
 # Nothing else runs while a block of `scores` takes exponentials.
@@ -74,7 +74,7 @@ class Step:
 
 
 def chunk_rows(n: int, family: str, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Rows of queries whose coefficients are in memory at once, as info_nce_triton chooses them."""
+    """Rows of queries whose coefficients are in memory at once, as the launches choose them."""
     columns = configs.config(family, "bfloat16", "ieee").scores.columns
     row_bytes = configs.padded_rows(n) * SIZE + 12 * -(-n // columns)
     rows = chunk_bytes // row_bytes // configs.ROW_PADDING * configs.ROW_PADDING

@@ -77,11 +77,11 @@ def test_more_chunks_pass_over_the_documents_again(roofline: ModuleType) -> None
 
 @pytest.mark.parametrize("n", [1, 1000, 4096, 65536, 10**6])
 def test_chunks_are_those_of_the_launches(roofline: ModuleType, n: int) -> None:
-    host = roofline.info_nce_triton
+    host = roofline.info_nce_triton_call
     for family in ("sm80", "sm90", "sm100"):
         tiles = roofline.configs.config(family, "bfloat16", "ieee")
         row_bytes = 2 * roofline.configs.padded_rows(n)
-        launched = host._chunk_rows(n, row_bytes, -(-n // tiles.scores.columns), True)
+        launched = host.chunk_rows(n, row_bytes, -(-n // tiles.scores.columns), True)
         assert roofline.chunk_rows(n, family) == launched
 
 

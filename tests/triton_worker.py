@@ -57,13 +57,13 @@ def poisoned_memory(small_tiles, chunk_bytes):
     import torch
     from simtile.kernels.info_nce import triton_configs as configs
 
-    from simtile.ops import info_nce_triton
+    from simtile.ops import info_nce_triton_call
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
         return x.fill_(torch.nan) if x.is_floating_point() else x
 
-    before = torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES
+    before = torch.empty, configs.ROW_PADDING, info_nce_triton_call.CHUNK_BYTES
     empty = torch.empty
     torch.empty = poisoned
     tiles = None
@@ -71,11 +71,11 @@ def poisoned_memory(small_tiles, chunk_bytes):
         tile = configs.Tile(32, 32, 32, 1, 1)
         tiles, configs.ROW_PADDING = configs.Config(tile, tile), 32
     if chunk_bytes is not None:
-        info_nce_triton.CHUNK_BYTES = chunk_bytes
+        info_nce_triton_call.CHUNK_BYTES = chunk_bytes
     try:
         yield tiles
     finally:
-        torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES = before
+        torch.empty, configs.ROW_PADDING, info_nce_triton_call.CHUNK_BYTES = before
 
 
 def info_nce(

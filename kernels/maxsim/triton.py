@@ -17,7 +17,8 @@ same inputs give the same bits. Rows are read where they lie, through two stride
 
 import triton
 import triton.language as tl
-from simtile.kernels.info_nce.triton import finish, prepare  # noqa: F401  launched from here too
+from simtile.kernels.info_nce.triton import prepare  # noqa: F401  launched from here too
+from simtile.kernels.info_nce.triton_gradients import finish  # noqa: F401  the same
 from simtile.kernels.tile.triton import dot, narrow
 
 # No row yet: more than any index, so that the least of several is the first row.

@@ -6,7 +6,6 @@ a call can be captured in a CUDA graph. A candidate that is no document is none,
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from simtile._maxsim_run import Found, Options
 from simtile.kernels.maxsim import triton as kernels
 from simtile.kernels.maxsim import triton_configs as configs
 from simtile.kernels.maxsim.triton_configs import Config
-from simtile.ops.info_nce_triton import INTERPRETED, family
+from simtile.ops._triton_device import INTERPRETED, family, on
 
 _EMULATE = {"EMULATE": INTERPRETED}
 
@@ -84,7 +83,7 @@ def forward(
 
     Shapes, devices and element types have been checked. `tiles` replaces the pinned configuration.
     """
-    with _on(queries.x.device):
+    with on(queries.x.device):
         call = _call(queries, documents, candidates, options, tiles)
         device = queries.x.device
         count, length = queries.batch, queries.x.shape[1]
@@ -131,7 +130,7 @@ def backward(
 
     `argmax` is what `forward` found, and so are `token_scores`, which a smooth maximum needs.
     """
-    with _on(queries.x.device):
+    with on(queries.x.device):
         call = _call(queries, documents, candidates, options, tiles)
         weights = grad_scores.to(torch.float32).contiguous()
         argmax = argmax.contiguous()
@@ -148,10 +147,6 @@ def backward(
                 _document_gradients(call, weights, argmax, values, grad)
             grad_documents = _finished(call, call.documents, grad, documents)
     return grad_queries, grad_documents
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _call(
