@@ -18,6 +18,7 @@ HOSTS = {
         "info_nce_triton_contrast",
         "info_nce_triton_gradients",
     ),
+    "maxsim": ("maxsim_triton", "maxsim_triton_call", "maxsim_triton_gradients"),
 }
 
 
