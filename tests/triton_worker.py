@@ -254,8 +254,7 @@ def pool(case, grad=None, device="cpu", widest=None, packed=False):
     from info_nce_cases import as_tensor
     from simtile.kernels.pool import triton_configs as configs
 
-    from simtile.ops import pool as operators
-    from simtile.ops import pool_triton
+    from simtile.ops import _pool_gradients, pool_triton
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
@@ -280,17 +279,17 @@ def pool(case, grad=None, device="cpu", widest=None, packed=False):
         found = pool_triton.forward(*arguments)
         results = list(found)
         if grad is not None:
-            call = operators._Call(
+            call = _pool_gradients.Call(
                 *(case.how, case.normalize, "triton", 0),
                 *(x.shape, x.dtype, (True, weights is not None)),
             )
             with torch.no_grad():
-                results = operators._gradients(
+                results = _pool_gradients.gradients(
                     as_tensor(grad, device),
                     (x, weights, offsets, mask, *found[1:]),
                     call,
-                    operators._spread,
-                    operators._dots,
+                    _pool_gradients.spread_tokens,
+                    _pool_gradients.token_dots,
                 )
     finally:
         torch.empty, configs.WIDEST = empty, before
