@@ -1,7 +1,5 @@
 """The Triton kernels of the contrastive family on a Case of contrastive_cases."""
 
-from contextlib import ExitStack, contextmanager
-
 from contrastive_kernel import NUMPY, contrast_of
 from triton_worker import Interpreter
 from triton_worker import info_nce as triton_info_nce
@@ -60,20 +58,6 @@ def as_result(arrays):
     """As run_kernel of contrastive_kernel returns it."""
     *arrays, grad_temperature = arrays
     return *arrays, None if grad_temperature is None else float(grad_temperature)
-
-
-@contextmanager
-def intercepted(do):
-    """Within it, what a call of the family would launch is `do(launch)`; see triton_launches."""
-    import triton_launches
-
-    from simtile.ops import info_nce_triton, info_nce_triton_blocks, info_nce_triton_contrast
-
-    with ExitStack() as stack:
-        for host in (info_nce_triton, info_nce_triton_blocks, info_nce_triton_contrast):
-            for name in {"kernels", "plain_kernels"} & set(vars(host)):
-                stack.enter_context(triton_launches.intercepted(host, do, name))
-        yield
 
 
 def tally_of(case, dtype, need=ALL, device="cpu"):

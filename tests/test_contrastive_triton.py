@@ -12,10 +12,11 @@ import pytest
 import torch
 from contrastive_cases import LEVELS, pairwise
 from contrastive_kernel import check_case, clear_case, run_oracle
-from contrastive_triton import CLIP, EVERYTHING, OWN, intercepted, run_interpreter, run_on_gpu
+from contrastive_triton import CLIP, EVERYTHING, OWN, run_interpreter, run_on_gpu
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce import triton_contrast
 from tolerances import PRECISIONS, TRITON, TRITON_ON_GPU
+from triton_hosts import intercepted
 
 from simtile._contrast import DIRECTIONS, SCOPES, Contrast
 from simtile.ops import info_nce_triton_contrast
@@ -135,7 +136,7 @@ def launches(dtype, record, n=70, m=75, *, guided, own=False, k=2, integers=True
     ids = {"query_ids": torch.arange(n), "document_ids": torch.arange(m)} if integers else {}
     if integers and own:
         ids["targets"] = torch.zeros(n, dtype=torch.int64)
-    with intercepted(record):
+    with intercepted("info_nce", record):
         info_nce_triton_contrast.run(
             rows(n, 768),
             rows(m, 768),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton_launches
+import triton_hosts
 from simtile.kernels.info_nce import triton_configs as configs
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,7 +47,7 @@ def test_one_compilation_for_all_lengths_and_masks(dtype):
     def record(launch):
         compiled.setdefault(launch.name, {}).setdefault(launch.key, []).append(launch.grid)
 
-    with triton_launches.intercepted(info_nce_triton, record):
+    with triton_hosts.intercepted("info_nce", record):
         for n in (1, 2, 7, 16, 33, 111, 989, 2048):
             for negatives, own in ((None, False), (3, False), (1, True), (5, True)):
                 for given in ({}, masks(n, n + n % 3)):
@@ -82,7 +82,7 @@ def test_what_is_compiled_ahead_of_time_is_what_is_launched(dtype, precision):
         launched.setdefault(key, (launch.signature, compiled_in, divisible, warps))
 
     options = {"precision": precision, **masks(70, 75)}
-    with triton_launches.intercepted(info_nce_triton, record):
+    with triton_hosts.intercepted("info_nce", record):
         for need in ((True,) * 4, (False,) * 4):
             arrays = inputs(70, 75, 768, 2, getattr(torch, dtype))
             run(arrays, getattr(torch, dtype), need_grad=need, own_negatives=True, **options)
@@ -120,7 +120,7 @@ def test_reading_is_seen():
 def test_the_host_waits_for_nothing(own):
     arrays = inputs(70, 75, 33, 2)
     temperature = torch.tensor(0.05)
-    with triton_launches.intercepted(info_nce_triton, lambda launch: None), NoReading():
+    with triton_hosts.intercepted("info_nce", lambda launch: None), NoReading():
         run(arrays, temperature=temperature, own_negatives=own, **masks(70, 75))
 
 
@@ -161,7 +161,7 @@ def test_memory():
     empty = torch.empty
     with Allocated() as memory:
         arrays = [empty(n, dim, dtype=torch.bfloat16) for _ in range(2)]
-        with triton_launches.intercepted(info_nce_triton, lambda launch: None):
+        with triton_hosts.intercepted("info_nce", lambda launch: None):
             result = run((*arrays, None), need_grad=(True, True, False, True))
         assert result.grad_documents is not None
     assert 0.8e9 < memory.most < 1e9

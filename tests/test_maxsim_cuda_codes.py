@@ -11,7 +11,7 @@ from maxsim_cases import DIMS, LENGTHS
 from maxsim_cuda_host import POISON, SHARED_BYTES, Device, Host
 
 import simtile
-from simtile import _maxsim_codes
+from simtile import _maxsim_fold
 from simtile.quantized import unpack
 
 KINDS = ("int8", "uint8", "bits")
@@ -226,8 +226,8 @@ def test_the_cpu_gives_the_same_numbers(module, kind, normalize):
     )
     stored = {"int8_vector": "int8", "binary": "bits"}.get(kind, kind)
     call = Call(stored, "int16", *lengths, 70, 3)
-    folded = _maxsim_codes.fold(
-        *_maxsim_codes._normalized(queries.astype(np.float64), None)
+    folded = _maxsim_fold.fold(
+        *_maxsim_fold.normalized(queries.astype(np.float64), None)
         if normalize
         else (queries.astype(np.float64), None),
         tokens,
@@ -235,7 +235,7 @@ def test_the_cpu_gives_the_same_numbers(module, kind, normalize):
         normalize,
     )
     call.queries, call.units, call.terms = folded.whole, folded.units, folded.terms
-    call.factors = _maxsim_codes._factors(tokens, normalize)
+    call.factors = _maxsim_fold.factors(tokens, normalize)
     call.codes = unpack(tokens.codes, kind, 70)
     call.masks = [np.ones(12, bool), np.ones(110, bool)]
     scores, argmax, values = call.run(Host(module, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import triton_launches
+import triton_hosts
 from simtile.kernels.maxsim import triton_configs as configs
 
 from simtile._maxsim_inputs import Given
@@ -26,7 +26,7 @@ def launch_all(do, dtype, sizes, dim=128, *, chosen=False, masked=False, options
     name = str(dtype).removeprefix("torch.")
     tiles = configs.config("sm80", name)
     count = 3 if chosen else documents
-    with triton_launches.intercepted(maxsim_triton, do):
+    with triton_hosts.intercepted("maxsim", do):
         maxsim_triton.forward(*sides, candidates, options, tiles=tiles)
         maxsim_triton.backward(
             *sides,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simtile
-from simtile import _search_call, _tensors, batches, mining
+from simtile import _search_call, _search_operands, _tensors, batches, mining
 from simtile.reference import mining as reference
 from simtile.reference import topk_numpy
 
@@ -34,7 +34,7 @@ def rows(seed, *shape, integers=False):
 
 def all_scores(queries, documents, metric):
     """The scores of every pair by the definition, larger is better: float32 [N, M]."""
-    operands = _search_call.prepare(queries, documents, metric, "ignore")
+    operands = _search_operands.prepare(queries, documents, metric, "ignore")
     every = np.tile(np.arange(len(documents)), (operands.query_count, 1))
     scores = _search_call.score_rows(operands, every, backend="reference")
     scores = -np.sqrt(scores) if metric == "l2" else scores

@@ -25,6 +25,11 @@ def roofline() -> Iterator[ModuleType]:
     sys.path.remove(str(ROOT / "bench"))
 
 
+@pytest.fixture(scope="module")
+def model(roofline: ModuleType) -> ModuleType:
+    return importlib.import_module("_roofline")
+
+
 def test_the_page_is_up_to_date(roofline: ModuleType) -> None:
     assert roofline.PAGE.read_text() == roofline.page(), "run python bench/roofline.py"
 
@@ -44,9 +49,9 @@ def test_a_stale_page_is_found(
     assert roofline.main() == 1
 
 
-def test_operations_and_bytes_by_hand(roofline: ModuleType) -> None:
+def test_operations_and_bytes_by_hand(model: ModuleType) -> None:
     n, d = 1024, 128
-    steps = {step.kernel: step for step in roofline.info_nce(n, d, "sm80")}
+    steps = {step.kernel: step for step in model.info_nce(n, d, "sm80")}
     assert sum(step.operations for step in steps.values()) == 6 * n * n * d
     # one chunk of 1024 rows, one group of 8 tiles of 128 rows, 8 tiles in a row
     operand, facts = n * d * 2, n * 8 * 4
@@ -58,15 +63,15 @@ def test_operations_and_bytes_by_hand(roofline: ModuleType) -> None:
     assert steps["products"].bytes == 2 * (2 * n * n + operand + gradient)
     assert steps["scores"].blocks == ((64, 1),)
     assert steps["products"].blocks == ((8, 1024), (8, 1024))
-    assert roofline.buffers(n, d, "sm80") == 2 * 3 * operand + n * n * 2 + 3 * facts
+    assert model.buffers(n, d, "sm80") == 2 * 3 * operand + n * n * 2 + 3 * facts
 
 
-def test_more_chunks_pass_over_the_documents_again(roofline: ModuleType) -> None:
+def test_more_chunks_pass_over_the_documents_again(model: ModuleType) -> None:
     n, d = 65536, 768
-    rows = roofline.chunk_rows(n, "sm90", 2**28)
+    rows = model.chunk_rows(n, "sm90", 2**28)
     # 256 MiB of 16-bit coefficients and three facts of each of 512 tiles, a multiple of 256
     assert rows == 2**28 // (2 * n + 3 * 512 * 4) // 256 * 256 == 1792
-    steps = {step.kernel: step for step in roofline.info_nce(n, d, "sm90", 2**28)}
+    steps = {step.kernel: step for step in model.info_nce(n, d, "sm90", 2**28)}
     chunks = 37
     operand, gradient = n * d * 2, n * d * 4
     queries = 2 * n * n + chunks * operand + gradient
@@ -76,29 +81,30 @@ def test_more_chunks_pass_over_the_documents_again(roofline: ModuleType) -> None
 
 
 @pytest.mark.parametrize("n", [1, 1000, 4096, 65536, 10**6])
-def test_chunks_are_those_of_the_launches(roofline: ModuleType, n: int) -> None:
-    host = roofline.info_nce_triton
+def test_chunks_are_those_of_the_launches(model: ModuleType, n: int) -> None:
+    from simtile.ops import info_nce_triton_call as host
+
     for family in ("sm80", "sm90", "sm100"):
-        tiles = roofline.configs.config(family, "bfloat16", "ieee")
-        row_bytes = 2 * roofline.configs.padded_rows(n)
-        launched = host._chunk_rows(n, row_bytes, -(-n // tiles.scores.columns), True)
-        assert roofline.chunk_rows(n, family) == launched
+        tiles = model.configs.config(family, "bfloat16", "ieee")
+        row_bytes = 2 * model.configs.padded_rows(n)
+        launched = host.chunk_rows(n, row_bytes, -(-n // tiles.scores.columns), True)
+        assert model.chunk_rows(n, family) == launched
 
 
-def test_the_slower_of_arithmetic_and_memory(roofline: ModuleType) -> None:
+def test_the_slower_of_arithmetic_and_memory(roofline: ModuleType, model: ModuleType) -> None:
     chip = roofline.CHIPS[0]  # 108 multiprocessors
-    assert roofline.Step("", chip.bf16, 0, blocks=((108, 1),)).seconds(chip) == pytest.approx(1)
-    assert roofline.Step("", chip.bf16, 0, blocks=((109, 1),)).seconds(chip) == pytest.approx(
+    assert model.Step("", chip.bf16, 0, blocks=((108, 1),)).seconds(chip) == pytest.approx(1)
+    assert model.Step("", chip.bf16, 0, blocks=((109, 1),)).seconds(chip) == pytest.approx(
         216 / 109
     )
     # 54 long blocks, and 54 multiprocessors for short ones meanwhile
-    mixed = roofline.Step("", chip.bf16, 0, blocks=((54, 4.0), (216, 1.0)))
+    mixed = model.Step("", chip.bf16, 0, blocks=((54, 4.0), (216, 1.0)))
     assert mixed.seconds(chip) == pytest.approx(1)
-    moving = roofline.Step("", chip.bf16, 3 * chip.bandwidth)
+    moving = model.Step("", chip.bf16, 3 * chip.bandwidth)
     assert moving.seconds(chip) == pytest.approx(3)
     assert moving.memory_bound(chip)
     # an exponential is a sixteenth of a clock, a multiply-add of the matrix unit a 1024th
-    waiting = roofline.Step("", 0, 0, exponentials=chip.bf16 / 2 / 64)
+    waiting = model.Step("", 0, 0, exponentials=chip.bf16 / 2 / 64)
     assert waiting.seconds(chip) == pytest.approx(1)
     assert not waiting.memory_bound(chip)
 
@@ -108,7 +114,7 @@ def test_clocks_are_plausible(roofline: ModuleType) -> None:
         assert 1.3e9 < chip.per_second(1) / chip.multiprocessors < 2.0e9, chip.name
 
 
-def test_one_block_fills_a_multiprocessor(roofline: ModuleType) -> None:
+def test_one_block_fills_a_multiprocessor(roofline: ModuleType, model: ModuleType) -> None:
     report = json.loads((ROOT / "bench" / "results" / "gpu_report.json").read_text())
     families = {chip.family.replace("sm", "sm_") for chip in roofline.CHIPS}
     seen = set()
@@ -121,5 +127,5 @@ def test_one_block_fills_a_multiprocessor(roofline: ModuleType) -> None:
             and kernel[1] in families
         ):
             seen.add(kernel)
-            assert REGISTERS // (row["registers"] * row["threads"]) == roofline.BLOCKS
+            assert REGISTERS // (row["registers"] * row["threads"]) == model.BLOCKS
     assert len(seen) == 2 * len(families)

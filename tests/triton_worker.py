@@ -57,13 +57,13 @@ def poisoned_memory(small_tiles, chunk_bytes):
     import torch
     from simtile.kernels.info_nce import triton_configs as configs
 
-    from simtile.ops import info_nce_triton
+    from simtile.ops import info_nce_triton_call
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
         return x.fill_(torch.nan) if x.is_floating_point() else x
 
-    before = torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES
+    before = torch.empty, configs.ROW_PADDING, info_nce_triton_call.CHUNK_BYTES
     empty = torch.empty
     torch.empty = poisoned
     tiles = None
@@ -71,11 +71,11 @@ def poisoned_memory(small_tiles, chunk_bytes):
         tile = configs.Tile(32, 32, 32, 1, 1)
         tiles, configs.ROW_PADDING = configs.Config(tile, tile), 32
     if chunk_bytes is not None:
-        info_nce_triton.CHUNK_BYTES = chunk_bytes
+        info_nce_triton_call.CHUNK_BYTES = chunk_bytes
     try:
         yield tiles
     finally:
-        torch.empty, configs.ROW_PADDING, info_nce_triton.CHUNK_BYTES = before
+        torch.empty, configs.ROW_PADDING, info_nce_triton_call.CHUNK_BYTES = before
 
 
 def info_nce(
@@ -254,8 +254,7 @@ def pool(case, grad=None, device="cpu", widest=None, packed=False):
     from info_nce_cases import as_tensor
     from simtile.kernels.pool import triton_configs as configs
 
-    from simtile.ops import pool as operators
-    from simtile.ops import pool_triton
+    from simtile.ops import _pool_gradients, pool_triton
 
     def poisoned(*shape, **how):
         x = empty(*shape, **how)
@@ -280,17 +279,17 @@ def pool(case, grad=None, device="cpu", widest=None, packed=False):
         found = pool_triton.forward(*arguments)
         results = list(found)
         if grad is not None:
-            call = operators._Call(
+            call = _pool_gradients.Call(
                 *(case.how, case.normalize, "triton", 0),
                 *(x.shape, x.dtype, (True, weights is not None)),
             )
             with torch.no_grad():
-                results = operators._gradients(
+                results = _pool_gradients.gradients(
                     as_tensor(grad, device),
                     (x, weights, offsets, mask, *found[1:]),
                     call,
-                    operators._spread,
-                    operators._dots,
+                    _pool_gradients.spread_tokens,
+                    _pool_gradients.token_dots,
                 )
     finally:
         torch.empty, configs.WIDEST = empty, before

@@ -1,5 +1,5 @@
-"""The contrastive family in Triton (kernels/info_nce/triton_contrast.py, and the launches that its
-host code makes of triton.py) executed and counted, as info_nce_triton.py does the plain loss."""
+"""The contrastive family in Triton (kernels/info_nce/triton_contrast.py, and what its host code
+launches of the plain loss's kernels) executed and counted, as info_nce_triton.py does that loss."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import contrastive_kernel
 import contrastive_tally
 import contrastive_triton
 import tolerances
+import triton_hosts
 import triton_worker
 from _ptx import SECTOR, Run
 from _ptx_triton import Counts, Launch, Launches, on_sectors, options_of, up
@@ -124,7 +125,7 @@ CALLS = (
 
 
 def expected(launch: Launch, dtype: str, precision: str) -> Counts:
-    """By the README's formulas; of the kernels of triton.py those of info_nce_triton.py."""
+    """By the README's formulas; of the plain loss's kernels those of info_nce_triton.py."""
     a = options_of(launch)
     size = 4 if dtype == "float32" else 2
     units = plain.on_units(dtype, precision)
@@ -171,7 +172,7 @@ def execute(
         case, call.dtype, contrastive_triton.ALL, call.precision
     )
     options = {name: on_sectors(interp, x) for name, x in options.items()}
-    with triton_cache(), contrastive_triton.intercepted(launches):
+    with triton_cache(), triton_hosts.intercepted("info_nce", launches):
         result = triton_worker.info_nce(
             on_sectors(interp, arrays),
             dtype,

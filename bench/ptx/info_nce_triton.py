@@ -1,4 +1,4 @@
-"""info_nce in Triton (kernels/info_nce/triton.py) as its host code launches it, executed, counted.
+"""info_nce in Triton (kernels/info_nce/triton*.py) as its host code launches it, executed, counted.
 
 A call runs on tensors of the CPU; each launch goes to the interpreter with the PTX that Triton
 compiles for exactly that launch. A kernel's counts are those of all its launches in the call.
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import info_nce_backends
 import info_nce_cases
 import tolerances
-import triton_launches
+import triton_hosts
 from _ptx import SECTOR, Run
 from _ptx_triton import Counts, Launch, Launches, options_of, row, up
 from ahead_of_time import triton_cache
 from simtile.kernels.info_nce import triton_configs as configs
 
-from simtile.ops import info_nce_triton
+from simtile.ops import info_nce_triton_call
 
 Case = info_nce_cases.Case
 
@@ -136,18 +136,18 @@ def expected(launch: Launch, dtype: str, precision: str) -> Counts:
 
 def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
     launches = Launches(interp, arch, order)
-    chunk_bytes = info_nce_triton.CHUNK_BYTES
+    chunk_bytes = info_nce_triton_call.CHUNK_BYTES
     try:
         if call.chunk_bytes is not None:
-            info_nce_triton.CHUNK_BYTES = call.chunk_bytes
-        with triton_cache(), triton_launches.intercepted(info_nce_triton, launches):
+            info_nce_triton_call.CHUNK_BYTES = call.chunk_bytes
+        with triton_cache(), triton_hosts.intercepted("info_nce", launches):
             result = info_nce_backends.run_triton(
                 call.case,
                 precision=call.precision,
                 tiles=configs.config(f"sm{arch}", call.case.dtype, call.precision),
             )
     finally:
-        info_nce_triton.CHUNK_BYTES = chunk_bytes
+        info_nce_triton_call.CHUNK_BYTES = chunk_bytes
     arithmetic = tolerances.PRECISIONS[call.precision]
     compared = list(info_nce_cases.errors(call.case, result, arithmetic))
     ok = all(error <= allowed for error, allowed in compared)

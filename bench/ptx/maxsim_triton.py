@@ -1,4 +1,4 @@
-"""maxsim in Triton (kernels/maxsim/triton.py) as its host code launches it, executed, counted.
+"""maxsim in Triton (kernels/maxsim/triton*.py) as its host code launches it, executed, counted.
 
 A call runs on tensors of the CPU; each launch goes to the interpreter with the PTX that Triton
 compiles for exactly that launch. Scores and gradients are held to the NumPy oracle.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import triton_launches
+import triton_hosts
 from _ptx import SECTOR, Run
 from _ptx_triton import Counts, Launch, Launches, options_of, up
 from ahead_of_time import triton_cache
@@ -132,7 +132,7 @@ def run(interp: ModuleType, call: Call, arch: int, order: int) -> Iterator[Run]:
     tiles = configs.config(f"sm{arch}", call.dtype)
     weights = call.case["grad_scores"]
     launches = Launches(interp, arch, order)
-    with triton_cache(), triton_launches.intercepted(maxsim_triton, launches):
+    with triton_cache(), triton_hosts.intercepted("maxsim", launches):
         found = maxsim_triton.forward(
             *sides, None, options, argmax=True, token_scores=True, tiles=tiles
         )

@@ -1,4 +1,4 @@
-"""The pinned tile shapes of triton.py by family of GPUs, and what is compiled ahead of time.
+"""The pinned tile shapes by family of GPUs, and what is compiled ahead of time.
 
 Nothing here imports torch or needs a driver.
 """
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from simtile.kernels.info_nce import triton as kernels
 from simtile.kernels.info_nce import triton_contrast as family_kernels
+from simtile.kernels.info_nce import triton_gradients as gradient_kernels
 from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 # Operands are padded with zeros to whole tiles: every side of a tile below divides these.
@@ -278,11 +279,13 @@ def plain_variants(family: str, dim: int = 768) -> Iterator[Variant]:
         block = {"BLOCK": elements}
         dense = {"stride_d": 1, **block}
         yield _variant(f"prepare[{dtype}]", kernels.prepare, dtype, dense, warps)
-        yield _variant(f"finish[{dtype}]", kernels.finish, dtype, block, warps)
+        yield _variant(f"finish[{dtype}]", gradient_kernels.finish, dtype, block, warps)
         own = {"BLOCK_K": OWN_BLOCK, "BLOCK_D": OWN_DIMS}
         yield _variant(f"own_scores[{dtype}]", kernels.own_scores, dtype, own, 4)
         both = {"QUERIES": True, "NEGATIVES": True, **block}
-        yield _variant(f"own_gradients[{dtype}]", kernels.own_gradients, dtype, both, warps)
+        yield _variant(
+            f"own_gradients[{dtype}]", gradient_kernels.own_gradients, dtype, both, warps
+        )
         options = {**loss_options(dtype, True), "COPIES": 1, "FAMILY": False}
         yield _variant(f"row_losses[{dtype}]", kernels.row_losses, dtype, options, 1)
         precisions = PRECISIONS if dtype == "float32" else ("ieee",)
@@ -304,11 +307,11 @@ def plain_variants(family: str, dim: int = 768) -> Iterator[Variant]:
                     expects,
                 )
             columns = {"BM": COEFFICIENT_ROWS, "BN": tiles.scores.columns, "EMULATE": False}
-            yield _variant(f"coefficients[{of}]", kernels.coefficients, dtype, columns, 4)
+            yield _variant(f"coefficients[{of}]", gradient_kernels.coefficients, dtype, columns, 4)
             options = product_options(tiles.product, dtype, precision, dim)
             yield _variant(
                 f"products[{of}]",
-                kernels.products,
+                gradient_kernels.products,
                 dtype,
                 {**options, "EMULATE": False, "ADD_QUERIES": 0},
                 tiles.product.warps,
@@ -337,7 +340,7 @@ def family_variants(family: str, dtype: str, dim: int) -> Iterator[Variant]:
         options = product_options(tiles.product, dtype, precision, dim)
         yield _variant(
             f"products[{of}, family]",
-            kernels.products,
+            gradient_kernels.products,
             dtype,
             {**options, "EMULATE": False, "ADD_QUERIES": 1},
             tiles.product.warps,

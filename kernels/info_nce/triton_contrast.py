@@ -2,7 +2,7 @@
 
 A block is rows (queries, or their documents) times columns (documents and hard negatives, or
 queries); README.md has the list, section The family. The blocks of one log-sum-exp lie side by
-side, and what follows their scores is the kernels of triton.py:
+side, and what follows their scores is the kernels of the plain loss:
 
     pair_scores         logits of the pairs, and how similar to their anchor negatives may be
     block_scores        a tile of logits of one block -> exponentials, row maxima and sums

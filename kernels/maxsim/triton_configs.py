@@ -1,4 +1,4 @@
-"""The tile shapes of triton.py by family of GPUs, and what is compiled ahead of time.
+"""The tile shapes by family of GPUs, and what is compiled ahead of time.
 
 Nothing here imports torch or needs a driver.
 """
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from simtile.kernels.info_nce.triton_configs import DTYPES, FAMILIES, operand_stride, row_block
 from simtile.kernels.maxsim import triton as kernels
+from simtile.kernels.maxsim import triton_gradients as gradient_kernels
 from simtile.kernels.tile.triton_variants import POINTERS, Variant, variant
 
 __all__ = ["DTYPES", "FAMILIES", "Config", "Tile", "config", "operand_stride", "row_block"]
@@ -178,7 +179,9 @@ def variants(family: str, dim: int = 128) -> Iterator[Variant]:
         block = {"ROWS": TOKEN_ROWS, "BLOCK": TOKEN_BLOCK}
         yield _variant(f"tokens[{dtype}]", kernels.tokens, dtype, block, 4)
         gather = {"ROWS": GATHER, "BLOCK": gradient_dims(dim)}
-        yield _variant(f"query_gradients[{dtype}]", kernels.query_gradients, dtype, gather, 4)
+        yield _variant(
+            f"query_gradients[{dtype}]", gradient_kernels.query_gradients, dtype, gather, 4
+        )
         tile = tiles.gradient
         for smooth in (False, True):
             of = f"{dtype}, smooth" if smooth else dtype
@@ -201,7 +204,7 @@ def variants(family: str, dim: int = 128) -> Iterator[Variant]:
                     continue
                 yield _variant(
                     f"document_gradients[{of}{', normalize' if normalize else ''}]",
-                    kernels.document_gradients,
+                    gradient_kernels.document_gradients,
                     dtype,
                     {**options, "EMULATE": False},
                     tile.warps,
@@ -212,7 +215,7 @@ def variants(family: str, dim: int = 128) -> Iterator[Variant]:
         options = smooth_options(tile, dtype, dim)
         yield _variant(
             f"smooth_query_gradients[{dtype}]",
-            kernels.smooth_query_gradients,
+            gradient_kernels.smooth_query_gradients,
             dtype,
             {**options, "EMULATE": False},
             tile.warps,

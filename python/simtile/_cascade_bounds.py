@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile._encoding import BLOCK_ELEMENTS, FLOATS, Encoding, widened
-from simtile._search_call import Documents
+from simtile._search_operands import Documents
 from simtile._snapshot import Snapshot
 from simtile.quantized import PER_VECTOR, unpack
 

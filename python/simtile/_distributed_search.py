@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from simtile import _inputs, _search_call, _tensors, _vectors
+from simtile import _inputs, _search_call, _search_operands, _tensors, _vectors
 from simtile._distributed_wire import (
     TRAVEL,
     Wire,
@@ -225,7 +225,7 @@ def _form(documents: Any, metric: Any) -> tuple[int, str]:
         more = documents.oversample if isinstance(documents, CascadeIndex) else ()
         return digest_of(*(fact for encoding in facts for fact in encoding), more), documents.metric
     chosen = "cosine" if metric is None else metric
-    _inputs.check_choice("metric", chosen, _search_call.METRICS)
+    _inputs.check_choice("metric", chosen, _search_operands.METRICS)
     if isinstance(documents, Quantized):
         shared = documents.kind in PER_DIMENSION
         scale = (documents.scale, documents.offset) if shared else ()
@@ -255,7 +255,7 @@ def _row(own: _Own | None, share: str) -> list[int]:
             dtype=TRAVEL.index(str(packed.dtype)) if packed is not None else -1,
             is_tensor=int(_tensors.is_tensor(own.asked)),
             k=own.k,
-            metric=_search_call.METRICS.index(own.metric),
+            metric=_search_operands.METRICS.index(own.metric),
             share=SHARES.index(share),
             allow_given=int(own.allow is not None),
             rows=own.rows,
@@ -279,7 +279,7 @@ def _check_headers(headers: Sequence[_Header]) -> None:
         values = [getattr(header, field) for header in headers]
         if len(set(values)) > 1:
             if field in ("metric", "share"):
-                names = _search_call.METRICS if field == "metric" else SHARES
+                names = _search_operands.METRICS if field == "metric" else SHARES
                 values = [names[value] for value in values]
             raise ValueError(f"{name}: found {values} on the ranks, expected the same on all")
     holders = [(rank, header) for rank, header in enumerate(headers) if header.rows]
@@ -338,7 +338,7 @@ def _answer(
             "and its own error says why; nothing is returned, because its documents would be "
             "missing"
         )
-    dtype = _search_call.WORST[own.metric].dtype
+    dtype = _search_operands.WORST[own.metric].dtype
     merged = merge_topk(
         [read_message(sent, mine, own.k, dtype) for sent in received],
         metric=own.metric,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _inputs, _tensors, _vectors
-from simtile._search_call import METRICS, Documents
+from simtile._search_operands import METRICS, Documents
 from simtile.quantize import FEW_ROWS, quantize
 from simtile.quantized import (
     CODE_KINDS,

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _gpu, _search_call, _tensors, _vectors
+from simtile import _gpu, _search_call, _search_operands, _tensors, _vectors
 from simtile._encoding import Encoding
-from simtile._search_call import Documents, Operands
+from simtile._search_operands import Documents, Operands
 from simtile._snapshot import Columns, Segment
 from simtile.quantized import Quantized
 
@@ -66,7 +66,7 @@ class DeviceSearch:
             array = _vectors.cast("queries", rows, "float32") if floats else rows.array
             moved = _tensors.as_tensor(array, self.device)
         none = {name: self.upload(array) for name, array in encoding.empty().items()}
-        return _search_call.prepare_queries(moved, self._documents(encoding, none), nan)
+        return _search_operands.prepare_queries(moved, self._documents(encoding, none), nan)
 
     def topk(
         self,
@@ -113,7 +113,7 @@ class DeviceSearch:
             local = np.where(allowed & (local >= 0), local, -1)
         rows, gathered, places = self._gathered(segment, encoding, operands, local)
         if not len(rows):
-            worst = _search_call.WORST[encoding.metric]
+            worst = _search_operands.WORST[encoding.metric]
             shape = (len(local), k)
             return np.full(shape, worst, operands.score_dtype), np.full(shape, -1, np.int64)
         rank = rows.astype(np.uint32) if segment.rank is None else segment.rank[rows]

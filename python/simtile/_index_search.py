@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _encoding, _search_call, _tensors, _vectors, search
+from simtile import _encoding, _search_call, _search_operands, _tensors, _vectors, search
 from simtile._encoding import Encoding
 from simtile._lazy import cached_property
-from simtile._search_call import WORST, Operands
+from simtile._search_operands import WORST, Operands
 from simtile._snapshot import Segment, Snapshot
 from simtile.quantize import quantize
 from simtile.quantized import Quantized
@@ -63,7 +63,7 @@ class Search:
             queries, searched = packed_queries(queries, encoding.dim, self._nan)
         if device is None:
             none = encoding.documents(encoding.empty())
-            made = _search_call.prepare_queries(queries, none, self._nan)
+            made = _search_operands.prepare_queries(queries, none, self._nan)
         else:
             made = device.operands(queries, encoding, self._nan)
             searched = None if searched is None else device.upload(searched)
@@ -180,8 +180,8 @@ def packed_queries(queries: Any, dim: int, nan: str) -> tuple[Any, Any]:
     if rows.array.shape[1] != dim:
         raise ValueError(f"queries: found {rows}, expected [Q, {dim}]")
     # Of the same kind, and NaN where it is no number: queries as they are searched elsewhere.
-    searched = _search_call.prepare_queries(
-        queries, _search_call.Documents(rows.kind, "dot", rows.array[:0], dim), nan
+    searched = _search_operands.prepare_queries(
+        queries, _search_operands.Documents(rows.kind, "dot", rows.array[:0], dim), nan
     ).searched
     bits = quantize(queries, "binary")
     return (bits if searched is None else _kept(bits, searched)), searched

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _allow, _inputs, _search_call, _tensors, _vectors, search
+from simtile import _allow, _inputs, _search_call, _search_operands, _tensors, _vectors, search
 from simtile._documents import NumberedDocuments
 from simtile._index_search import Search
 from simtile._mining_inputs import Ragged, Scored, check_known
@@ -82,7 +82,7 @@ class Rows(_Numbered):
         nan: str,
         threads: int,
     ) -> None:
-        self._documents = _search_call.prepare_documents(documents, metric)
+        self._documents = _search_operands.prepare_documents(documents, metric)
         self._given = as_rows(queries)
         self.queries, self.documents = len(self._given), len(self._documents)
         self._mask = _allow.resolve(allow, self.queries, self.documents)
@@ -108,9 +108,9 @@ class Rows(_Numbered):
         found = _search_call.score_rows(operands, listed, self._threads, backend)
         return similarities(self._metric, found)
 
-    def _operands(self, chosen: Chosen) -> tuple[_search_call.Operands, str]:
+    def _operands(self, chosen: Chosen) -> tuple[_search_operands.Operands, str]:
         rows = taken(self._given, chosen)
-        operands = _search_call.prepare_queries(rows, self._documents, "ignore")
+        operands = _search_operands.prepare_queries(rows, self._documents, "ignore")
         check_nan(operands.searched, chosen, self._nan)
         return operands, search._choose("auto", operands)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from simtile import _allow, _inputs, _search_call, _tensors, _vectors
-from simtile._search_call import METRICS, WORST, Operands
+from simtile import _allow, _inputs, _search_call, _search_operands, _tensors, _vectors
+from simtile._search_operands import METRICS, WORST, Operands
 from simtile.quantized import Quantized
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def topk(
     """
     k = _search_call.check_k(k)
     thread_count = _inputs.check_threads(threads)
-    operands = _search_call.prepare(queries, documents, metric, nan)
+    operands = _search_operands.prepare(queries, documents, metric, nan)
     mask = _mask(allow, operands)
     chosen = _choose(backend, operands)
     found = _search_call.topk_rows(operands, k, mask, threads=thread_count, backend=chosen)
@@ -170,7 +170,7 @@ def range_search(
     """
     limit = _search_call.check_threshold(threshold)
     thread_count = _inputs.check_threads(threads)
-    operands = _search_call.prepare(queries, documents, metric, nan)
+    operands = _search_operands.prepare(queries, documents, metric, nan)
     mask = _mask(allow, operands)
     chosen = _choose(backend, operands)
     if chosen == "cuda":

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _core, _inputs
-from simtile._search_call import prepare, topk_rows
+from simtile._search_call import topk_rows
+from simtile._search_operands import prepare
 from simtile.integrations._embeddings import Hits, hits, to_numpy
 from simtile.quantize import ZERO_LEVEL, grid, quantize
 from simtile.quantized import Kind, Quantized

@@ -9,12 +9,12 @@ leaves unchecked or refuses by an assertion raise an error that says what was ex
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from simtile.integrations._faiss_inputs import byte_rows, float_rows, integer, into, positive
 from simtile.integrations._selectors import (
     IDSelector,
     IDSelectorAll,
@@ -147,8 +147,8 @@ class _FlatCodes:
             highest (L2) or 2147483647 (binary). A query with NaN finds nothing.
         """
         queries = self._rows("x", x)
-        scores, ids = self._search(queries, _positive("k", k), allowed(params, self.ntotal))
-        return _into("D", D, scores), _into("I", I, ids)
+        scores, ids = self._search(queries, positive("k", k), allowed(params, self.ntotal))
+        return into("D", D, scores), into("I", I, ids)
 
     def range_search(
         self, x: Any, thresh: float, *, params: Any = None
@@ -225,7 +225,7 @@ class _FlatCodes:
         IndexError
             There is no vector with this id.
         """
-        vector: Array = self.reconstruct_n(_integer("key", key), 1)[0]
+        vector: Array = self.reconstruct_n(integer("key", key), 1)[0]
         return vector
 
     def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Array:
@@ -259,12 +259,12 @@ class IndexFlat(_FlatCodes):
     """
 
     def __init__(self, d: int, metric: int = METRIC_L2) -> None:
-        super().__init__(_positive("d", d), d, np.float32)
+        super().__init__(positive("d", d), d, np.float32)
         self.metric_type = _known_metric(metric)
         self.code_size = 4 * d
 
     def _rows(self, name: str, x: Any) -> Array:
-        return _floats(name, x, self.d)
+        return float_rows(name, x, self.d)
 
     def _search(self, x: Array, k: int, allow: Array | None) -> tuple[Array, Array]:
         return _float_topk(x, self._vectors, k, self.metric_type, allow)
@@ -313,19 +313,19 @@ class IndexBinaryFlat(_FlatCodes):
     metric_type = METRIC_L2  # what faiss says here as well
 
     def __init__(self, d: int) -> None:
-        if _positive("d", d) % 8:
+        if positive("d", d) % 8:
             raise ValueError(f"d: found {d} bits, expected a multiple of 8")
         super().__init__(d, d // 8, np.uint8)
         self.code_size = d // 8
 
     def _rows(self, name: str, x: Any) -> Array:
-        return _bytes(name, x, self.code_size)
+        return byte_rows(name, x, self.code_size)
 
     def _search(self, x: Array, k: int, allow: Array | None) -> tuple[Array, Array]:
         return topk(x, self._vectors, k, metric="hamming", allow=allow)
 
     def _range(self, x: Array, thresh: Any, allow: Array | None) -> tuple[Array, Array, Array]:
-        limit = _integer("thresh", thresh)
+        limit = integer("thresh", thresh)
         if limit <= 0:
             return np.zeros(len(x) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64)
         within = min(limit - 1, _INT32_MAX)
@@ -352,9 +352,9 @@ def knn(
     D : float32 [nq, k], I : int64 [nq, k]
         As `IndexFlat.search` returns them, padding included.
     """
-    documents = _floats("xb", xb, None)
-    queries = _floats("xq", xq, documents.shape[1])
-    return _float_topk(queries, documents, _positive("k", k), _known_metric(metric), None)
+    documents = float_rows("xb", xb, None)
+    queries = float_rows("xq", xq, documents.shape[1])
+    return _float_topk(queries, documents, positive("k", k), _known_metric(metric), None)
 
 
 def knn_hamming(xq: Any, xb: Any, k: int, variant: str = "hc") -> tuple[Array, Array]:
@@ -365,9 +365,9 @@ def knn_hamming(xq: Any, xb: Any, k: int, variant: str = "hc") -> tuple[Array, A
     """
     if variant not in ("hc", "mc"):
         raise NotImplementedError(f"variant: found {variant!r}, expected 'hc' or 'mc'")
-    documents = _bytes("xb", xb, None)
-    queries = _bytes("xq", xq, documents.shape[1])
-    return topk(queries, documents, _positive("k", k), metric="hamming")
+    documents = byte_rows("xb", xb, None)
+    queries = byte_rows("xq", xq, documents.shape[1])
+    return topk(queries, documents, positive("k", k), metric="hamming")
 
 
 def _float_topk(
@@ -384,49 +384,6 @@ def _float_topk(
     return np.where(found, scores, worst), np.where(found, ids, np.int64(-1))
 
 
-def _floats(name: str, x: Any, dim: int | None) -> Array:
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiu" or array.ndim != 2 or (dim and array.shape[1] != dim):
-        raise ValueError(
-            f"{name}: found {array.dtype} {list(array.shape)}, expected float32 [n, {dim or 'd'}]"
-            + _one_row(array)
-        )
-    return np.ascontiguousarray(array, np.float32)
-
-
-def _bytes(name: str, x: Any, width: int | None) -> Array:
-    array = np.asarray(x)
-    if array.dtype != np.uint8:
-        raise TypeError(
-            f"{name}: found {array.dtype} {list(array.shape)}, expected uint8 "
-            f"[n, {width or 'd / 8'}]; np.packbits(vectors > 0, axis=1) packs floats"
-        )
-    if array.ndim != 2 or (width and array.shape[1] != width):
-        raise ValueError(
-            f"{name}: found uint8 {list(array.shape)}, expected [n, {width or 'd / 8'}]"
-            + _one_row(array)
-        )
-    return np.ascontiguousarray(array)
-
-
-def _one_row(array: Array) -> str:
-    return "; a single vector is x[None, :]" if array.ndim == 1 else ""
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: found {value!r}, expected an int") from None
-
-
-def _positive(name: str, value: Any) -> int:
-    number = _integer(name, value)
-    if number < 1:
-        raise ValueError(f"{name}: found {number}, expected at least 1")
-    return number
-
-
 def _known_metric(metric: Any) -> int:
     if metric not in _METRICS:
         raise ValueError(
@@ -434,16 +391,3 @@ def _known_metric(metric: Any) -> int:
             f"METRIC_L2 ({METRIC_L2})"
         )
     return int(metric)
-
-
-def _into(name: str, given: Any, result: Array) -> Array:
-    if given is None:
-        return result
-    if given.shape != result.shape or given.dtype != result.dtype:
-        raise ValueError(
-            f"{name}: found {given.dtype} {list(given.shape)}, expected {result.dtype} "
-            f"{list(result.shape)}"
-        )
-    given[...] = result
-    array: Array = given
-    return array

@@ -16,9 +16,15 @@ from simtile.integrations._late_interaction import (
     Tensor,
     check_shape,
     own_documents,
-    to_mask,
     to_tensor,
     torch,
+)
+from simtile.integrations._late_interaction_inputs import (
+    check_backward,
+    indices,
+    sequence_lengths,
+    split,
+    to_bool_mask,
 )
 
 __all__ = [
@@ -30,8 +36,6 @@ __all__ = [
     "retrieve",
     "score_pairs_packed",
 ]
-
-BACKWARDS = ("auto", "unified", "lowmem")
 
 
 def maxsim(
@@ -65,10 +69,10 @@ def maxsim(
     ValueError
         Shapes that do not fit; another `backward`.
     """
-    _check_backward(backward)
+    check_backward(backward)
     queries, documents = to_tensor("Q", Q), to_tensor("D", D)
-    query_mask = _mask("q_mask", q_mask, queries)
-    document_mask = _mask("d_mask", d_mask, documents)
+    query_mask = to_bool_mask("q_mask", q_mask, queries)
+    document_mask = to_bool_mask("d_mask", d_mask, documents)
     if documents.ndim == 4:
         return _own(queries, documents, query_mask, document_mask, normalize)
     one_query, one_document = queries.ndim == 2, documents.ndim == 2
@@ -97,15 +101,15 @@ def maxsim_pairs(
 
     Parameters and errors are those of :func:`maxsim`.
     """
-    _check_backward(backward)
+    check_backward(backward)
     queries, documents = to_tensor("Q", Q), to_tensor("D", D)
     check_shape("Q", queries, "B", "L", "D")
     check_shape("D", documents, "B", "Ld", "D")
     scores: Tensor = simtile.maxsim_pairwise(
         queries,
         documents,
-        _mask("q_mask", q_mask, queries),
-        _mask("d_mask", d_mask, documents),
+        to_bool_mask("q_mask", q_mask, queries),
+        to_bool_mask("d_mask", d_mask, documents),
         normalize=normalize,
     )
     return scores
@@ -138,9 +142,9 @@ def maxsim_varlen(
     ValueError
         Offsets that are not ascending from 0 to T; a sequence longer than it may be.
     """
-    queries = _split("Q_packed", Q_packed, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
+    queries = split("Q_packed", Q_packed, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
     documents = to_tensor("D_packed", D_packed)
-    _lengths("D_packed", documents, cu_seqlens_d, "cu_seqlens_d", max_seqlen_d)
+    sequence_lengths("D_packed", documents, cu_seqlens_d, "cu_seqlens_d", max_seqlen_d)
     scores: Tensor = simtile.maxsim_packed(queries, documents, cu_seqlens_d)
     return scores.float()
 
@@ -174,12 +178,12 @@ def score_pairs_packed(
     ValueError
         As for :func:`maxsim_varlen`; numbers of queries or documents that there are not.
     """
-    queries = _split("Q_packed", Q_packed, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
+    queries = split("Q_packed", Q_packed, cu_seqlens_q, "cu_seqlens_q", max_seqlen_q)
     documents = to_tensor("D_packed", D_packed)
-    lengths = _lengths("D_packed", documents, cu_seqlens_d, "cu_seqlens_d", max_seqlen_d)
+    lengths = sequence_lengths("D_packed", documents, cu_seqlens_d, "cu_seqlens_d", max_seqlen_d)
     place = documents.device
-    of_query = _indices("pair_q_idx", pair_q_idx, len(queries)).to(place)
-    of_document = _indices("pair_d_idx", pair_d_idx, len(lengths)).to(place)
+    of_query = indices("pair_q_idx", pair_q_idx, len(queries)).to(place)
+    of_document = indices("pair_d_idx", pair_d_idx, len(lengths)).to(place)
     if of_query.shape != of_document.shape:
         raise ValueError(
             f"pair_d_idx: found {list(of_document.shape)}, expected {list(of_query.shape)} as of "
@@ -272,7 +276,7 @@ class MaxSimScorer(torch.nn.Module):
         mask_pad_token: int | None = None,
     ) -> None:
         super().__init__()
-        _check_backward(backward)
+        check_backward(backward)
         self.normalize = normalize
         self.backward = backward
         self.mask_pad_token = mask_pad_token
@@ -355,8 +359,8 @@ def retrieve(
     if top_k < 1:
         raise ValueError(f"top_k: found {top_k}, expected at least 1")
     queries, documents = to_tensor("Q", Q).detach(), to_tensor("D", D).detach()
-    query_mask = _mask("q_mask", q_mask, queries)
-    document_mask = _mask("d_mask", d_mask, documents)
+    query_mask = to_bool_mask("q_mask", q_mask, queries)
+    document_mask = to_bool_mask("d_mask", d_mask, documents)
     one = queries.ndim == 2
     if one:
         queries = queries[None]
@@ -380,18 +384,6 @@ def retrieve(
         scores, ids = every.sort(dim=1, stable=True)
         scores, ids = scores[:, :count], ids[:, :count]
     return (scores[0], ids[0]) if one else (scores, ids)
-
-
-def _check_backward(backward: str | None) -> None:
-    if backward is not None and backward not in BACKWARDS:
-        raise ValueError(
-            f"backward: found {backward!r}, expected one of {', '.join(map(repr, BACKWARDS))}"
-        )
-
-
-def _mask(name: str, mask: Any, x: Tensor) -> Tensor | None:
-    given = to_mask(name, mask, *x.shape[:-1])
-    return None if given is None else given.bool()
 
 
 def _own(
@@ -419,38 +411,3 @@ def _own(
         normalize=normalize,
     )
     return scores
-
-
-def _lengths(
-    name: str, packed: Tensor, offsets: Any, offsets_name: str, longest: int | None
-) -> list[int]:
-    check_shape(name, packed, "T", "D")
-    bounds = torch.as_tensor(offsets).to("cpu", torch.int64)
-    lengths: list[int] = bounds.diff().tolist()
-    ends = (int(bounds[0]), int(bounds[-1])) if bounds.ndim == 1 and len(bounds) else None
-    if ends != (0, len(packed)) or min(lengths, default=0) < 0:
-        raise ValueError(
-            f"{offsets_name}: found {list(bounds.shape)} from {ends}, expected ascending offsets "
-            f"from 0 to {len(packed)}, the number of tokens"
-        )
-    if longest is not None and max(lengths, default=0) > longest:
-        raise ValueError(
-            f"{offsets_name}: found a sequence of {max(lengths)}, expected no more than {longest}"
-        )
-    return lengths
-
-
-def _split(name: str, x: Any, offsets: Any, offsets_name: str, longest: int | None) -> list[Tensor]:
-    packed = to_tensor(name, x)
-    return list(torch.split(packed, _lengths(name, packed, offsets, offsets_name, longest)))
-
-
-def _indices(name: str, x: Any, count: int) -> Tensor:
-    indices = torch.as_tensor(x)
-    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-        raise ValueError(
-            f"{name}: found {indices.dtype} {list(indices.shape)}, expected integers [P]"
-        )
-    if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < count):
-        raise ValueError(f"{name}: found a number that is not from 0 to {count - 1}")
-    return indices.long()

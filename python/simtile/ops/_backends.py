@@ -21,7 +21,7 @@ def check_available(backend: str) -> None:
                 "backend: 'triton' is not available, triton is not installed: "
                 "pip install 'simtile[gpu]'"
             )
-        from simtile.ops.info_nce_triton import INTERPRETED
+        from simtile.ops._triton_device import INTERPRETED
 
         if not (INTERPRETED or torch.cuda.is_available()):
             raise RuntimeError(
@@ -59,7 +59,7 @@ def choose(backend: str, name: str, tensor: Tensor, dtype: torch.dtype) -> str:
     if not torch.compiler.is_compiling():  # which cannot look for modules; the operator will
         check_available(backend)
     if device.type == "cpu":
-        from simtile.ops.info_nce_triton import INTERPRETED
+        from simtile.ops._triton_device import INTERPRETED
 
         if backend != "triton" or not INTERPRETED:
             raise ValueError(

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simtile import _maxsim_codes, _maxsim_run, _tensors
-from simtile._maxsim_codes import SMALLEST_NORM, Coded
+from simtile import _maxsim_codes, _maxsim_fold, _maxsim_run, _tensors
+from simtile._maxsim_codes import Coded
+from simtile._maxsim_fold import SMALLEST_NORM
 from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Found, Options
 from simtile.ops import maxsim_cuda, maxsim_cuda_topk
@@ -54,15 +55,15 @@ def _operands(
     values, steps, starts, ends, mask = _maxsim_codes.prepared(
         queries, documents, options, dense=True
     )
-    folded = _maxsim_codes.fold(values, steps, tokens, documents.kind, options.normalize)
+    folded = _maxsim_fold.fold(values, steps, tokens, documents.kind, options.normalize)
 
     more: dict[str, Any] = {
         "length_normalize": options.length_normalize,
         "empty_score": options.empty_score,
     }
     if isinstance(tokens, ResidualTokens):
-        kind = _maxsim_codes.residual_kind(tokens)
-        folded, floats = _maxsim_codes.with_centroids(folded, values, steps, tokens)
+        kind = _maxsim_fold.residual_kind(tokens)
+        folded, floats = _maxsim_fold.with_centroids(folded, values, steps, tokens)
         device = documents.x.device
         more["residuals"] = maxsim_cuda.Residuals(
             tokens.centroid_ids,
@@ -99,7 +100,7 @@ def _there(x: Any, documents: Coded) -> Tensor | None:
 
 
 def _factors(tokens: Any, normalize: bool) -> Tensor | None:
-    """`_maxsim_codes` has the reasons."""
+    """`_maxsim_fold` has the reasons."""
     if isinstance(tokens, ResidualTokens):
         return tokens.inverse_norms  # type: ignore[no-any-return]
     if tokens.kind == "binary":

@@ -14,18 +14,19 @@ import triton
 from torch import Tensor
 
 from simtile._contrast import Contrast
-from simtile.kernels.info_nce import triton as plain_kernels
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce import triton_contrast as kernels
+from simtile.kernels.info_nce import triton_gradients as gradient_kernels
 from simtile.kernels.info_nce.triton_configs import Tile
-from simtile.ops import info_nce_triton as plain
+from simtile.ops._triton_device import INTERPRETED
+from simtile.ops.info_nce_triton_call import Call, Rows
 
 
 class Setting(NamedTuple):
     """What is the same for all blocks of a call."""
 
-    call: plain._Call
-    guide: plain._Call | None
+    call: Call
+    guide: Call | None
     tile: Tile  # of scores
     contrast: Contrast
     temperature: Tensor
@@ -39,9 +40,7 @@ class Setting(NamedTuple):
         of = self.guide or self.call
         return of.dim, of.stride
 
-    def prepared(
-        self, x: Sequence[Tensor], guide: Sequence[Tensor]
-    ) -> tuple[plain._Rows, plain._Rows]:
+    def prepared(self, x: Sequence[Tensor], guide: Sequence[Tensor]) -> tuple[Rows, Rows]:
         """Operands of inputs one after the other, and of the guide's; without one the same."""
         rows = self.call.prepared(*(part.to(self.call.dtype) for part in x))
         if self.guide is None:
@@ -62,8 +61,8 @@ class Setting(NamedTuple):
 class Vectors(NamedTuple):
     """Vectors that are rows, or columns, of blocks."""
 
-    rows: plain._Rows
-    guide: plain._Rows  # as the guide has them; without one `rows` again, which nothing reads
+    rows: Rows
+    guide: Rows  # as the guide has them; without one `rows` again, which nothing reads
     ids: Tensor | None
     grad: Tensor | None  # float32 [., stride], which is added to; None where it is not wanted
 
@@ -132,7 +131,7 @@ def score(
         GUIDE=setting.guide is not None,
         STATISTICS=bool(tallies),
         **configs.score_options(tile, call.name, call.precision, products),
-        EMULATE=plain.INTERPRETED,
+        EMULATE=INTERPRETED,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -155,7 +154,7 @@ def differentiate(
     coefficients = exponentials.view(call.dtype)
     parts = triton.cdiv(rows, scores.rows) * scores.rows // configs.COEFFICIENT_ROWS
     columns = block.columns.rows
-    plain_kernels.coefficients[(parts * factors.shape[1],)](
+    gradient_kernels.coefficients[(parts * factors.shape[1],)](
         exponentials,
         coefficients,
         exponentials.stride(0),
@@ -169,7 +168,7 @@ def differentiate(
         int(block.targets is not None),
         BM=configs.COEFFICIENT_ROWS,
         BN=scores.columns,
-        EMULATE=plain.INTERPRETED,
+        EMULATE=INTERPRETED,
         num_warps=4,
     )
     to_rows, to_columns = block.rows.grad, block.columns.grad
@@ -185,7 +184,7 @@ def differentiate(
     for row_tiles, column_tiles in launches:
         if row_tiles + column_tiles == 0:
             continue
-        plain_kernels.products[(row_tiles + column_tiles,)](
+        gradient_kernels.products[(row_tiles + column_tiles,)](
             coefficients,
             coefficients.stride(0),
             block.rows.rows.operand[row0:],
@@ -204,7 +203,7 @@ def differentiate(
             call.dim,
             1,
             **options,
-            EMULATE=plain.INTERPRETED,
+            EMULATE=INTERPRETED,
             ADD_QUERIES=1,
             num_warps=product.warps,
             num_stages=product.stages,

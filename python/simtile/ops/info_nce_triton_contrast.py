@@ -8,7 +8,6 @@ waits for the device or reads from it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,10 +20,18 @@ from simtile.kernels.info_nce import triton as plain_kernels
 from simtile.kernels.info_nce import triton_configs as configs
 from simtile.kernels.info_nce import triton_contrast as kernels
 from simtile.kernels.info_nce.triton_configs import Config
-from simtile.ops import info_nce_triton as plain
 from simtile.ops._tensors import as_index, complete_ids
-from simtile.ops.info_nce_triton import Result
+from simtile.ops._triton_device import INTERPRETED, on
+from simtile.ops.info_nce_triton import call_for
 from simtile.ops.info_nce_triton_blocks import Block, Setting, Vectors, differentiate, score
+from simtile.ops.info_nce_triton_call import (
+    Call,
+    Result,
+    as_temperature,
+    chunk_rows,
+    split_weights,
+)
+from simtile.ops.info_nce_triton_gradients import add_own
 
 _WITH_POSITIVE = DIRECTIONS["query_to_doc"] | DIRECTIONS["doc_to_query"]
 
@@ -50,20 +57,20 @@ def run(
     tiles: Config | None = None,
 ) -> Result:
     """`info_nce_triton.run` with the options of `contrast`; `guide`: [N, G], [M, G], [N, K, G]."""
-    call = plain._call_for(queries, dtype, normalize, precision, tiles)
+    call = call_for(queries, dtype, normalize, precision, tiles)
     device = queries.device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with on(device):
         guide_call = None
         if guide:
             width = guide[0].shape[1]
-            guide_call = plain._Call(call.dtype, width, True, device, precision, call.tiles)
+            guide_call = Call(call.dtype, width, True, device, precision, call.tiles)
         ids = complete_ids(query_ids, document_ids, targets, queries.shape[0], device)
         setting = Setting(
             call,
             guide_call,
             configs.block_tile(call.tiles.scores, bool(guide), call.name, call.precision),
             contrast,
-            plain._on_device(temperature, device),
+            as_temperature(temperature, device),
             queries.shape[0],
             ids[0] is not None,
             torch.empty(1, dtype=torch.int64, device=device),
@@ -175,7 +182,7 @@ class _Family:
                 *flags,
                 GUIDE=bool(is_guide),
                 **options,
-                EMULATE=plain.INTERPRETED,
+                EMULATE=INTERPRETED,
                 num_warps=tile.warps,
                 num_stages=configs.PAIR_STAGES,
             )
@@ -230,7 +237,7 @@ class _Family:
         if contrast.per_direction:
             groups = [bit for bit in DIRECTIONS.values() if contrast.directions & bit]
         gradients = any(self.need_grad)
-        total, weights = plain._weights(call, n if gradients else 0, weight, row_weights)
+        total, weights = split_weights(call, n if gradients else 0, weight, row_weights)
         total /= len(groups)
         losses = [call.floats(n) for _ in groups]
         temperatures = [call.floats(n if gradients else 0) for _ in groups]
@@ -271,7 +278,7 @@ class _Family:
         tiles = [triton.cdiv(b.size, setting.tile.columns) for b in blocks]
         width, tile_count = sum(columns), sum(tiles)
         bytes_of = 4 if call.dtype == torch.float32 else 2
-        chunk = plain._chunk_rows(n, width * bytes_of, tile_count, products)
+        chunk = chunk_rows(n, width * bytes_of, tile_count, products)
         sums = [call.floats(chunk, tile_count) for _ in range(3)]
         tallies = [call.floats(chunk, tile_count) for _ in range(3 * self.counts)]
         kept = torch.float32 if call.dtype == torch.float32 else torch.float16
@@ -388,23 +395,8 @@ class _Family:
         """What a query's own hard negatives add to its gradient, and their own if wanted."""
         call, q, x = self.call, self.queries, self.negatives
         grad = call.floats(self.n * self.own, call.stride) if self.need_grad[2] else None
-        plain_kernels.own_gradients[(self.n, triton.cdiv(call.stride, call.block.elements))](
-            q.rows.operand,
-            q.rows.factor,
-            x.rows.operand,
-            x.rows.factor,
-            call.stride,
-            self.own_logits,
-            self.setting.temperature,
-            total,
-            total if q.grad is None else q.grad,
-            total if grad is None else grad,
-            self.own,
-            QUERIES=q.grad is not None,
-            NEGATIVES=grad is not None,
-            BLOCK=call.block.elements,
-            num_warps=call.block.warps,
-        )
+        temperature = self.setting.temperature
+        add_own(call, q.rows, x.rows, self.own_logits, temperature, total, q.grad, grad)
         if grad is None:
             return None
         return call.finished(grad, x.rows).view(self.n, self.k, call.dim)

@@ -3,7 +3,6 @@ torch what is one number or one row for each row. Nothing here waits for the dev
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from simtile.kernels.pairwise import triton as kernels
 from simtile.kernels.pairwise import triton_configs as configs
 from simtile.kernels.pairwise.triton_configs import Tile
-from simtile.ops.info_nce_triton import INTERPRETED, family
+from simtile.ops._triton_device import INTERPRETED, family, on
 
 SMALLEST_NORM = 1e-12
 _NONE = 2**31 - 1  # NO_ROW of the kernels
@@ -59,10 +58,6 @@ def operand(x: Tensor, normalize: bool, common_scale: bool) -> Operand:
     return Operand(rows, factor, square, unit)
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _tile(kernel: str, x: Tensor, tiles: Tile | None) -> Tile:
     if tiles is not None:
         return tiles
@@ -95,7 +90,7 @@ def hardest(
     tile = _tile("hardest", x, tiles)
     # Each on its own, so that both are aligned.
     found = [torch.empty(n, dtype=torch.int32, device=x.device) for _ in range(2)]
-    with _on(x.device):
+    with on(x.device):
         kernels.hardest[(triton.cdiv(n, tile.m),)](
             of.rows,
             of.rows.stride(0),
@@ -174,7 +169,7 @@ def gather(
     starts = torch.searchsorted(keys, torch.arange(n + 1, device=x.device))
     rows = x.contiguous()
     grad = torch.empty((n, dim), dtype=torch.float64, device=x.device)
-    with _on(x.device):
+    with on(x.device):
         kernels.gather_chosen[(n, triton.cdiv(dim, configs.GATHER))](
             rows,
             rows.stride(0),
@@ -212,7 +207,7 @@ def uniformity(
     of = operand(x, normalize, False)
     factor, square = of.factor.float(), of.square.float()
     maxima, totals = (torch.empty(n, dtype=torch.float32, device=x.device) for _ in range(2))
-    with _on(x.device):
+    with on(x.device):
         kernels.exponent_sums[(triton.cdiv(n, tile.m),)](
             of.rows,
             of.rows.stride(0),
@@ -233,7 +228,7 @@ def uniformity(
     if not need_grad:
         return value, x.new_empty(0, dtype=torch.float32)
     weighted = torch.empty((n, dim), dtype=torch.float32, device=x.device)
-    with _on(x.device):
+    with on(x.device):
         kernels.potential_gradients[(triton.cdiv(n, product.m), triton.cdiv(dim, product.d))](
             of.rows,
             of.rows.stride(0),

@@ -5,7 +5,6 @@ Nothing here waits for the device. Offsets are on the CPU, and copied.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from simtile._pool import Pooled
 from simtile.kernels.pool import triton as kernels
 from simtile.kernels.pool import triton_configs as configs
-from simtile.ops.info_nce_triton import INTERPRETED
+from simtile.ops._triton_device import INTERPRETED, on
 
 SMALLEST_NORM = 1e-12
 
@@ -29,10 +28,6 @@ class _Rows(NamedTuple):
     longest: int
     offsets: Tensor
     packed: int
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _rows(shape: Sequence[int], offsets: Tensor | None, device: torch.device) -> _Rows:
@@ -89,7 +84,7 @@ def forward(
     positions = empty(*(shape if kept else (0,)), dtype=torch.int32)
     if of.rows:
         given = empty(1) if weights is None else weights.float().contiguous()
-        with _on(device):
+        with on(device):
             kernels.pooled[(of.rows, triton.cdiv(dim, options["BLOCK"]))](
                 tokens,
                 *_strides(tokens, of),
@@ -142,7 +137,7 @@ def spread(
     pieces = triton.cdiv(of.longest, options["TOKENS"])
     if of.rows and pieces:
         unread = torch.empty(1, dtype=torch.float32 if chosen else torch.int32, device=device)
-        with _on(device):
+        with on(device):
             kernels.spread[(of.rows, pieces, blocks)](
                 grad.contiguous(),
                 of.offsets,
@@ -170,7 +165,7 @@ def dots(tokens: Tensor, offsets: Tensor | None, mask: Tensor | None, vectors: T
     pieces = triton.cdiv(of.longest, configs.DOT_ROWS)
     if of.rows and pieces:
         options: dict[str, Any] = {"ROWS": configs.DOT_ROWS, "BLOCK": configs.DOT_BLOCK}
-        with _on(device):
+        with on(device):
             kernels.dots[(of.rows, pieces)](
                 tokens,
                 *_strides(tokens, of),

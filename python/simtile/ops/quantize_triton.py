@@ -5,7 +5,6 @@ Nothing here waits for the device; `quantize` reads the flags.
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from simtile.kernels.quantize import triton as kernels
 from simtile.kernels.quantize import triton_configs as configs
+from simtile.ops._triton_device import on
 from simtile.quantized import PER_DIMENSION, PER_VECTOR, code_dtype, code_width
 
 
@@ -25,10 +25,6 @@ class Codes(NamedTuple):
     flags: Tensor | None  # int8 [N]: not 0 where a row has no codes, as `_core.quantize` says
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def ranges(x: Tensor) -> Tensor:
     """Smallest and largest value of every column of x [N, D], N >= 1; float32 [2, D]."""
     rows, dim = x.shape
@@ -36,7 +32,7 @@ def ranges(x: Tensor) -> Tensor:
     blocks = triton.cdiv(dim, configs.END_COLUMNS)
     parts = min(configs.END_PARTS, triton.cdiv(rows, configs.END_ROWS))
     found = torch.empty((2, parts * configs.END_ROWS, dim), dtype=number, device=x.device)
-    with _on(x.device):
+    with on(x.device):
         kernels.ends[(blocks, parts)](
             x,
             x.stride(0),
@@ -76,7 +72,7 @@ def codes(x: Tensor, kind: str, starts: Tensor | None, steps: Tensor | None) -> 
         options = configs.code_options(kind, dim, x.element_size())
         programs = (triton.cdiv(rows, options["ROWS"] * options.get("REPEAT", 1)),)
         source = (x, x.stride(0), rows, dim)
-        with _on(x.device):
+        with on(x.device):
             if kind in PER_DIMENSION:
                 kernels.by_dimension[programs](
                     *source, starts, steps, out, width, flags, **options, num_warps=configs.WARPS

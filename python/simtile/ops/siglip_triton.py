@@ -3,7 +3,6 @@ what is one number or one row for each row. Nothing here waits for the device.""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ from simtile.kernels.siglip import triton as kernels
 from simtile.kernels.siglip import triton_configs as configs
 from simtile.kernels.siglip.triton_configs import Tile
 from simtile.ops._tensors import temperature_on
-from simtile.ops.info_nce_triton import CHUNK_BYTES, INTERPRETED, family
+from simtile.ops._triton_device import INTERPRETED, family, on
+from simtile.ops.info_nce_triton_call import CHUNK_BYTES
 from simtile.ops.pairwise_triton import SMALLEST_NORM, Operand, operand
 
 ROW_PADDING = 16  # numbers: rows of coefficients begin where vectors of any width can
@@ -30,10 +30,6 @@ class Result(NamedTuple):
     grad_documents: Tensor | None
     grad_temperature: Tensor  # float64 scalars
     grad_bias: Tensor
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def run(
@@ -77,7 +73,7 @@ def run(
         factor = factors[0][first : first + rows]
         # Each on its own, so that all are aligned.
         of_tiles = [empty(columns, rows) for _ in range(3)]
-        with _on(device):
+        with on(device):
             kernels.coefficients[(triton.cdiv(rows, tile.m) * columns,)](
                 mine,
                 mine.stride(0),
@@ -143,7 +139,7 @@ def _products(
     dtype = str(x.dtype).removeprefix("torch.")
     tile = tiles or configs.tile("products", dtype, family(x.device))
     rows, dim = out.shape
-    with _on(x.device):
+    with on(x.device):
         kernels.products[(triton.cdiv(rows, tile.m), triton.cdiv(dim, tile.n))](
             kept,
             stride,
