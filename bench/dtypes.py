@@ -110,7 +110,7 @@ def uniformity(run: Run) -> Result:
     def formula(x: torch.Tensor) -> torch.Tensor:
         unit = F.normalize(x, dim=1)
         potential = (-2.0 * (2.0 - 2.0 * (unit @ unit.T))).exp()
-        return n * ((potential.sum() - potential.trace()) / (n * (n - 1))).log()
+        return n * ((potential.sum() - potential.diagonal().sum()) / (n * (n - 1))).log()
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = n * simtile.uniformity(x, threads=run.threads)

@@ -10,6 +10,7 @@ import torch
 from simtile import _dlpack
 
 CUDA_DEVICE = (_dlpack.CUDA, 0)
+MAKES_VERSIONED = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
 _deleters = []  # which capsules call, maybe after their producers are gone
 
 
@@ -34,13 +35,13 @@ class DlpackArray:
     """A NumPy array behind DLPack: NumPy's own capsule, told to be of another device.
 
     `edit` changes what the capsule holds. `deleted` counts the calls of its deleter, which still
-    frees what NumPy holds.
+    frees what NumPy holds. An older NumPy makes unversioned capsules only.
     """
 
     def __init__(self, array, device=CUDA_DEVICE, versioned=True, edit=lambda managed: None):
         self.array = array
         self.device = device
-        self.versioned = versioned
+        self.versioned = versioned and MAKES_VERSIONED
         self.edit = edit
         self.streams = []
         self.deleted = 0
@@ -62,7 +63,7 @@ class DlpackArray:
 
     def _export(self, stream, name, structure):
         self.streams.append(stream)
-        capsule = self.array.__dlpack__(max_version=(1, 0) if self.versioned else None)
+        capsule = self.array.__dlpack__(**({"max_version": (1, 0)} if self.versioned else {}))
         managed = structure.from_address(_dlpack._get_pointer(capsule, name))
         managed.tensor.device.type, managed.tensor.device.index = self.device
         free = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(managed.deleter)

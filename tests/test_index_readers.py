@@ -93,7 +93,7 @@ def test_faiss_bits(with_ids):
     expected, _ = original.search(packed[:9], 300)
     np.testing.assert_array_equal(scores, expected, strict=True)
     for i in range(9):
-        distances = np.bitwise_count(packed ^ packed[i]).sum(axis=1)
+        distances = np.unpackbits(packed ^ packed[i], axis=1).sum(axis=1)
         order = np.argsort(distances, kind="stable")
         assert ids[i].tolist() == (order * (7 if with_ids else 1)).tolist()
 

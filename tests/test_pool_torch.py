@@ -253,8 +253,8 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
     simtile.pool(frozen, None, weights=weights).sum().backward()
     assert weights.grad.shape == (4, 5)
     # Tokens are kept for the gradient of weights alone.
-    node = simtile.pool(tokens, None).grad_fn
-    assert node.saved_tensors[0] is None
+    vectors = simtile.pool(tokens, None)
+    assert vectors.grad_fn.saved_tensors[0] is None
 
 
 def test_half_precision_weights_and_gradients():

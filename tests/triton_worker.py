@@ -130,6 +130,8 @@ def quantize(x, kind, options):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            # by NumPy, of the interpreter of Triton 3.2
+            warnings.simplefilter("ignore", DeprecationWarning)
             given = {n: as_tensor(v) if hasattr(v, "dtype") else v for n, v in options.items()}
             q = simtile.quantize(as_tensor(x), kind, **given)
     finally:

@@ -344,7 +344,7 @@ def own_block_scores(
         x = candidates_operand + mate * operand_stride
         sums = row_products(q, x, there, operand_stride, BLOCK_K, BLOCK_D)
         pair_logit = sums * (scale * tl.load(candidate_factor + mate)) * inverse
-    known_false = tl.zeros((BLOCK_K,), tl.int1)
+    known_false = tl.zeros((BLOCK_K,), tl.int32) != 0
     if GUIDE:
         q = guide_rows + row * guide_stride
         x = guide_negatives + negative * guide_stride

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import triton
 from simtile.kernels.info_nce.triton_configs import DTYPES, FAMILIES, operand_stride, row_block
 from simtile.kernels.maxsim import triton as kernels
 from simtile.kernels.maxsim import triton_gradients as gradient_kernels
@@ -88,6 +89,17 @@ CONFIGS = {
         "gfx942": _AMD_FLOAT,
     },
 }
+
+
+# Triton 3.2 cannot compile the gradients of float32 in two stages, nor, for Hopper, those of smooth
+# maxima of 16 bits by eight warps.
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+    for _name, _changed in (("half", {"warps": 4}), ("float32", {"stages": 1})):
+        for _family in ("sm80", "sm90"):
+            _pinned = CONFIGS[_name][_family]
+            CONFIGS[_name][_family] = _pinned._replace(
+                gradient=_pinned.gradient._replace(**_changed)
+            )
 
 
 def config(family: str, dtype: str) -> Config:

@@ -183,7 +183,8 @@ def run(
 
 def results(queries: Given, found: Found, candidates: int) -> Any:
     """What a call returns: the scores, or a tuple of them and what else was asked for."""
-    details = [_maxsim_run.split(queries, candidates, x) for x in found[1:] if x is not None]
+    given = [x for x in (found.argmax, found.token_scores) if x is not None]
+    details = [_maxsim_run.split(queries, candidates, x) for x in given]
     return (found.scores, *details) if details else found.scores
 
 
@@ -198,7 +199,8 @@ def without_none(found: Found, candidates: Any) -> Found:
     none = candidates < 0
     if _tensors.is_tensor(found.scores):
         none = _tensors.as_tensor(none, found.scores.device)
-        return found._replace(scores=found.scores.masked_fill(none, float("-inf")))
+        scores = found.scores.masked_fill(none, float("-inf"))
+        return Found(scores, found.argmax, found.token_scores)
     found.scores[_tensors.as_array(none)] = -np.inf
     return found
 

@@ -5,6 +5,7 @@ Queries become whole numbers before (`_maxsim_fold`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def given(
     else:
         left = _maxsim_inputs.given("queries", queries, query_mask, "query_mask").together()
     if left.dim == 0:
-        left = left._replace(x=left.x.reshape(0, tokens.dim))
+        left = replace(left, x=left.x.reshape(0, tokens.dim))
     if left.dim != tokens.dim:
         raise ValueError(
             f"queries: found tokens of {left.dim} dimensions, expected {tokens.dim} as {tokens!r} "
@@ -297,4 +298,4 @@ def _coded_queries(queries: Any, query_mask: Any) -> tuple[Given, Array]:
     left = _maxsim_inputs.given("queries", stand_ins, query_mask, "query_mask").together()
     codes = np.concatenate([_tensors.as_array(x.codes) for x in queries])
     steps = np.concatenate([_tensors.as_array(x.scale) for x in queries])
-    return left._replace(x=codes), steps
+    return replace(left, x=codes), steps

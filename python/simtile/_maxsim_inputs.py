@@ -7,8 +7,8 @@ tensors. `_maxsim_sides` makes of them what kernels on the CPU read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,12 @@ class Parts:
         return torch.cat(list(self.items))
 
 
-class Given(NamedTuple):
-    """Queries or documents with shapes that have been checked."""
+@dataclass(frozen=True)
+class Given:
+    """Queries or documents with shapes that have been checked.
+
+    No NamedTuple: torch 2.6 does not compile properties of one, nor `replace` of either.
+    """
 
     name: str
     # a batch [B, L, D], or tokens [T, D] that offsets divide, or their Parts; arrays or tensors
@@ -64,7 +68,9 @@ class Given(NamedTuple):
 
     def together(self) -> Given:
         """Parts as one matrix."""
-        return self._replace(x=self.x.together()) if isinstance(self.x, Parts) else self
+        if not isinstance(self.x, Parts):
+            return self
+        return Given(self.name, self.x.together(), self.offsets, self.mask)
 
     @property
     def width(self) -> int | None:
@@ -275,8 +281,8 @@ def _empty_like(empty: Given, other: Given) -> Given:
     dim = max(other.dim, 1)
     x = other.x.items[0] if isinstance(other.x, Parts) else other.x
     if _tensors.is_tensor(x):
-        return empty._replace(x=x.detach().new_empty((0, dim)))
-    return empty._replace(x=np.empty((0, dim), x.dtype if other.dim else np.float32))
+        return replace(empty, x=x.detach().new_empty((0, dim)))
+    return replace(empty, x=np.empty((0, dim), x.dtype if other.dim else np.float32))
 
 
 def _described(side: Given) -> str:

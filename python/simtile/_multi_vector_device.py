@@ -7,6 +7,7 @@ else those of the documents that are scored are copied there, a block at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ class TokenDevice:
             rows = rows.view(torch.bfloat16)
         given = queries.given
         mask = None if given.mask is None else self._search.upload(given.mask)
-        left = given._replace(x=self._search.upload(given.x), mask=mask)
+        left = replace(given, x=self._search.upload(given.x), mask=mask)
         right = Given("tokens", rows, offsets, None)
         return maxsim_cuda.forward(left, right, candidates, options).scores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Queries:
         given = _maxsim_inputs.given("queries", queries, query_mask, "query_mask")
         self.device = given.x.device if _tensors.is_tensor(given.x) else None
         if given.dim == 0:  # a list of none
-            given = given._replace(x=np.zeros((0, encoding.dim), np.float32))
+            given = replace(given, x=np.zeros((0, encoding.dim), np.float32))
         if given.dim != encoding.dim:
             found = f"{_tensors.dtype_name(given.x)} {list(given.x.shape)}"
             raise ValueError(
@@ -57,7 +58,7 @@ class Queries:
             rows = _vectors.Rows(x.reshape(-1, encoding.dim), "float32", None)
             with np.errstate(invalid="ignore"):
                 x = _token_encoding.normalized(rows).array.reshape(x.shape)
-        self.given = given._replace(x=x, mask=mask)
+        self.given = replace(given, x=x, mask=mask)
         none = Given("tokens", np.empty((0, encoding.dim), np.float32), np.zeros(1, np.int64), None)
         self.side = _maxsim_sides.pair_of_sides(self.given, none)[0]
 
@@ -79,7 +80,7 @@ def check_documents(encoding: TokenEncoding, x: Any, mask: Any) -> tuple[_vector
     else:
         given = _maxsim_inputs.given("x", x, mask, "mask")
     if given.dim == 0:  # a list of none
-        given = given._replace(x=np.empty((0, encoding.dim), np.float32))
+        given = replace(given, x=np.empty((0, encoding.dim), np.float32))
     if given.dim != encoding.dim:
         found = f"{_tensors.dtype_name(given.x)} {list(given.x.shape)}"
         raise ValueError(

@@ -212,7 +212,7 @@ return_argmax, return_token_scores, backend, threads
         threads,
     )
     results = [found.scores[:, 0]]
-    for x in found[1:]:
+    for x in (found.argmax, found.token_scores):
         if x is not None and left.width is not None:
             results.append(x[:, 0])
         elif x is not None:

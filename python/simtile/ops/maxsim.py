@@ -175,7 +175,7 @@ def _on_device(side: Given, device: torch.device) -> Given:
         )
     if mask is not None:
         mask = _tensors.as_tensor(mask, device)
-    return side._replace(x=x, mask=mask)
+    return Given(side.name, x, side.offsets, mask)
 
 
 def _choose(

@@ -6,6 +6,7 @@ is saved, and the gradient is that of a maximum: `simtile.ops.maxsim` computes i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class _Xtr(torch.autograd.Function):
         right: Given,
         options: Options,
     ) -> Tensor:
-        left, right = left._replace(x=queries.detach()), right._replace(x=documents.detach())
+        left, right = replace(left, x=queries.detach()), replace(right, x=documents.detach())
         scores, argmax, z = score(left, right, options)
         ctx.save_for_backward(queries, documents, left.mask, right.mask, argmax, z)
         ctx.offsets, ctx.options = (left.offsets, right.offsets), options
