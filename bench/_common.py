@@ -197,7 +197,8 @@ def machine() -> Json:
         "levels": info["detected"],
         "caches": {name: info[name] for name in ("l1d", "l2", "l3")},
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "system": f"{platform.system()} {platform.release()}",
+        # without what a distribution or a cloud calls its build
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "virtual_machine": "hypervisor" in _read("/proc/cpuinfo"),
         "python": platform.python_version(),
         "versions": {

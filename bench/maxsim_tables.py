@@ -31,7 +31,7 @@ def speed(entry: Json) -> str:
         for name, value in sorted(entry["contenders"].items(), key=lambda item: item[1]["median"])
     ]
     return f"{title(entry)}: {shares(entry)}\n\n" + table(
-        ["all scores", "time", "simtile is"], rows
+        ["all scores", "time", "simtile is", "largest error"], rows
     )
 
 

@@ -49,7 +49,7 @@ def same_bytes(results: Json) -> str:
 def kinds(results: Json) -> str:
     entries = list(results["entries"].values())
     header = [
-        "`simtile.topk`",
+        "`simtile.topk`, dot product",
         "bytes a document",
         *[f"overlap, {entry['documents']:,} documents" for entry in entries],
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -44,7 +45,9 @@ def time(samples: Json) -> str:
 
 
 def digits(value: float) -> str:
-    """At least three significant digits, no exponent."""
+    """At least two significant digits, no exponent."""
+    if 0 < abs(value) < 0.1:
+        return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
     return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 

@@ -62,9 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for package in ("accelerate", "datasets", "sentence_transformers"):
         if importlib.util.find_spec(package) is None:
-            sys.exit(
-                f"{package} is not installed; pip install 'simtile[examples]'"
-            )
+            sys.exit(f"{package} is not installed; pip install 'simtile[examples]'")
     from sentence_transformers.sentence_transformer import losses as original
 
     from simtile.integrations import sentence_transformers_losses as ours

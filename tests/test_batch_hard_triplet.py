@@ -284,7 +284,7 @@ def test_compiled_and_differentiated_twice():
         ((np.zeros((2, 3)), [0, 1]), {"margin": "1"}, TypeError, "margin: found '1'"),
         ((np.zeros((2, 3)), [0, 1]), {"backend": "triton"}, RuntimeError, "torch tensors"),
         ((np.zeros((2, 3)), [0, 1]), {"threads": 0}, ValueError, "threads: found 0"),
-        ((torch.zeros(2, 3), [0.5, 1]), {}, ValueError, "labels: found torch.float32"),
+        ((torch.zeros(2, 3), [0.5, 1]), {}, ValueError, "labels: found float64"),
         ((torch.zeros(2, 3), [0, 1]), {"backend": "cuda"}, (ValueError, RuntimeError), "backend"),
     ],
 )

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 ORDERS = (0, 1, 2, 3)
 ROOT = build.ROOT
 SELFTEST = "tests/cuda_host/selftest.cuh"
-SELFTEST_WRONG = "tests/cuda_host/selftest_wrong.cuh"
 
 seeds = st.integers(0, 2**32 - 1)
 orders = st.sampled_from(ORDERS)

@@ -12,7 +12,6 @@ from info_nce_cases import Case, check_case, compared, run_oracle, run_plain
 from tolerances import PRECISIONS, TRITON, check_against_plain
 
 INTERPRETER = next(b for b in BACKENDS if b.name == "triton-interpreter")
-HAS_GRADIENTS = every_backend(without=("cuda-host", "cuda"))
 # Backends that look at targets themselves; the others refuse wrong ones before they start.
 ON_DEVICE = every_backend(
     without=[b.name for b in BACKENDS if b.name == "reference" or b.name.startswith("cpu")]

@@ -80,7 +80,7 @@ VALUES = [
     ),
     ({"partition": "x"}, "partition: found 'x', expected one of 'joint', 'per_direction'"),
     ({"directions": ("up",)}, "directions: found 'up', expected one of 'query_to_doc'"),
-    ({"directions": "query_to_doc"}, "expected a tuple of names; write ('query_to_doc',)"),
+    ({"directions": "query_to_doc"}, "expected a tuple of some of 'query_to_doc', "),
     ({"directions": ()}, "directions: found (), expected at least one, each once"),
     ({"directions": ("doc_to_query",) * 2}, "expected at least one, each once"),
     (
@@ -214,7 +214,9 @@ def test_tensors_for_info_nce_grad():
 @pytest.mark.parametrize("name", ["queries", "documents", "negatives"])
 def test_arrays_for_info_nce(name):
     arguments = {"queries": torch.zeros(4, 6), "documents": torch.zeros(5, 6), name: X}
-    with pytest.raises(TypeError, match=f"{name}: found ndarray, expected a torch.Tensor; NumPy"):
+    with pytest.raises(
+        TypeError, match=f"{name}: found ndarray, expected a torch.Tensor; .* simtile.info_nce_grad"
+    ):
         simtile.info_nce(**arguments)
 
 

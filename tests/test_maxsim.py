@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from info_nce_backends import cpu_level
+from maxsim_calls import near
 from maxsim_cases import Case, cases
 from maxsim_kernel import EMPTY_SCORE, LAYOUTS, STORED, TEMPERATURES, Call
 from tolerances import ROUNDOFF, ROUNDOFFS
@@ -39,15 +40,6 @@ def check(call, result, expected, documents):
             assert same.all()
             if exact:
                 np.testing.assert_array_equal(argmax[q][c], expected.argmax[q][n])
-
-
-def near(ours, theirs, bound):
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs)
-    finite = np.isfinite(theirs)
-    np.testing.assert_array_equal(ours[~finite], theirs[~finite])
-    if np.isfinite(bound):
-        difference = np.abs(ours[finite] - theirs[finite])
-        assert (difference <= bound + 1e-37).all(), (ours, theirs, bound)
 
 
 @pytest.mark.parametrize("level", LEVELS)

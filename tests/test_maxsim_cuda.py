@@ -9,9 +9,9 @@ from cuda_host import build
 from device_fakes import CudaTensor, cuda_tensor, pretend_cuda
 from hypothesis import given
 from hypothesis import strategies as st
+from maxsim_calls import near
 from maxsim_cases import Case, cases
 from maxsim_cuda_host import Host
-from test_maxsim import near
 from test_maxsim_cuda_codes import Call as CodesCall
 from tolerances import ROUNDOFF, ROUNDOFFS
 

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import cached_tables  # noqa: E402
 import capacity_tables  # noqa: E402
 import cascade_tables  # noqa: E402
 import contrastive_tables  # noqa: E402
@@ -35,6 +36,7 @@ import maxsim_tables  # noqa: E402
 import mining_tables  # noqa: E402
 import overhead_tables  # noqa: E402
 import overlap_tables  # noqa: E402
+import pairwise_tables  # noqa: E402
 import pool_tables  # noqa: E402
 import quantize_tables  # noqa: E402
 import scaling_tables  # noqa: E402
@@ -48,10 +50,6 @@ REGION = re.compile(
 MARK = re.compile(r"<!-- bench:(begin|end)\b")
 
 Json = dict[str, Any]
-
-
-def entry(name: str) -> Callable[[Json], str]:
-    return lambda results: tables.info_nce_entry(name, results["entries"][name])
 
 
 PTX_KERNELS = (
@@ -80,23 +78,21 @@ REGIONS: dict[str, tuple[str, Callable[[Json], str]]] = {
     "topk": ("topk", topk_tables.topk),
     "topk_short": ("topk", topk_tables.short),
     **{name: ("topk", markdown) for name, markdown in capacity_tables.REGIONS.items()},
-    "topk_targets": ("topk", lambda results: tables.targets(results["targets"])),
     "cascade_quality": ("cascade_quality", cascade_tables.markdown),
     "cascade_quality_short": ("cascade_quality", cascade_tables.short),
     "info_nce": ("info_nce", tables.info_nce),
     "info_nce_short": ("info_nce", tables.info_nce_short),
-    "info_nce_targets": ("info_nce", lambda results: tables.targets(results["targets"])),
-    "machine": ("info_nce", lambda results: tables.machine(results) + "\n"),
+    "cached": ("cached", cached_tables.markdown),
     "contrastive": ("contrastive", contrastive_tables.contrastive),
     "dtypes": ("dtypes", dtypes_tables.dtypes),
     "maxsim": ("maxsim", maxsim_tables.maxsim),
     "maxsim_short": ("maxsim", maxsim_tables.short),
     "mining": ("mining", mining_tables.markdown),
     "overhead": ("overhead", overhead_tables.overhead),
+    "pairwise": ("pairwise", pairwise_tables.markdown),
     "pool": ("pool", pool_tables.markdown),
     "quantize": ("quantize", quantize_tables.markdown),
     "scaling": ("scaling", scaling_tables.scaling),
-    **{f"info_nce_{name}": ("info_nce", entry(name)) for name in tables.ENTRIES},
     "quantized_overlap": ("quantized_overlap", overlap_tables.quantized_overlap),
     "quantized_overlap_short": ("quantized_overlap", overlap_tables.quantized_overlap_short),
     **{f"ptx_{name}": (f"ptx/{name}", gpu_tables.ptx) for name in PTX_KERNELS},

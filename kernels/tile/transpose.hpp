@@ -10,41 +10,48 @@ namespace {
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 constexpr int kWords = kVectorBytes / 4;
 
+// Lanes of two vectors, by number. GCC 11 has it under an older name, with the numbers in a vector.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SIMTILE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SIMTILE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
+#endif
+
 // With i the lane: x[i] = a[i] where bit `apart` of i is clear, else b[i - apart]; y[i] = a[i + apart] where it is clear, else b[i].
 template <int apart>
 SIMTILE_INLINE void interleave(Words a, Words b, Words& x, Words& y) {
 #if defined(__AVX512F__)
   if constexpr (apart == 8) {
-    x = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-    y = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    x = SIMTILE_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    y = SIMTILE_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   } else if constexpr (apart == 4) {
-    x = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-    y = __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    x = SIMTILE_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    y = SIMTILE_SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
   } else if constexpr (apart == 2) {
-    x = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-    y = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    x = SIMTILE_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    y = SIMTILE_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   } else {
-    x = __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
-    y = __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    x = SIMTILE_SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    y = SIMTILE_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   }
 #elif defined(__AVX2__)
   if constexpr (apart == 4) {
-    x = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
-    y = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    x = SIMTILE_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+    y = SIMTILE_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   } else if constexpr (apart == 2) {
-    x = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
-    y = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    x = SIMTILE_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+    y = SIMTILE_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
   } else {
-    x = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
-    y = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    x = SIMTILE_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    y = SIMTILE_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
 #else
   if constexpr (apart == 2) {
-    x = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-    y = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    x = SIMTILE_SHUFFLE(a, b, 0, 1, 4, 5);
+    y = SIMTILE_SHUFFLE(a, b, 2, 3, 6, 7);
   } else {
-    x = __builtin_shufflevector(a, b, 0, 4, 2, 6);
-    y = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+    x = SIMTILE_SHUFFLE(a, b, 0, 4, 2, 6);
+    y = SIMTILE_SHUFFLE(a, b, 1, 5, 3, 7);
   }
 #endif
 }

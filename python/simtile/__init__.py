@@ -66,8 +66,15 @@ __all__ = [
 ]
 
 
+_MODULES = ("nn", "distributed", "metrics")  # imported when they are first asked for
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
 def __getattr__(name: str) -> Any:
-    if name not in ("nn", "distributed", "metrics"):
+    if name not in _MODULES:
         raise AttributeError(f"module 'simtile' has no attribute {name!r}")
     import importlib
 

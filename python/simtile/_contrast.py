@@ -135,8 +135,8 @@ def _check_directions(
     _inputs.check_choice("partition", partition, ("joint", "per_direction"))
     if isinstance(directions, str):
         raise ValueError(
-            f"directions: found the string {directions!r}, expected a tuple of names; "
-            f"write ({directions!r},)"
+            f"directions: found the string {directions!r}, expected a tuple of some of "
+            f"{', '.join(map(repr, DIRECTIONS))}"
         )
     chosen = _tuple("directions", directions, "a tuple of names")
     for direction in chosen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simtile import _core
+from simtile import _core, _inputs
 
 
 def cpu_info() -> dict[str, Any]:
@@ -62,6 +62,10 @@ def set_num_threads(n: int | None) -> None:
     (2, 'set_num_threads')
     >>> simtile.set_num_threads(None)
     """
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int)):
-        raise TypeError(f"n: expected an int or None, found {type(n).__name__}")
-    _core.set_num_threads(n)
+    if n is None:
+        _core.set_num_threads(None)
+        return
+    number = _inputs.to_int("n", n, "an int or None")
+    if not 1 <= number <= _inputs.MOST_THREADS:
+        raise ValueError(f"n: found {number}, expected 1 to {_inputs.MOST_THREADS}, or None")
+    _core.set_num_threads(number)

@@ -317,7 +317,10 @@ def _replacing(path: PathLike) -> Iterator[BinaryIO]:
     # A link stays a link: the file it names is replaced.
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:32]}.{os.urandom(8).hex()}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:  # the file that was asked for is named
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             with suppress(FileNotFoundError):

@@ -74,6 +74,8 @@ def to_float(name: str, value: Any, expected: str = "a number") -> float:
 
 def check_flag(name: str, value: Any) -> bool:
     """True or False, as Python takes any one object."""
+    if isinstance(value, (str, bytes)):  # "no" would be True
+        raise TypeError(f"{name}: found {value!r}, expected True or False")
     try:
         return bool(value)
     except (TypeError, ValueError):
@@ -111,7 +113,10 @@ def check_threads(threads: int | None) -> int:
     return int(threads)
 
 
-def check_temperature(temperature: object) -> float:
+OF_A_LOSS = "it divides the similarities; a scale of 20 is a temperature of 0.05"
+
+
+def check_temperature(temperature: object, hint: str = OF_A_LOSS) -> float:
     """The temperature as a finite float above 0."""
     if isinstance(temperature, float):
         value = temperature
@@ -123,10 +128,7 @@ def check_temperature(temperature: object) -> float:
             )
         value = to_float("temperature", temperature)
     if not 0.0 < value < math.inf:
-        raise ValueError(
-            f"temperature: found {value}, expected a finite number above 0 "
-            "(it divides the similarities; a scale of 20 is a temperature of 0.05)"
-        )
+        raise ValueError(f"temperature: found {value}, expected a finite number above 0 ({hint})")
     return value
 
 
@@ -211,13 +213,18 @@ def complete_ids(
     return query_ids, document_ids
 
 
-def float_array(name: str, x: object) -> tuple[Array, str]:
-    """`x` as an array and the name of its element type."""
+def float_array(name: str, x: object, tensors_go_to: str = "") -> tuple[Array, str]:
+    """`x` as an array and the name of its element type.
+
+    `tensors_go_to` is another function, for the hint; without it some arguments are arrays.
+    """
     if type(x) is not np.ndarray:
+        if x is None:
+            raise TypeError(f"{name}: found None, expected an array of floats")
         if type(x).__module__.partition(".")[0] == "torch":
+            hint = f"use {tensors_go_to}, or pass" if tensors_go_to else "as others here are; pass"
             raise TypeError(
-                f"{name}: found a torch.Tensor, expected an array; use simtile.info_nce, or pass "
-                "x.detach().cpu().numpy()"
+                f"{name}: found a torch.Tensor, expected an array; {hint} x.detach().cpu().numpy()"
             )
         x = to_array(name, x)
     dtype = x.dtype
@@ -248,13 +255,15 @@ def promote(names: Sequence[str]) -> str:
 
 def int_array(name: str, x: object) -> Array:
     """`x` as a contiguous int64 array."""
+    if x is None:
+        raise TypeError(f"{name}: found None, expected integers")
     array = to_array(name, x)
     if array.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: found {array.dtype} {_axes(array.shape)}, expected integers"
             + (
                 "; np.unique(x, return_inverse=True)[1] numbers any values"
-                if name.endswith("_ids")
+                if name.endswith("_ids") or name == "labels"
                 else ""
             )
         )
@@ -289,4 +298,6 @@ def _dtype_hint(dtype: np.dtype[Any]) -> str:
         )
     if dtype.kind in "iub":
         return "; convert with x.astype(np.float32)"
+    if dtype.kind in "US":
+        return "; a model makes vectors of texts first, for example by its encode()"
     return ""

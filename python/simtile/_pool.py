@@ -94,6 +94,18 @@ def check_weights(weights: Any, how: str, tokens: Given) -> Any:
     return array
 
 
+def check_signs(weights: Array, mask: Array | None) -> None:
+    """Raise where a token's weight is below 0: a mean may then point anywhere."""
+    wrong = weights < 0
+    if mask is not None:
+        wrong &= mask.astype(bool)
+    if wrong.any():
+        place = [int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)]
+        raise ValueError(
+            f"weights: found {weights[tuple(place)]} at {place}, expected none below 0"
+        )
+
+
 def _joined(weights: Any) -> Any:
     if any(map(_tensors.is_tensor, weights)):
         import torch
@@ -139,6 +151,7 @@ def forward(
     tokens = tokens[..., :dim]
     if weights is not None:
         weights = np.ascontiguousarray(weights, number)
+        check_signs(weights, mask)
     if backend == "reference":
         return _by_lists(tokens, dtype, offsets, mask, weights, how, normalize, keep)
     vectors = np.empty((count, dim), tokens.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simtile import _cascade_bounds, _files, _index_search, _inputs, _search_call, _vectors
-from simtile._encoding import Encoding
+from simtile._encoding import DTYPES, Encoding
 from simtile._index import DocumentIndex
 from simtile._index_search import Search
 from simtile._snapshot import Snapshot
@@ -363,6 +363,7 @@ def _encodings(dim: int, stages: Sequence[str], metric: str, ranges: Any) -> tup
     _inputs.check_choice("metric", metric, ("cosine", "dot", "l2"))
     encodings = []
     for i, dtype in enumerate(stages):
+        _inputs.check_choice(f"stages[{i}]", dtype, DTYPES)
         if dtype == "binary" and i > 0:
             raise ValueError(
                 f"stages: found 'binary' at {i}, expected it first: it is the coarsest"
@@ -382,7 +383,7 @@ def _check_oversample(oversample: Any, stages: tuple[str, ...]) -> tuple[float, 
     if isinstance(oversample, (int, float)) and not isinstance(oversample, bool):
         oversample = (oversample,)
     try:
-        factors = tuple(float(factor) for factor in oversample)
+        factors = tuple(_inputs.to_float("oversample", factor) for factor in oversample)
     except (TypeError, ValueError):
         raise ValueError(f"oversample: found {oversample!r}, {wanted}") from None
     if len(factors) != len(stages) - 1 or not all(1 <= factor < 1e9 for factor in factors):

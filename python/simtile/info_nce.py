@@ -395,10 +395,12 @@ def _as_arrays(
     given = [("queries", queries), ("documents", documents)]
     if negatives is not None:
         given.append(("negatives", negatives))
-    found = [_inputs.float_array(name, x) for name, x in [*given, *(("guide", x) for x in guide)]]
+    given += [("guide", x) for x in guide]
+    found = [_inputs.float_array(name, x, "simtile.info_nce") for name, x in given]
     dtype = _inputs.promote([name for _, name in found])
     arrays = [
         x.view(np.uint16) if dtype == "bfloat16" else x.astype(dtype, copy=False) for x, _ in found
     ]
-    inputs, guides = arrays[: len(given)], arrays[len(given) :]
+    vectors = len(given) - len(guide)
+    inputs, guides = arrays[:vectors], arrays[vectors:]
     return (inputs[0], inputs[1], inputs[2] if negatives is not None else None), guides, dtype

@@ -60,7 +60,8 @@ def pool(
         Row n is ``token_embeddings[offsets[n] : offsets[n + 1]]``: ascending, from 0 to T;
         ``cu_seq_lens_q`` of transformers. Read on the CPU.
     weights : float [N, L]; a list of N [L_n]; or [T], optional
-        w ≥ 0 of the mean; 1 without. Tensors are differentiable.
+        w ≥ 0 of the mean; 1 without. Tensors are differentiable; on a GPU none below 0 is looked
+        for.
         ``torch.arange(1.0, L + 1).expand(N, L)`` is SGPT's (Muennighoff 2022, arXiv:2202.08904)
         where padding is on the right.
     dim : int, optional

@@ -6,7 +6,6 @@ hand. The layout of codes is told in `kernels/quantize/README.md`.
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -116,7 +115,7 @@ class Quantized:
         ranges: Array | torch.Tensor | None = None,
     ) -> None:
         _inputs.check_choice("kind", kind, KINDS)
-        dim = operator.index(dim)
+        dim = _inputs.to_int("dim", dim)
         if dim < 1:
             raise ValueError(f"dim: found {dim}, expected at least 1")
         self.codes = _check_codes(codes, kind, dim)

@@ -223,10 +223,8 @@ def merge_topk(
     (array([[4., 3.]], dtype=float32), array([[3, 1]]))
     """
     if isinstance(results, tuple) or not isinstance(results, Sequence) or len(results) == 0:
-        raise TypeError(
-            f"results: found {type(results).__name__}, expected a list of at least one "
-            "(scores, ids)"
-        )
+        found = "an empty list" if isinstance(results, list) else type(results).__name__
+        raise TypeError(f"results: found {found}, expected a list of at least one (scores, ids)")
     if metric is not None:
         _inputs.check_choice("metric", metric, METRICS)
     pairs = [_result_arrays(i, pair) for i, pair in enumerate(results)]

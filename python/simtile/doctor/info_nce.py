@@ -92,7 +92,7 @@ def make_inputs(case: Case, dtype: str) -> Inputs:
     stored = {name: _store(x, dtype) for name, x in drawn.items()}
     return Inputs(
         stored,
-        {name: _widen(x) for name, x in stored.items()},
+        {name: widen(x) for name, x in stored.items()},
         targets,
         rng.integers(5, size=n) if case.ids else None,
         rng.integers(5, size=m) if case.ids else None,
@@ -108,7 +108,8 @@ def _store(x: Array, dtype: str) -> Array:
     return rounded.astype(np.uint16)
 
 
-def _widen(x: Array) -> Array:
+def widen(x: Array) -> Array:
+    """In float64; uint16 are the bits of bfloat16."""
     if x.dtype == np.uint16:
         x = (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float64)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import simtile
 from simtile.doctor.cpu import differing_bits
 from simtile.doctor.device import TorchDevice
+from simtile.doctor.info_nce import widen
 from simtile.doctor.limits import ROUNDOFF, TRUNCATED_16
 from simtile.doctor.results import Comparison
 from simtile.reference import maxsim_numpy
@@ -85,7 +86,7 @@ def values(device: TorchDevice, backend: str, dtype: str, case: Case) -> Iterato
     inputs = make_inputs(case, dtype)
     device.poison()
     outputs = run(device, backend, case, inputs)
-    wide = [_widen(inputs[name]) for name in ("queries", "documents")]
+    wide = [widen(inputs[name]) for name in ("queries", "documents")]
     masks = [inputs["queries_mask"], inputs["documents_mask"]]
     options: dict[str, Any] = {"normalize": case.normalize, "temperature": case.temperature}
     exact = maxsim_numpy.maxsim(wide[0], wide[1], *masks, **options)
@@ -150,9 +151,3 @@ def run(
         found[0].backward(given["grad_scores"])
         outputs |= {"grad_queries": queries.grad, "grad_documents": documents.grad}
     return {name: device.download(x) for name, x in outputs.items()}
-
-
-def _widen(x: Array) -> Array:
-    if x.dtype == np.uint16:
-        x = (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float64)

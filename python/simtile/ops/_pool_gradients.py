@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simtile import _pool, _tensors
-from simtile.ops._tensors import DTYPE_NAMES
+from simtile.ops._tensors import DTYPE_NAMES, accumulator
 from simtile.reference.info_nce import SMALLEST_NORM
 from simtile.reference.pool import SMALLEST_WEIGHT
 
@@ -25,10 +25,6 @@ class Call(NamedTuple):
     shape: Sequence[int]  # of the tokens
     dtype: torch.dtype
     need_grad: Sequence[bool]  # of tokens and weights
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def array_of(x: Tensor | None) -> Any:

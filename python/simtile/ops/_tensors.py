@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simtile import _inputs
+
 DTYPE_NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -18,12 +20,17 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, type(None), float))
 
 
-def check_floats(name: str, tensor: object) -> torch.dtype:
-    """The element type of a dense floating-point tensor."""
+def check_floats(name: str, tensor: object, arrays_go_to: str = "") -> torch.dtype:
+    """The element type of a dense floating-point tensor.
+
+    `arrays_go_to` is another function, for the hint.
+    """
     if not isinstance(tensor, Tensor):
         hint = ""
         if isinstance(tensor, np.ndarray):
-            hint = "; NumPy arrays go to simtile.info_nce_grad"
+            hint = "; torch.from_numpy(x) makes it one"
+            if arrays_go_to:
+                hint += f", or use {arrays_go_to} with arrays alone"
         raise TypeError(f"{name}: found {type(tensor).__name__}, expected a torch.Tensor{hint}")
     dtype = tensor.dtype
     if dtype not in DTYPE_NAMES:
@@ -35,10 +42,25 @@ def check_floats(name: str, tensor: object) -> torch.dtype:
 
 def as_integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
     """Integers as a tensor."""
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    if isinstance(values, Tensor):
+        tensor = values
+    elif torch.compiler.is_compiling():
+        tensor = torch.as_tensor(values, device="cpu")
+    else:  # NumPy's errors are turned into ours
+        tensor = torch.from_numpy(_inputs.int_array(name, values))
     if tensor.dtype not in _INTEGERS:
         raise ValueError(f"{name}: found {tensor.dtype}, expected an integer tensor, e.g. int64")
     return tensor
+
+
+def accumulator(*dtypes: torch.dtype) -> torch.dtype:
+    """What sums over such elements are kept in, and gradients."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def address(x: Tensor | None) -> int:
+    """Where a kernel finds the elements; 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def check_one_number(name: str, tensor: Tensor) -> None:

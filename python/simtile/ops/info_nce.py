@@ -22,6 +22,7 @@ from simtile._info_nce_run import reduce_losses
 from simtile._statistics import ContrastiveStatistics, Tally
 from simtile.ops._backends import choose
 from simtile.ops._tensors import (
+    accumulator,
     are_plain,
     as_integers,
     check_devices,
@@ -56,6 +57,8 @@ for _schema in (
 
 _NO_GRAD = (False, False, False, False)
 
+ARRAYS = "simtile.info_nce_grad"  # which takes them
+
 
 def info_nce_tensors(
     queries: Tensor,
@@ -75,11 +78,11 @@ def info_nce_tensors(
     threads: int,
 ) -> Tensor:
     """Check the tensors of `simtile.info_nce` and run it."""
-    dtype = check_floats("queries", queries)
-    dtypes = [dtype, check_floats("documents", documents)]
+    dtype = check_floats("queries", queries, ARRAYS)
+    dtypes = [dtype, check_floats("documents", documents, ARRAYS)]
     if negatives is not None:
-        dtypes.append(check_floats("negatives", negatives))
-    dtypes += [check_floats("guide", x) for x in guide]
+        dtypes.append(check_floats("negatives", negatives, ARRAYS))
+    dtypes += [check_floats("guide", x, ARRAYS) for x in guide]
     if targets is not None:
         targets = as_integers("targets", targets)
     if query_ids is not None:
@@ -354,7 +357,7 @@ def _info_nce_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
 def _info_nce_fake(*arguments: Any) -> tuple[Tensor, ...]:
     queries, dtype, need_grad, reduction, statistics = (arguments[i] for i in (0, 12, 13, 17, 18))
     shape = queries.shape[:1] if reduction == "none" else ()
-    loss = queries.new_empty(shape, dtype=_accumulator(dtype))
+    loss = queries.new_empty(shape, dtype=accumulator(dtype))
     tally = queries.new_empty(len(Tally._fields), dtype=torch.float64)
     grads = _empty_gradients(arguments[:4], dtype, _NO_GRAD if reduction == "none" else need_grad)
     return loss, *grads, tally if statistics else queries.new_empty(0, dtype=torch.float32)
@@ -392,17 +395,13 @@ def _empty_gradients(
 ) -> tuple[Tensor, ...]:
     queries = inputs[0]
     assert queries is not None
-    dtypes = (*[_accumulator(dtype)] * 3, torch.float64)
+    dtypes = (*[accumulator(dtype)] * 3, torch.float64)
     return tuple(
         x.new_empty(x.shape, dtype=grad_dtype)
         if needed and x is not None
         else queries.new_empty(0, dtype=torch.float32)
         for x, grad_dtype, needed in zip(inputs, dtypes, need_grad, strict=True)
     )
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 for _name, _implementation in (

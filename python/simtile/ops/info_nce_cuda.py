@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simtile import _device, _gpu
-from simtile.ops._tensors import as_index, complete_ids, temperature_on
+from simtile.ops._tensors import address, as_index, complete_ids, temperature_on
 
 
 def info_nce_losses(
@@ -55,7 +55,7 @@ def info_nce_losses(
     number = temperature_on(temperature, device) if isinstance(temperature, Tensor) else None
     losses = torch.empty((n,), dtype=torch.float32, device=device)
 
-    def address(name: str) -> int:
+    def data(name: str) -> int:
         return memory[name].pointer if name in memory else 0
 
     def stride(name: str) -> int:  # in elements
@@ -67,19 +67,19 @@ def info_nce_losses(
         documents=m,
         negatives=k,
         dimensions=queries.shape[1],
-        queries_data=address("queries"),
+        queries_data=data("queries"),
         queries_stride=stride("queries"),
-        documents_data=address("documents"),
+        documents_data=data("documents"),
         documents_stride=stride("documents"),
-        negatives_data=address("negatives"),
+        negatives_data=data("negatives"),
         negatives_stride=stride("negatives"),
-        temperature_data=_address(number),
+        temperature_data=address(number),
         temperature=1.0 if isinstance(temperature, Tensor) else temperature,
         normalize=normalize,
         own_negatives=own_negatives,
-        targets=_address(targets),
-        query_ids=_address(query_ids),
-        document_ids=_address(document_ids),
+        targets=address(targets),
+        query_ids=address(query_ids),
+        document_ids=address(document_ids),
         losses=losses.data_ptr(),
         row_maxima=0,
         row_log_sums=0,
@@ -96,7 +96,3 @@ def _rows(x: Tensor) -> Tensor:
     if x.ndim == 3:
         x = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

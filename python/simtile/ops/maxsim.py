@@ -21,7 +21,7 @@ from simtile._maxsim_inputs import Given, Parts, check_offsets
 from simtile._maxsim_run import Found, Options
 from simtile.ops._backends import choose
 from simtile.ops._maxsim_tensors import backward, forward
-from simtile.ops._tensors import are_plain, check_floats
+from simtile.ops._tensors import accumulator, are_plain, check_floats
 
 # A batch [B, L, D] has no offsets, tokens [T, D] have [B + 1], int64 on the CPU. Masks are bool
 # [B, L] or [T], candidates int64 [Q, C].
@@ -267,7 +267,7 @@ def _maxsim_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
 def _maxsim_fake(*arguments: Any) -> tuple[Tensor, ...]:
     queries, documents, query_offsets, document_offsets = arguments[:4]
     candidates, want_argmax, want_token_scores = arguments[6], *arguments[-2:]
-    compute = _accumulator(queries, documents)
+    compute = accumulator(queries.dtype, documents.dtype)
     count = queries.shape[0] if query_offsets is None else query_offsets.shape[0] - 1
     if candidates is not None:
         others = candidates.shape[1]
@@ -290,11 +290,6 @@ def _maxsim_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         grad_scores.new_empty(x.shape if need else 0)
         for x, need in zip((queries, documents), need_grad, strict=True)
     )
-
-
-def _accumulator(queries: Tensor, documents: Tensor) -> torch.dtype:
-    wide = torch.float64 in (queries.dtype, documents.dtype)
-    return torch.float64 if wide else torch.float32
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from simtile import _device, _gpu
 from simtile._maxsim_inputs import Given
 from simtile._maxsim_run import Found, Options, detail_shape
+from simtile.ops._tensors import address
 
 FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 KINDS = {**FLOATS, torch.int8: "int8", torch.int16: "int16", torch.uint8: "uint8"}
@@ -323,7 +324,7 @@ def arguments(own: Pairs, candidates: Tensor | None, count: int) -> dict[str, An
 def addresses(given: dict[str, Any]) -> dict[str, Any]:
     """Tensors, and None, as addresses."""
     return {
-        name: _address(x) if x is None or isinstance(x, Tensor) else x for name, x in given.items()
+        name: address(x) if x is None or isinstance(x, Tensor) else x for name, x in given.items()
     }
 
 
@@ -377,7 +378,3 @@ def _side(name: str, own: Runs) -> dict[str, Any]:
         "mask": own.mask,
     }
     return {f"{name}_{part}": value for part, value in parts.items()}
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

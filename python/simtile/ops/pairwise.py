@@ -11,7 +11,7 @@ from torch import Tensor
 from simtile import _pairwise
 from simtile._tensors import as_array
 from simtile.ops._backends import check_available, choose
-from simtile.ops._tensors import DTYPE_NAMES, as_integers, check_floats
+from simtile.ops._tensors import DTYPE_NAMES, accumulator, as_integers, check_floats
 
 # need_grad: the implementation cannot read it off the tensor, which requires a gradient under
 # no_grad as well. A gradient that is not needed has no elements.
@@ -74,12 +74,8 @@ def uniformity_tensors(x: Tensor, t: float, normalize: bool, backend: str, threa
     return value  # type: ignore[no-any-return]
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _results(x: Tensor, value: float, grad: Any) -> tuple[Tensor, Tensor]:
-    dtype = _accumulator(x)
+    dtype = accumulator(x.dtype)
     gradient = x.new_empty(0, dtype=dtype) if grad is None else torch.from_numpy(grad)
     return torch.tensor(value, dtype=dtype), gradient
 
@@ -132,7 +128,7 @@ def _uniformity(
 
 
 def _fake(x: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
-    dtype = _accumulator(x)
+    dtype = accumulator(x.dtype)
     return x.new_empty((), dtype=dtype), x.new_empty(x.shape if need_grad else (0,), dtype=dtype)
 
 

@@ -22,14 +22,13 @@ from simtile._pool import Pooled
 from simtile.ops._backends import check_available, choose
 from simtile.ops._pool_gradients import (
     Call,
-    accumulator,
     array_of,
     as_dtype,
     gradients,
     spread_tokens,
     token_dots,
 )
-from simtile.ops._tensors import DTYPE_NAMES, are_plain, check_floats
+from simtile.ops._tensors import DTYPE_NAMES, accumulator, are_plain, check_floats
 
 # Tokens [N, L, D] have no offsets, [T, D] have [N + 1], int64 on the CPU. The mask is bool and
 # weights are of the accumulator's type, [N, L] or [T]. keep: what gradients need is wanted; what is

@@ -13,7 +13,13 @@ from simtile import _inputs, _pairwise
 from simtile._info_nce_run import reduce_losses
 from simtile._tensors import as_array
 from simtile.ops._backends import check_available, choose
-from simtile.ops._tensors import DTYPE_NAMES, check_devices, check_floats, check_one_number
+from simtile.ops._tensors import (
+    DTYPE_NAMES,
+    accumulator,
+    check_devices,
+    check_floats,
+    check_one_number,
+)
 from simtile.siglip import check_shapes, run
 
 # need_grad: of queries, documents, temperature and bias; the implementation cannot read it off the
@@ -107,7 +113,9 @@ def _siglip(
             backend,
             threads,
         )
-        loss = torch.tensor(reduce_losses(result.losses, reduction), dtype=_accumulator(queries))
+        loss = torch.tensor(
+            reduce_losses(result.losses, reduction), dtype=accumulator(queries.dtype)
+        )
         grads = [
             None if x is None else torch.from_numpy(x)
             for x in (result.grad_queries, result.grad_documents)
@@ -127,15 +135,11 @@ def _siglip(
     )
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, need_grad = arguments[:4], arguments[5]
     queries = inputs[0]
-    dtypes = (*[_accumulator(queries)] * 2, *[torch.float64] * 2)
-    return queries.new_empty((), dtype=_accumulator(queries)), *(
+    dtypes = (*[accumulator(queries.dtype)] * 2, *[torch.float64] * 2)
+    return queries.new_empty((), dtype=accumulator(queries.dtype)), *(
         x.new_empty(x.shape, dtype=dtype) if needed else queries.new_empty(0, dtype=torch.float32)
         for x, dtype, needed in zip(inputs, dtypes, need_grad, strict=True)
     )
