@@ -56,21 +56,27 @@ def check_all(form, candidates=None, gradients=True):
     check(form, result[:3], form.oracle(empty_score=EMPTY_SCORE), documents, none=EMPTY_SCORE)
     if not gradients:
         return
-    total = np.zeros((len(case["queries"]), count))
+    total, sizes = np.zeros((2, len(case["queries"]), count))
     for q, row in enumerate(documents):
         for c, n in enumerate(row):
             if n >= 0:
                 total[q, n] += weights[q, c]
-    expected = oracle.maxsim_grad(*form.wide, total, *case.mask_arrays, **form.options)
-    for ours, theirs, tokens in zip(result[3:], expected, form.wide, strict=True):
-        scale = max([np.abs(x).max(initial=0.0) for x in theirs], default=0.0)
+                sizes[q, n] += abs(weights[q, c])
+    expected, without_signs = (
+        oracle.maxsim_grad(*form.wide, grad, *case.mask_arrays, **form.options)
+        for grad in (total, sizes)
+    )
+    sides = zip(result[3:], expected, without_signs, form.wide, strict=True)
+    for ours, theirs, largest, tokens in sides:
+        # Weights of a document that is chosen twice may cancel.
+        scale = max([np.abs(x).max(initial=0.0) for x in (*theirs, *largest)], default=0.0)
         # Shares of a smooth maximum are two 16-bit numbers each.
         for grad, right, x in zip(ours, theirs, tokens, strict=True):
             assert (grad[len(right) :] == 0).all()
             terms = scale
             if form.options.get("normalize"):  # of a difference that may be 0
                 norms = np.linalg.norm(x, axis=1, keepdims=True)
-                terms = scale + np.abs(total).sum() / np.maximum(norms, 1e-12)
+                terms = scale + sizes.sum() / np.maximum(norms, 1e-12)
             assert (np.abs(grad[: len(right)] - right) <= 2.0**-17 * terms).all()
 
 
