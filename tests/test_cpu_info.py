@@ -175,6 +175,11 @@ def test_set_num_threads_refuses_types(n):
         simtile.set_num_threads(n)
 
 
+def test_set_num_threads_takes_whole_numbers_of_numpy():
+    found = threads_of("import numpy; simtile.set_num_threads(numpy.int64(3))")
+    assert found == (3, "set_num_threads")
+
+
 def test_no_cgroup_files_mean_no_limit(tmp_path):
     assert _core._cgroup_limit(str(tmp_path)) == 0
 

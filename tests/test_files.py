@@ -384,8 +384,9 @@ def test_links_and_modes_are_kept(tmp_path):
 def test_errors_of_the_operating_system(tmp_path):
     with pytest.raises(FileNotFoundError):
         _files.read(tmp_path / "missing", KIND)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as raised:
         save(tmp_path / "missing" / "a", sample_arrays())
+    assert raised.value.filename == str(tmp_path / "missing" / "a")
     with pytest.raises(IsADirectoryError):
         save(tmp_path, sample_arrays())
     assert list(tmp_path.iterdir()) == []

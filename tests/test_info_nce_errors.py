@@ -72,6 +72,8 @@ VALUES = [
     ({"temperature": float("inf")}, "temperature: found inf, expected a finite number above 0"),
     ({"targets": np.array([0, 1, 5, 2])}, "targets: found 5 at [2], expected 0 to 4 because there"),
     ({"targets": np.array([0, -1, 1, 2])}, "targets: found -1 at [1], expected 0 to 4"),
+    ({"query_ids": list("abcd")}, "query_ids: found <U1 [4], expected integers; np.unique"),
+    ({"targets": [0, None, 1, 2]}, "targets: found object [4], expected integers"),
     ({"reduction": "avg"}, "reduction: found 'avg', expected one of 'mean', 'sum', 'none'"),
     ({"reduction": None}, "reduction: found None, expected one of 'mean', 'sum', 'none'"),
     (
@@ -128,6 +130,12 @@ VALUES = [
 def test_wrong_shapes_and_values(call, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call(**arguments)
+
+
+@BOTH
+def test_words_are_no_flags(call):
+    with pytest.raises(TypeError, match="normalize: found 'no', expected True or False"):
+        call(normalize="no")
 
 
 @BOTH

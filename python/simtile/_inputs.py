@@ -219,12 +219,11 @@ def float_array(name: str, x: object, tensors_go_to: str = "") -> tuple[Array, s
     `tensors_go_to` is another function, for the hint; without it some arguments are arrays.
     """
     if type(x) is not np.ndarray:
-        if x is None:
-            raise TypeError(f"{name}: found None, expected an array of floats")
         if type(x).__module__.partition(".")[0] == "torch":
-            hint = f"use {tensors_go_to}, or pass" if tensors_go_to else "as others here are; pass"
+            hint = f"; use {tensors_go_to}, or" if tensors_go_to else " as others here are;"
             raise TypeError(
-                f"{name}: found a torch.Tensor, expected an array; {hint} x.detach().cpu().numpy()"
+                f"{name}: found a torch.Tensor, expected an array{hint} pass "
+                "x.detach().cpu().numpy()"
             )
         x = to_array(name, x)
     dtype = x.dtype
@@ -255,8 +254,6 @@ def promote(names: Sequence[str]) -> str:
 
 def int_array(name: str, x: object) -> Array:
     """`x` as a contiguous int64 array."""
-    if x is None:
-        raise TypeError(f"{name}: found None, expected integers")
     array = to_array(name, x)
     if array.dtype.kind not in "iu":
         raise ValueError(

@@ -30,6 +30,8 @@ def to_array(name: str, x: Any) -> Array:
     TypeError, ValueError
         Of NumPy's type, with the argument's name: lists of different lengths, for example.
     """
+    if x is None:
+        raise TypeError(f"{name}: found None, expected an array")
     try:
         array: Array = np.asarray(x)
     except (TypeError, ValueError) as error:

@@ -379,7 +379,7 @@ def _encodings(dim: int, stages: Sequence[str], metric: str, ranges: Any) -> tup
 def _check_oversample(oversample: Any, stages: tuple[str, ...]) -> tuple[float, ...]:
     if oversample is None:
         return tuple(float(OVERSAMPLE.get(dtype, OTHER_OVERSAMPLE)) for dtype in stages[:-1])
-    wanted = f"expected {len(stages) - 1} numbers of at least 1, one for each stage but the last"
+    wanted = f"expected numbers of at least 1, {len(stages) - 1}: for each stage but the last"
     if isinstance(oversample, (int, float)) and not isinstance(oversample, bool):
         oversample = (oversample,)
     try:
