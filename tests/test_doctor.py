@@ -362,5 +362,5 @@ def test_bfloat16_is_rounded_to_nearest_even():
     stored = info_nce._store(x, "bfloat16")
     np.testing.assert_array_equal(stored.view(ml_dtypes.bfloat16), x.astype(ml_dtypes.bfloat16))
     np.testing.assert_array_equal(
-        info_nce._widen(stored), x.astype(ml_dtypes.bfloat16).astype(float)
+        info_nce.widen(stored), x.astype(ml_dtypes.bfloat16).astype(float)
     )

@@ -45,10 +45,15 @@ def check_equal(ours, theirs):
 
 def compare(dataset, options, similarity="cosine", rescored=False):
     model = MODELS[similarity]
-    theirs, mine = (
-        mined(function, dataset, model, options, WordScores() if rescored else None)
-        for function in (original, mine_hard_negatives)
-    )
+
+    def run(function):
+        return mined(function, dataset, model, options, WordScores() if rescored else None)
+
+    mine = run(mine_hard_negatives)
+    try:
+        theirs = run(original)
+    except ZeroDivisionError:  # where limits have left nothing it divides by that
+        return mine
     check_equal(mine, theirs)
     return mine
 

@@ -111,7 +111,7 @@ def _joined(weights: Any) -> Any:
         import torch
 
         return torch.cat([torch.as_tensor(own) for own in weights])
-    return np.concatenate([np.asarray(own) for own in weights])
+    return np.concatenate([np.asarray(own) for own in weights] or [np.zeros(0, np.float32)])
 
 
 def wide(dtype: str) -> Any:
