@@ -5,7 +5,6 @@ Compiled Triton kernels are kept in build/triton, never in the user's cache.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import shutil
@@ -105,21 +104,17 @@ def compile_triton(
         raise CompileFailed(
             f"{kernel.__name__}: arguments {sorted(kernel.arg_names)}, types of {sorted(given)}"
         )
-    divisible = [i for i, name in enumerate(kernel.arg_names) if given[name].endswith(":16")]
     # Triton numbers the types by their position: the order is the kernel's
-    kinds = {name: given[name].partition(":")[0] for name in kernel.arg_names}
-    if "constants" in inspect.signature(ASTSource).parameters:  # Triton 3.2
-        from triton.backends.compiler import AttrsDescriptor
-
-        source = ASTSource(
-            kernel,
-            {name: kind for name, kind in kinds.items() if kind != "constexpr"},
-            dict(constexprs),
-            AttrsDescriptor.from_hints(dict.fromkeys(divisible, 16)),
-        )
-    else:
-        attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
-        source = ASTSource(kernel, kinds, dict(constexprs), attributes)
+    source = ASTSource(
+        fn=kernel,
+        signature={name: given[name].partition(":")[0] for name in kernel.arg_names},
+        constexprs=dict(constexprs),
+        attrs={
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(kernel.arg_names)
+            if given[name].endswith(":16")
+        },
+    )
     options = {"num_warps": num_warps, "num_stages": num_stages}
     with triton_cache():
         return triton.compile(source, target=target, options=options)

@@ -109,6 +109,28 @@ sdist() {
     -m "not gpu and not slow and not deep" "${numpy_tests[@]}"
 }
 
+# Of the tests those that need torch or Triton, and of other packages none that needs a newer NumPy.
+torch_tests=(tests/test_{batch_hard_triplet,cached_loss,contrastive_statistics,contrastive_torch,contrastive_triton,device,distributed}.py
+  tests/test_{gathered,index_device,info_nce_autotune,info_nce_backends,info_nce_errors,info_nce_launches,info_nce_torch,matryoshka}.py
+  tests/test_{maxsim_api,maxsim_errors,maxsim_launches,maxsim_routes,maxsim_torch,maxsim_triton,pairwise_triton,pool_torch,pool_triton}.py
+  tests/test_{quantize_triton,ring,siglip,siglip_triton,triplet,uniformity,xtr}.py)
+
+# The wheel beside the oldest torch and Triton that are supported, with the oldest NumPy that this Python has.
+oldest_torch() {
+  local interpreter=$PWD/$build/oldest-torch/bin/python
+  trap "rm -rf '$build/oldest-torch'" EXIT # more than 5 GB
+  "$python" -m venv --clear "$build/oldest-torch"
+  "$interpreter" -m pip install --quiet --only-binary :all: torch==2.6.0 triton==3.2.0 "numpy==1.25.*; python_version < '3.12'" \
+    "numpy==1.26.*; python_version == '3.12'" "numpy==2.1.*; python_version > '3.12'" \
+    pytest pytest-xdist hypothesis ml_dtypes pybind11 "$build"/wheel-dist/simtile-*.whl
+  "$interpreter" -c 'import numpy, torch, triton; print("torch", torch.__version__, "Triton", triton.__version__, "NumPy", numpy.__version__)'
+  smoke "$interpreter"
+  "$interpreter" tools/oldest_triton.py sm90
+  # Backends in C++ are the same with every torch.
+  HYPOTHESIS_PROFILE=few "$interpreter" -m pytest -q -n 2 -p no:cacheprovider -m "not gpu and not slow and not deep" \
+    -k "not cpu[ and not cuda-host" "${torch_tests[@]}"
+}
+
 # Where nvcc is found and does not work it is as if there were none, but for SIMTILE_CUDA=ON.
 without_cuda() {
   CUDACXX=/bin/false cmake "${python_build[@]}" -B "$build/cuda-auto" -DSIMTILE_CUDA=AUTO | tee "$build/cuda-auto.log"

@@ -206,6 +206,7 @@ stage "wheel" wheel
 stage "manylinux wheel, alone with NumPy" manylinux
 stage "CPUs without AVX under qemu" old_cpus
 stage "sdist: oldest and newest Python, no git, no nvcc" sdist
+stage "oldest torch and Triton" oldest_torch
 stage "no CUDA compiler, or one that does not work" without_cuda
 stage "CUDA kernels on the host with AddressSanitizer and UBSan" cuda_on_host
 stage "GPU kernels compiled, against docs/gpu-report.md" gpu_report
