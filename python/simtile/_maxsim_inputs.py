@@ -226,18 +226,19 @@ def _list_mask(name: str, mask: Any, mask_name: str, lengths: list[int]) -> Any:
     return np.concatenate([*parts, np.zeros(0, bool)])
 
 
-def _stacked(name: str, mask: Sequence[Any], shape: list[int]) -> Any:
+def _stacked(name: str, masks: Sequence[Any], shape: list[int]) -> Any:
     """A list of masks, one for each matrix of a batch, as one."""
-    if len({tuple(np.shape(own)) for own in mask}) > 1:
+    parts = _tensors.each(name, masks)
+    if len({tuple(own.shape) for own in parts}) > 1:
         raise ValueError(
             f"{name}: found masks of different lengths, expected {shape[:2]}, one bool for each "
             "token, padding among them"
         )
-    if any(map(_tensors.is_tensor, mask)):
+    if any(map(_tensors.is_tensor, parts)):
         import torch
 
-        return torch.stack([torch.as_tensor(own) for own in mask])
-    return np.array(mask) if len(mask) else np.zeros(shape[:2], bool)
+        return torch.stack([torch.as_tensor(own) for own in parts])
+    return np.stack(parts) if parts else np.zeros(shape[:2], bool)
 
 
 def _bools(name: str, mask: Any, shape: list[int], because: str) -> Any:

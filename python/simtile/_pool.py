@@ -72,13 +72,14 @@ def check_weights(weights: Any, how: str, tokens: Given) -> Any:
     shape = list(tokens.x.shape[:-1])
     if isinstance(weights, (list, tuple)) and tokens.offsets is not None:
         lengths = np.diff(tokens.offsets).tolist()
-        found = [len(own) if np.ndim(own) else 1 for own in weights]
+        parts = _tensors.each("weights", weights)
+        found = [own.shape[0] if own.ndim else 1 for own in parts]
         if found != lengths:
             raise ValueError(
                 f"weights: found {len(found)} vectors, expected {len(lengths)}, one weight for "
                 "each row of each of token_embeddings"
             )
-        weights = _joined(weights)
+        weights = _joined(parts)
     array = weights if _tensors.is_tensor(weights) else _tensors.to_array("weights", weights)
     kind = _tensors.dtype_name(array)
     if not kind.startswith(("float", "bfloat")):
@@ -106,12 +107,12 @@ def check_signs(weights: Array, mask: Array | None) -> None:
         )
 
 
-def _joined(weights: Any) -> Any:
-    if any(map(_tensors.is_tensor, weights)):
+def _joined(parts: list[Any]) -> Any:
+    if any(map(_tensors.is_tensor, parts)):
         import torch
 
-        return torch.cat([torch.as_tensor(own) for own in weights])
-    return np.concatenate([np.asarray(own) for own in weights] or [np.zeros(0, np.float32)])
+        return torch.cat([torch.as_tensor(own) for own in parts])
+    return np.concatenate(parts or [np.zeros(0, np.float32)])
 
 
 def wide(dtype: str) -> Any:

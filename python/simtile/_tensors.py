@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ def to_array(name: str, x: Any) -> Array:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: found {type(x).__name__} that is no array: {error}") from None
     return array
+
+
+def each(name: str, items: Sequence[Any]) -> list[Any]:
+    """What a list holds as arrays, and tensors as they are."""
+    return [x if is_tensor(x) else to_array(f"{name}[{i}]", x) for i, x in enumerate(items)]
 
 
 def as_array(x: Any, name: str = "an argument") -> Array:
