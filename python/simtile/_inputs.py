@@ -60,10 +60,13 @@ def to_int(name: str, value: Any, expected: str = "an int") -> int:
         raise TypeError(f"{name}: found {value!r}, expected {expected}") from None
 
 
+NO_NUMBERS = (bool, np.bool_, str, bytes, complex, np.complexfloating)
+
+
 def to_float(name: str, value: Any, expected: str = "a number") -> float:
     """A number of any type but bool; no text."""
     try:
-        if isinstance(value, (bool, np.bool_, str, bytes)) or not hasattr(value, "__float__"):
+        if isinstance(value, NO_NUMBERS) or not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
     except (TypeError, ValueError):

@@ -91,8 +91,6 @@ def read_options(
     temperature: float | None,
 ) -> Options:
     _inputs.check_choice("zero_rows", zero_rows, ("score", "pad"))
-    if isinstance(empty_score, bool) or not isinstance(empty_score, (int, float, np.number)):
-        raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
     smooth = 0.0
     if temperature is not None:
         smooth = _inputs.check_temperature(temperature, "None is the maximum itself")
@@ -100,7 +98,7 @@ def read_options(
         _inputs.check_flag("normalize", normalize),
         zero_rows == "pad",
         _inputs.check_flag("length_normalize", length_normalize),
-        float(empty_score),
+        _inputs.to_float("empty_score", empty_score),
         smooth,
     )
 

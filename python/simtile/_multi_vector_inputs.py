@@ -118,6 +118,4 @@ def check_prefilter(prefilter: Any, k: int) -> int:
 
 
 def check_empty_score(empty_score: Any) -> float:
-    if isinstance(empty_score, bool) or not isinstance(empty_score, (int, float, np.number)):
-        raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
-    return float(empty_score)
+    return _inputs.to_float("empty_score", empty_score)

@@ -73,7 +73,8 @@ def check_weights(weights: Any, how: str, tokens: Given) -> Any:
     if isinstance(weights, (list, tuple)) and tokens.offsets is not None:
         lengths = np.diff(tokens.offsets).tolist()
         parts = _tensors.each("weights", weights)
-        found = [own.shape[0] if own.ndim else 1 for own in parts]
+        parts = [own if own.ndim else own.reshape(1) for own in parts]
+        found = [own.shape[0] for own in parts]
         if found != lengths:
             raise ValueError(
                 f"weights: found {len(found)} vectors, expected {len(lengths)}, one weight for "

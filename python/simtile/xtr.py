@@ -126,13 +126,11 @@ def xtr_scores(
     _inputs.check_choice("zero_rows", zero_rows, ("score", "pad"))
     _inputs.check_choice("backend", backend, BACKENDS)
     _inputs.check_threads(threads)
-    if isinstance(empty_score, bool) or not isinstance(empty_score, (int, float, np.number)):
-        raise TypeError(f"empty_score: found {empty_score!r}, expected a number")
     options = Options(
         _check_top_k(top_k),
         _inputs.check_flag("normalize", normalize),
         divisor,
-        float(empty_score),
+        _inputs.to_float("empty_score", empty_score),
         zero_rows == "pad",
         backend,
         threads,
