@@ -7,6 +7,7 @@ code first, eight bits a byte with the first one highest.
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -188,9 +189,10 @@ class ResidualCodec:
             block = unit[rows]
             ids[rows] = topk(block, self.centroids, 1, metric="dot", threads=threads)[1][:, 0]
             rest = block - self.centroids[ids[rows]]
-            codes = np.searchsorted(self.bucket_cutoffs, rest.ravel(), side="left")
-            bits = codes.astype(np.uint8)[:, None] >> np.arange(self.bits, dtype=np.uint8) & 1
-            residuals[rows] = np.packbits(bits.reshape(len(block), -1), axis=1)
+            codes = np.zeros(rest.shape, np.uint8)
+            for cutoff in self.bucket_cutoffs:  # at most 15: sooner compared than searched
+                codes += rest > cutoff
+            residuals[rows] = _packed(codes, self.bits)
         return ResidualTokens(self, ids, residuals)
 
 
@@ -335,20 +337,15 @@ class ResidualTokens:
 
     def codes(self) -> Any:
         """The bucket of each dimension, uint8 [T, D]."""
-        return self._beside(self._codes(slice(None)))
+        return self._beside(np.ascontiguousarray(self._codes(slice(None))))
 
     def _beside(self, array: Array) -> Any:
         return _tensors.as_tensor(array, self.residuals.device) if self._of_tensors else array
 
     def _codes(self, rows: slice) -> npt.NDArray[np.uint8]:
-        bits = self.codec.bits
         bytes_ = _tensors.as_array(self.residuals[rows])
-        stored = np.unpackbits(bytes_, axis=1, count=self.dim * bits)
-        powers = (1 << np.arange(bits)).astype(np.uint8)
-        codes: npt.NDArray[np.uint8] = (stored.reshape(len(stored), self.dim, bits) * powers).sum(
-            2, dtype=np.uint8
-        )
-        return codes
+        codes: npt.NDArray[np.uint8] = _codes_of_bytes(self.codec.bits)[bytes_].view(np.uint8)
+        return codes.reshape(len(bytes_), -1)[:, : self.dim]
 
     def _sums(self, rows: slice) -> npt.NDArray[np.float64]:
         weights = self.codec.bucket_weights.astype(np.float64)
@@ -363,6 +360,28 @@ class ResidualTokens:
             norms = np.linalg.norm(self._sums(rows), axis=1)
             out[rows] = 1 / np.maximum(norms, 1e-12)
         return out
+
+
+@functools.cache
+def _codes_of_bytes(bits: int) -> Array:
+    """For every byte the codes in it, a byte each, as one number [256]."""
+    stored = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    powers = (1 << np.arange(bits)).astype(np.uint8)
+    codes = (stored.reshape(256, 8 // bits, bits) * powers).sum(2, dtype=np.uint8)
+    table: Array = codes.view(f"u{8 // bits}")[:, 0]
+    return table
+
+
+def _packed(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Codes [T, D] as bytes [T, ⌈D · bits / 8⌉]."""
+    count = 8 // bits
+    steps = np.arange(1 << bits, dtype=np.uint8)
+    backwards = np.packbits(steps[:, None] >> np.arange(bits, dtype=np.uint8) & 1, axis=1)[:, 0]
+    packed = np.zeros((len(codes), -(-codes.shape[1] // count)), np.uint8)
+    for i in range(count):
+        of_each = codes[:, i::count]
+        packed[:, : of_each.shape[1]] |= (backwards >> np.uint8(i * bits))[of_each]
+    return packed
 
 
 def unit_rows(x: FloatArray) -> FloatArray:
