@@ -345,7 +345,7 @@ class ResidualTokens:
     def _codes(self, rows: slice) -> npt.NDArray[np.uint8]:
         bytes_ = _tensors.as_array(self.residuals[rows])
         codes: npt.NDArray[np.uint8] = _codes_of_bytes(self.codec.bits)[bytes_].view(np.uint8)
-        return codes.reshape(len(bytes_), -1)[:, : self.dim]
+        return codes.reshape(len(bytes_), 8 // self.codec.bits * self.codec.width)[:, : self.dim]
 
     def _sums(self, rows: slice) -> npt.NDArray[np.float64]:
         weights = self.codec.bucket_weights.astype(np.float64)
