@@ -28,6 +28,7 @@ def checkout(tmp_path, monkeypatch):
         (bench / f"{name}.py").write_text(talk.format(name))
     (bench / "quantize.py").write_text("raise RuntimeError('planted')\n")
     monkeypatch.delenv("SIMTILE_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runner, "_has_gpu", lambda: True)
     inside = tmp_path / "bench" / "results"
     inside.mkdir()
     monkeypatch.chdir(inside)
@@ -60,6 +61,18 @@ def test_a_broken_script_fails_the_run_and_the_others_still_run(checkout, capfd)
     assert "cached [] None" in shown.splitlines()  # which comes after it
     assert f"{len(runner.MINUTES) - 1} of {len(runner.MINUTES)} benchmarks succeeded" in shown
     assert "failed: quantize;" in shown
+
+
+def test_what_needs_a_gpu_is_run_where_there_is_one_and_where_it_is_asked_for(
+    checkout, capfd, monkeypatch
+):
+    monkeypatch.setattr(runner, "_has_gpu", lambda: False)
+    cli.main(["bench"])
+    shown = capfd.readouterr().out.splitlines()
+    assert "no GPU: without gpu_peers" in shown
+    assert "gpu_peers [] None" not in shown
+    assert cli.main(["bench", "--only", "gpu_peers"]) == 0
+    assert "gpu_peers [] None" in capfd.readouterr().out.splitlines()
 
 
 def test_outside_a_checkout_it_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -38,13 +38,15 @@ def entries(script: str) -> Iterator[str]:
     return iter(re.findall(r'^    "(\w+)": \w+,$', text.partition("\nENTRIES = {")[2], re.M))
 
 
-SCRIPTS = ("losses", "late_interaction", "indexes")
+SCRIPTS = ("losses", "late_interaction", "indexes", "gpu_peers")
 ALL = [(script, name) for script in SCRIPTS for name in entries(script)]
 
 
 def run(script: str, name: str) -> Any:
     module = importlib.import_module(script)
     assert set(module.ENTRIES) == set(entries(script))
+    if script == "gpu_peers":  # on tensors of the CPU, without the peers that have no CPU
+        vars(module)["DEVICE"] = "cpu"
     entry, targets = module.ENTRIES[name](module.Run(1, True))
     assert targets == []
     return entry
@@ -79,6 +81,11 @@ def other_centroids(result: Any) -> Any:
     return SimpleNamespace(centroid_ids=result.centroid_ids + 1, codes=result.codes)
 
 
+def worst_ids(result: Any) -> Any:
+    scores, ids = result
+    return scores, ids * 0
+
+
 def one_pair_lost(result: Any) -> Any:
     return SimpleNamespace(pairs=result.pairs[1:])
 
@@ -109,6 +116,13 @@ MISTAKES: dict[tuple[str, str], tuple[Any, str, Callable[[Any], Any]]] = {
     ("indexes", "flat_score"): (simtile.FlatIndex, "score", doubled),
     ("indexes", "cascade_add"): (simtile.CascadeIndex, "search", first_changed),
     ("indexes", "merge"): (simtile, "merge_topk", first_changed),
+    ("gpu_peers", "info_nce"): (simtile, "info_nce", doubled),
+    ("gpu_peers", "clip"): (simtile, "info_nce", doubled),
+    ("gpu_peers", "maxsim"): (simtile, "maxsim", doubled),
+    ("gpu_peers", "maxsim_training"): (simtile, "maxsim", doubled),
+    ("gpu_peers", "bits_1"): (simtile, "topk", worst_ids),
+    ("gpu_peers", "bits_100"): (simtile, "topk", worst_ids),
+    ("gpu_peers", "floats"): (simtile, "topk", worst_ids),
 }
 
 

@@ -36,8 +36,10 @@ MINUTES: Mapping[str, int] = MappingProxyType(
         "indexes": 2,
         "scaling": 6,
         "dtypes": 3,
+        "gpu_peers": 5,
     }
 )
+ON_GPU = ("gpu_peers",)  # run where torch finds one, and where they are asked for
 QUICK_MINUTES = 1  # of each
 
 
@@ -65,6 +67,9 @@ def run(options: Options) -> int:
     """
     folder = find_scripts()
     names = [name for name in MINUTES if name in options.only or not options.only]
+    if not options.only and not _has_gpu():
+        names = [name for name in names if name not in ON_GPU]
+        _say(f"no GPU: without {', '.join(ON_GPU)}")
     _say(_plan(names, options.quick))
     if options.quick and options.output is None:
         _say("small sizes, few rounds: nothing is stored without --output")
@@ -93,6 +98,14 @@ def find_scripts() -> Path:
         "the benchmarks are not part of the installed package; run `simtile bench` in a checkout "
         "of simtile's repository, installed with `make bench` or `pip install -e '.[bench]' torch`"
     )
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
 
 
 def _roots() -> Iterator[Path]:
