@@ -66,6 +66,8 @@ NO_NUMBERS = (bool, np.bool_, str, bytes, complex, np.complexfloating)
 def to_float(name: str, value: Any, expected: str = "a number") -> float:
     """A number of any type but bool; no text."""
     try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)  # also what torch compiles, which knows no more of it
         if isinstance(value, NO_NUMBERS) or not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
