@@ -62,10 +62,4 @@ def set_num_threads(n: int | None) -> None:
     (2, 'set_num_threads')
     >>> simtile.set_num_threads(None)
     """
-    if n is None:
-        _core.set_num_threads(None)
-        return
-    number = _inputs.to_int("n", n, "an int or None")
-    if not 1 <= number <= _inputs.MOST_THREADS:
-        raise ValueError(f"n: found {number}, expected 1 to {_inputs.MOST_THREADS}, or None")
-    _core.set_num_threads(number)
+    _core.set_num_threads(_inputs.check_threads(n, "n") or None)

@@ -105,15 +105,15 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def check_threads(threads: int | None) -> int:
+def check_threads(threads: int | None, name: str = "threads") -> int:
     """The number of threads, 0 for the default."""
     if threads is None:
         return 0
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        raise TypeError(f"threads: found {threads!r}, expected an int or None")
+        raise TypeError(f"{name}: found {threads!r}, expected an int or None")
     if not 1 <= threads <= MOST_THREADS:
         raise ValueError(
-            f"threads: found {threads}, expected 1 to {MOST_THREADS}, or None for the default"
+            f"{name}: found {threads}, expected 1 to {MOST_THREADS}, or None for the default"
         )
     return int(threads)
 
